@@ -1,0 +1,1 @@
+"""Submission to Ray clusters, Kubernetes manifests, and the check of this machine."""

@@ -1,0 +1,117 @@
+"""Every error that batchdet raises on purpose.
+
+::
+
+    BatchdetError                 exit status
+    ├── SpecError                 2   the job spec or an argument is wrong
+    │   ├── SourceError           2   the source cannot be listed, or holds no image
+    │   └── OutputError           2   the output cannot be written or read
+    ├── TooManyFailures           3   more images failed than the spec allows
+    ├── OutputLocked              4   another run holds the output
+    ├── ClusterError              5   the cluster cannot do it (resources, time-outs, lost nodes)
+    │   ├── ModelError            5   the model cannot be loaded or is not understood
+    │   └── MissingExtra          5   a package that the spec needs is not installed
+    ├── ConservationError         6   the counts of a run do not add up
+    ├── VerificationError         6   committed files are not what their manifest says
+    ├── Interrupted               130 or 143
+    └── ImageError                -   one image is bad: becomes a row with its ``code``, never ends a run
+
+A message is one sentence that names the file, line or key, what was found, and what would be right.
+Every error pickles, because Ray carries errors between processes.
+"""
+
+from typing import Any
+
+
+class BatchdetError(Exception):
+    """The root of the tree; ``exit_status`` is what the command line returns."""
+
+    exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class SpecError(BatchdetError):
+    """The job spec or a command's argument is wrong."""
+
+    exit_status = 2
+
+
+class SourceError(SpecError):
+    """The source cannot be listed, or holds no image."""
+
+
+class OutputError(SpecError):
+    """The output cannot be written or read."""
+
+
+class TooManyFailures(BatchdetError):
+    """More images failed than ``policy.max_failed_fraction`` allows; nothing was committed."""
+
+    exit_status = 3
+
+
+class OutputLocked(BatchdetError):
+    """Another live run holds the output."""
+
+    exit_status = 4
+
+
+class ClusterError(BatchdetError):
+    """The cluster cannot do what the spec asks for."""
+
+    exit_status = 5
+
+
+class ModelError(ClusterError):
+    """The model cannot be fetched, loaded or understood."""
+
+
+class MissingExtra(ClusterError):
+    """A package that the spec needs is not installed; the message names the extra that brings it."""
+
+
+class ConservationError(BatchdetError):
+    """Images listed and images recorded differ."""
+
+    exit_status = 6
+
+
+class VerificationError(BatchdetError):
+    """A committed file is not what its manifest says."""
+
+    exit_status = 6
+
+
+class Interrupted(BatchdetError):
+    """The run was stopped by a signal.
+
+    Args:
+        message: What was kept and how to go on.
+        exit_status: 130 (SIGINT) or 143 (SIGTERM).
+    """
+
+    def __init__(self, message: str, exit_status: int = 130) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.message, self.exit_status))
+
+
+class ImageError(BatchdetError):
+    """One image is bad. It is recorded as a failed row and its neighbours go on.
+
+    Args:
+        code: One of :data:`batchdet.records.schema.ERROR_CODES`.
+        message: What was found, for a person.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.code, self.message))

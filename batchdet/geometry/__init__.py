@@ -1,0 +1,1 @@
+"""Boxes, non-maximum suppression and the letterbox. NumPy only."""

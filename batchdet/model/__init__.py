@@ -1,0 +1,1 @@
+"""Detectors: cards, the cache of model files, runtimes and families."""

@@ -1,0 +1,1 @@
+"""Families: how the raw outputs of a kind of detector become detections."""

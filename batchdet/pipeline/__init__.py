@@ -1,0 +1,1 @@
+"""The way of the data on Ray Data. With cluster, the only package that knows ray."""

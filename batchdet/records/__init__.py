@@ -1,0 +1,1 @@
+"""What crosses the boundaries between packages: Arrow schemas, segments and detections."""

@@ -1,0 +1,47 @@
+"""Detections of one image: arrays of equal length, checked when made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in one image, sorted by falling score.
+
+    Args:
+        boxes_xyxy: ``(N, 4)`` float32, pixels of the upright original (x_min, y_min, x_max, y_max).
+        scores: ``(N,)`` float32 in [0, 1].
+        class_ids: ``(N,)`` int32.
+
+    Raises:
+        ValueError: A shape or dtype is different; the message shows it.
+    """
+
+    boxes_xyxy: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    class_ids: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        n = len(self.scores)
+        want: dict[str, tuple[tuple[int, ...], Any]] = {
+            "boxes_xyxy": ((n, 4), np.float32),
+            "scores": ((n,), np.float32),
+            "class_ids": ((n,), np.int32),
+        }
+        for name, (shape, dtype) in want.items():
+            got = getattr(self, name)
+            if got.shape != shape or got.dtype != dtype:
+                raise ValueError(f"Detections.{name} must be {np.dtype(dtype)} {shape}, got {got.dtype} {got.shape}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def empty() -> "Detections":
+        """Return no detections."""
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))

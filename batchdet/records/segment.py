@@ -1,0 +1,104 @@
+"""Segments: the unit of work, retry and record-keeping. One segment is one row of a Ray Data block."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from batchdet.records.schema import MEMBERS
+
+_ROW: Final = pa.schema(
+    [
+        ("shard_index", pa.int32()),
+        ("shard_id", pa.string()),
+        ("segment_index", pa.int32()),
+        ("last", pa.bool_()),
+        ("members", pa.large_binary()),
+        ("data", pa.large_list(pa.large_binary())),
+    ]
+)
+
+
+def table_to_ipc(table: pa.Table, compression: str | None = "lz4") -> bytes:
+    """Serialise a table as one Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def table_from_ipc(data: Any) -> pa.Table:
+    """Read a table back from :func:`table_to_ipc`; ``data`` is anything with the buffer interface."""
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        return reader.read_all()
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Up to N images or B bytes of one shard, in order, still encoded.
+
+    ``(shard_id, segment_index)`` names it for ever. Every shard has at least one segment, and its last
+    one says so, which is how the commit knows that a shard is complete.
+
+    Args:
+        shard_index: Place of the shard in the run's plan, from 0.
+        shard_id: The shard's name (see :class:`batchdet.source.inventory.Shard`).
+        segment_index: Place within the shard, from 0.
+        last: Whether the shard ends with this segment.
+        members: One row per listed image, :data:`batchdet.records.schema.MEMBERS` and then columns carried over.
+        data: One entry per row: the encoded image (anything with the buffer interface), or None when
+            ``error_code`` of that row is set.
+
+    Raises:
+        ValueError: ``members`` and ``data`` differ in length or ``members`` lacks a column.
+    """
+
+    shard_index: int
+    shard_id: str
+    segment_index: int
+    last: bool
+    members: pa.Table
+    data: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if len(self.data) != self.members.num_rows:
+            raise ValueError(f"segment {self.name}: {self.members.num_rows} members but {len(self.data)} images")
+        if self.members.schema.names[: len(MEMBERS)] != MEMBERS.names:
+            raise ValueError(f"segment {self.name}: members begin with {self.members.schema.names}")
+
+    @property
+    def name(self) -> str:
+        """``SHARD_ID/00012``, for logs."""
+        return f"{self.shard_id}/{self.segment_index:05d}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Encoded bytes that travel with the segment."""
+        return sum(len(d) for d in self.data if d is not None)
+
+    def to_row(self) -> pa.Table:
+        """Return a table of one row, ready for Ray's object store."""
+        columns = [
+            pa.array([self.shard_index], pa.int32()),
+            pa.array([self.shard_id], pa.string()),
+            pa.array([self.segment_index], pa.int32()),
+            pa.array([self.last], pa.bool_()),
+            pa.array([table_to_ipc(self.members)], pa.large_binary()),
+            pa.array([list(self.data)], pa.large_list(pa.large_binary())),
+        ]
+        return pa.Table.from_arrays(columns, schema=_ROW)
+
+    @staticmethod
+    def from_rows(table: pa.Table) -> "Iterator[Segment]":
+        """Read segments back; the image bytes are views of the table's buffers, not copies."""
+        for i in range(table.num_rows):
+            images = table["data"][i].values
+            yield Segment(
+                shard_index=table["shard_index"][i].as_py(),
+                shard_id=table["shard_id"][i].as_py(),
+                segment_index=table["segment_index"][i].as_py(),
+                last=table["last"][i].as_py(),
+                members=table_from_ipc(table["members"][i].as_buffer()),
+                data=[memoryview(v.as_buffer()) if v.is_valid else None for v in images],
+            )

@@ -1,0 +1,1 @@
+"""What is done with committed tables: open, query, show, evaluate, verify."""

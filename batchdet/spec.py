@@ -1,0 +1,155 @@
+"""The job spec: what a user writes in YAML, as frozen, checked values.
+
+Each field's text stands in its ``description``, from which ``batchdet schema`` and the README's table are made.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
+FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr"]
+RuntimeName = Literal["auto", "onnxruntime", "openvino"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class SourceSpec(_Part):
+    """Where the images are."""
+
+    uri: Uri = Field(
+        description="Images to label: a folder, a glob, tar shards, Parquet files or a list. Any fsspec URI."
+    )
+    format: SourceFormat = Field(
+        "auto",
+        description="webdataset (tar, tar.gz), folder, parquet or uri_list; auto decides by what the URI names.",
+    )
+    image_column: str | None = Field(
+        None,
+        description="parquet, uri_list: the column with the image (binary, {bytes, path} struct) or its URI; "
+        "null finds it.",
+    )
+    id_column: str | None = Field(
+        None,
+        description="parquet, uri_list: a column whose values name the images within their file; "
+        "null takes the row number (parquet) or the URI (uri_list).",
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, description="Columns carried over into the images table; null carries all but the image."
+    )
+    allow: tuple[str, ...] = Field(
+        (),
+        description="uri_list: URI prefixes that listed images may have; empty allows the schemes s3, gs, az, "
+        "abfs, hf and, when the list itself is local, files below the list's own folder.",
+    )
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="An image with more pixels becomes a failed row (too_large)."
+    )
+    max_image_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1,
+        description="An encoded image with more bytes becomes a failed row (too_large).",
+    )
+
+
+class CanvasSpec(_Part):
+    """The plane that the model sees."""
+
+    size_px: int | None = Field(
+        None, ge=32, le=8192, description="Longer side in pixels; null takes what the model was made for."
+    )
+    shape: Literal["auto", "square", "rectangle"] = Field(
+        "auto",
+        description="square, or rectangle (shorter side rounded up to the stride; needs a model with free height "
+        "and width); auto takes rectangle where the model allows it.",
+    )
+
+
+class ModelSpec(_Part):
+    """The detector and how its outputs are read."""
+
+    uri: Uri = Field(description="An ONNX file, any fsspec URI, or builtin:sample, the embedded detector.")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="Refuse the model unless its bytes have this digest."
+    )
+    family: FamilyName = Field(
+        "auto",
+        description="How raw outputs become detections; auto reads the model's metadata and signature.",
+    )
+    runtime: RuntimeName = Field("auto", description="What runs the model; auto takes ONNX Runtime.")
+    precision: Literal["auto", "fp32"] = Field("auto", description="Number format of the arithmetic; auto is fp32.")
+    canvas: CanvasSpec = Field(default_factory=CanvasSpec, description="The plane that the model sees.")
+    score_threshold: float = Field(0.25, ge=0, le=1, description="Detections below this score are dropped.")
+    iou_threshold: float = Field(
+        0.7, ge=0, le=1, description="NMS: of two boxes of one class that overlap more, the weaker goes."
+    )
+    max_detections: int = Field(300, ge=1, le=10_000, description="At most this many detections per image.")
+    classes: tuple[str | int, ...] | None = Field(
+        None, description="Keep only these classes, by label or number; null keeps all."
+    )
+    labels: Uri | None = Field(
+        None,
+        description="A file with one label per line, or a JSON list; null takes the model's metadata, "
+        "or COCO's 80 when the model has 80 classes and no names.",
+    )
+
+
+class ComputeSpec(_Part):
+    """Who does the work."""
+
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto takes GPUs where the cluster and ONNX Runtime both have them."
+    )
+    actors: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
+        "auto", description="Detector actors; auto is one per CPU core, or one per GPU."
+    )
+    batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto", description="Images given to the model at once; auto is 8 on CPU and 64 on GPU."
+    )
+    segment_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        128, description="At most this many images per segment, the unit of retry and resume."
+    )
+    segment_bytes: Annotated[int, Field(ge=1)] = Field(
+        64 * 1024 * 1024, description="At most this many encoded bytes per segment (one image may exceed it)."
+    )
+    address: str | None = Field(
+        None,
+        description="A running Ray cluster (auto, HOST:PORT or ray://HOST:PORT); null starts a Ray of its own.",
+    )
+
+
+class OutputSpec(_Part):
+    """Where the tables go."""
+
+    uri: Uri = Field(description="Folder of the tables; any fsspec URI that can be written.")
+    partition_by: tuple[str, ...] = Field(
+        ("run_date",), description="Hive partitions: run_date or columns carried over from the source."
+    )
+    part_rows: int = Field(1_000_000, ge=1000, description="At most this many rows per part file.")
+
+
+class PolicySpec(_Part):
+    """What counts as success."""
+
+    incremental: bool = Field(
+        True, description="Label only source objects that no committed run of the same fingerprint holds."
+    )
+    max_failed_fraction: float = Field(
+        0.01, ge=0, le=1, description="The run is not committed when a larger share of its images failed."
+    )
+
+
+class JobSpec(_Part):
+    """One labelling job."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        description="Letters, digits, '.', '_' and '-'; names the job in logs and on clusters."
+    )
+    source: SourceSpec = Field(description="Where the images are.")
+    model: ModelSpec = Field(description="The detector and how its outputs are read.")
+    compute: ComputeSpec = Field(default_factory=ComputeSpec, description="Who does the work.")
+    output: OutputSpec = Field(description="Where the tables go.")
+    policy: PolicySpec = Field(default_factory=PolicySpec, description="What counts as success.")

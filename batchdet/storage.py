@@ -1,0 +1,329 @@
+"""Objects anywhere fsspec reaches: one face for local folders and object stores, with errors in plain words.
+
+A local path is written absolute and without ``file://``; everything else keeps its scheme. So a URI is the same
+text wherever it is seen, and ``image_id`` with it.
+"""
+
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+from batchdet.errors import BatchdetError, MissingExtra
+
+_PACKAGE_OF_SCHEME = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+_GLOB = frozenset("*?[")
+
+
+class StorageError(BatchdetError):
+    """An object could not be listed, read or written; the message names it and says why."""
+
+    exit_status = 2
+
+
+class NotFound(StorageError):
+    """There is no such object, folder or bucket."""
+
+
+@dataclass(frozen=True, order=True)
+class StoredObject:
+    """One object of a listing.
+
+    Args:
+        uri: Its full URI.
+        size_bytes: Its size; -1 when the listing does not say.
+        etag: What changes when its content does: the store's ETag, else ``mtime:<seconds>``, else "".
+    """
+
+    uri: str
+    size_bytes: int
+    etag: str
+
+
+def normalize(uri: str) -> str:
+    """Return the one spelling of a URI: local paths absolute without ``file://``, no trailing slash."""
+    if uri.startswith("file://"):
+        uri = uri[len("file://") :]
+    if "://" not in uri:
+        uri = os.path.abspath(os.path.expanduser(uri))
+    return uri.rstrip("/") or "/"
+
+
+def scheme(uri: str) -> str:
+    """Return the scheme of a URI, ``file`` for local paths."""
+    return uri.split("://", 1)[0].lower() if "://" in uri else "file"
+
+
+def is_glob(uri: str) -> bool:
+    """Tell whether a URI holds a wildcard."""
+    return any(c in _GLOB for c in uri)
+
+
+def join(base: str, *parts: str) -> str:
+    """Append path components to a URI."""
+    return posixpath.join(base.rstrip("/") or "/", *parts)
+
+
+def basename(uri: str) -> str:
+    """Return the last component of a URI."""
+    return posixpath.basename(uri.rstrip("/"))
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Open the fsspec file system of a URI.
+
+    Returns:
+        The file system and the path within it.
+
+    Raises:
+        MissingExtra: The scheme needs a package that is not installed.
+        StorageError: The scheme is unknown.
+    """
+    import fsspec
+
+    name = scheme(uri)
+    options: dict[str, Any] = {"use_listings_cache": False} if name in {"s3", "s3a"} else {}
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, **options)
+    except ImportError as error:
+        package = _PACKAGE_OF_SCHEME.get(name, "the file system's package")
+        raise MissingExtra(f"{uri}: the scheme {name!r} needs a package: pip install {package}") from error
+    except ValueError as error:
+        raise StorageError(
+            f"{uri}: {name!r} is no known scheme; use a path, s3://, gs://, az://, https:// or hf://"
+        ) from error
+    return fs, cast(str, path)
+
+
+@contextmanager
+def plain_errors(uri: str, action: str) -> Iterator[None]:
+    """Turn what file systems raise into a :class:`StorageError` that names the URI.
+
+    Args:
+        uri: What was touched.
+        action: A verb for the message, such as ``"read"``.
+    """
+    try:
+        yield
+    except BatchdetError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFound(f"{uri}: cannot {action}: no such object, folder or bucket") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise StorageError(f"{uri}: cannot {action}: {error.strerror or error}") from error
+    except Exception as error:
+        kind = type(error).__name__
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
+            text = " ".join(str(error).split()) or kind
+            raise StorageError(f"{uri}: cannot {action}: {kind}: {text}") from error
+        raise
+
+
+_CLIENTS = frozenset({"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "s3fs", "urllib3"})
+
+
+def _uri_of(base: str, path: str) -> str:
+    """Put the scheme of ``base`` back before a path that its file system listed."""
+    name = scheme(base)
+    return path if name == "file" or "://" in path else f"{name}://{path.lstrip('/')}"
+
+
+def _stored(base: str, info: dict[str, Any]) -> StoredObject:
+    etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    if not etag and info.get("mtime") is not None:
+        etag = f"mtime:{info['mtime']}"
+    elif not etag and info.get("LastModified") is not None:
+        etag = f"mtime:{info['LastModified']}"
+    size = info.get("size")
+    return StoredObject(_uri_of(base, info["name"]), -1 if size is None else int(size), etag)
+
+
+def list_objects(uri: str) -> list[StoredObject]:
+    """List the files that a URI names: one object, everything below a folder, or what a glob matches.
+
+    Names that begin with a dot or an underscore are passed over below folders, as by Spark and Arrow.
+
+    Returns:
+        Sorted by URI.
+
+    Raises:
+        NotFound: A folder or object does not exist (a glob that matches nothing gives an empty list).
+        StorageError: The store refused or failed.
+    """
+    uri = normalize(uri)
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "list"):
+        if is_glob(uri):
+            found = fs.glob(path, detail=True)
+        else:
+            info = fs.info(path)
+            if info["type"] == "file":
+                return [_stored(uri, info)]
+            found = fs.find(path, detail=True)
+        root = "" if is_glob(uri) else path.rstrip("/") + "/"
+    objects = []
+    for name, info in found.items():
+        below = name.removeprefix(root) if root else posixpath.basename(name)
+        if info["type"] == "file" and not any(part.startswith((".", "_")) for part in below.split("/")):
+            objects.append(_stored(uri, info))
+    return sorted(objects)
+
+
+def list_names(uri: str) -> list[str]:
+    """List the names directly below a folder, hidden ones too; empty when it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        with plain_errors(uri, "list"):
+            return sorted(
+                posixpath.basename(p.rstrip("/"))
+                for p in fs.ls(path, detail=False)
+                if p.rstrip("/") != path.rstrip("/")
+            )
+    except NotFound:
+        return []
+
+
+def find_all(uri: str) -> list[StoredObject]:
+    """List every file below a folder, hidden ones too, sorted; empty when it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        with plain_errors(uri, "list"):
+            return sorted(_stored(uri, info) for info in fs.find(path, detail=True).values())
+    except NotFound:
+        return []
+
+
+def stat(uri: str) -> StoredObject:
+    """Describe one object.
+
+    Raises:
+        NotFound: There is none.
+    """
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "find"):
+        return _stored(uri, fs.info(path))
+
+
+def exists(uri: str) -> bool:
+    """Tell whether an object or folder exists."""
+    try:
+        stat(uri)
+    except NotFound:
+        return False
+    return True
+
+
+def is_folder(uri: str) -> bool:
+    """Tell whether a URI names an existing folder (or prefix)."""
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "look at"):
+        return bool(fs.isdir(path))
+
+
+@contextmanager
+def open_read(uri: str, block_bytes: int | None = None) -> Iterator[IO[bytes]]:
+    """Open an object for reading (seekable where the store can)."""
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "read"):
+        options = {} if block_bytes is None else {"block_size": block_bytes}
+        with fs.open(path, "rb", **options) as file:
+            yield file
+
+
+def read_bytes(uri: str, expected_bytes: int = -1) -> bytes:
+    """Read a whole object.
+
+    Args:
+        uri: The object.
+        expected_bytes: Its listed size, or -1. A body cut short passes silently through s3fs and pyarrow when
+            its Content-Length agrees, so the count is compared here.
+
+    Raises:
+        StorageError: It cannot be read, or its length is not the listed one.
+    """
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "read"):
+        data = cast(bytes, fs.cat_file(path))
+    if 0 <= expected_bytes != len(data):
+        raise StorageError(f"{uri}: {len(data)} bytes arrived, {expected_bytes} were listed")
+    return data
+
+
+@contextmanager
+def open_write(uri: str) -> Iterator[IO[bytes]]:
+    """Open an object for writing; it appears whole when the block ends, or not at all when it raises."""
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "write"):
+        if scheme(uri) != "file":
+            file = fs.open(path, "wb")
+            try:
+                yield file
+            except BaseException:
+                file.discard() if hasattr(file, "discard") else None
+                file.closed = True  # keeps fsspec from completing the upload when the object is collected
+                raise
+            file.close()
+            return
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".partial-", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as local:
+                yield local
+                local.flush()
+                os.fsync(local.fileno())
+            os.chmod(partial, 0o666 & ~_umask())
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole object; readers see the old one or the new one, never a part."""
+    if scheme(uri) == "file":
+        with open_write(uri) as file:
+            file.write(data)
+        return
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "write"):
+        fs.pipe_file(path, data)
+
+
+def delete(uris: Iterable[str]) -> None:
+    """Delete objects; one that is already gone is no error."""
+    for uri in uris:
+        fs, path = filesystem(uri)
+        with plain_errors(uri, "delete"):
+            try:
+                fs.rm_file(path)
+            except FileNotFoundError:
+                continue
+
+
+def delete_folder(uri: str) -> None:
+    """Delete everything below a folder and the folder itself; one that is already gone is no error."""
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "delete"):
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return

@@ -1,0 +1,1 @@
+"""Output tables: staging, commit, manifest and lineage."""

@@ -1,0 +1,110 @@
+"""The manifest: the list of part files of one run. A run is committed when its manifest exists."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from batchdet import storage
+from batchdet.errors import OutputError
+
+TABLES: Final = ("images", "detections")
+RUNS_FOLDER: Final = "_batchdet/runs"
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """One committed Parquet file.
+
+    Args:
+        path: Relative to the output folder, ``images/run_date=2026-11-23/part-...parquet``.
+        rows: Rows in it.
+        size_bytes: Its size.
+        sha256: 64 hex digits of its bytes.
+    """
+
+    path: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one run committed.
+
+    Args:
+        run_id: Sorts by time.
+        name: The spec's name.
+        created_at: ISO 8601, UTC.
+        schema_version: Of the tables.
+        fingerprint: Everything that changes results, as one digest.
+        inventory_digest: What was labelled, as one digest.
+        partition_by: Hive partition columns, outermost first.
+        images_listed: Images that the source held.
+        images_ok: Rows with status ok.
+        images_failed: Rows with status failed.
+        images: Part files of the images table.
+        detections: Part files of the detections table.
+        spec_sha256: Digest of ``spec.yaml``.
+        stats_sha256: Digest of ``stats.json``.
+    """
+
+    run_id: str
+    name: str
+    created_at: str
+    schema_version: int
+    fingerprint: str
+    inventory_digest: str
+    partition_by: tuple[str, ...]
+    images_listed: int
+    images_ok: int
+    images_failed: int
+    images: tuple[PartFile, ...] = field(default=())
+    detections: tuple[PartFile, ...] = field(default=())
+    spec_sha256: str = ""
+    stats_sha256: str = ""
+
+    def to_json(self) -> bytes:
+        """Serialise, with keys in a fixed order."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    @staticmethod
+    def from_json(data: bytes, uri: str) -> "Manifest":
+        """Read a manifest back.
+
+        Raises:
+            OutputError: It is not one; the message names ``uri``.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(data)
+            for table in TABLES:
+                raw[table] = tuple(PartFile(**part) for part in raw[table])
+            raw["partition_by"] = tuple(raw["partition_by"])
+            return Manifest(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise OutputError(f"{uri}: not a manifest of batchdet: {error}") from error
+
+
+def run_folder(out: str, run_id: str) -> str:
+    """Return the folder of a run's records."""
+    return storage.join(out, RUNS_FOLDER, run_id)
+
+
+def list_runs(out: str) -> list[str]:
+    """List the ids of all runs, committed or not, oldest first."""
+    return [name for name in storage.list_names(storage.join(out, RUNS_FOLDER)) if not name.startswith(".")]
+
+
+def load_manifest(out: str, run_id: str) -> Manifest | None:
+    """Read the manifest of a run, or return None when the run is not committed."""
+    uri = storage.join(run_folder(out, run_id), "manifest.json")
+    try:
+        return Manifest.from_json(storage.read_bytes(uri), uri)
+    except storage.NotFound:
+        return None
+
+
+def committed_runs(out: str) -> list[Manifest]:
+    """Read the manifests of all committed runs, oldest first."""
+    manifests = (load_manifest(out, run_id) for run_id in list_runs(out))
+    return [m for m in manifests if m is not None]
