@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from batchdet.errors import BatchdetError
     from batchdet.job import Run, plan_job, run_job
     from batchdet.results.open import Results, open_results
-    from batchdet.spec import JobSpec, load_job
+    from batchdet.spec import JobSpec
+    from batchdet.specfile import load_job
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ _HOMES = {
     "JobSpec": "batchdet.spec",
     "Results": "batchdet.results.open",
     "Run": "batchdet.job",
-    "load_job": "batchdet.spec",
+    "load_job": "batchdet.specfile",
     "open_results": "batchdet.results.open",
     "plan_job": "batchdet.job",
     "run_job": "batchdet.job",
