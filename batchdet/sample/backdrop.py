@@ -33,7 +33,7 @@ def paint_backdrop(rng: Rng, width_px: int, height_px: int) -> Image:
         small = cv2.resize(grid, (64, 64), interpolation=cv2.INTER_CUBIC)[:, :, None].clip(0, 1)
         return _enlarge(first + (second - first) * small, size_px)
     if sort == 3:
-        second = first * 0.8 + second * 0.2 + rng.uniform(-12, 12)
+        second = first * np.float32(0.8) + second * np.float32(0.2) + np.float32(rng.uniform(-12, 12))
         return _pattern(rng, size_px, _colour(first), _colour(second))
     angle = rng.uniform(0, 2 * np.pi) if sort != 2 else np.pi / 2
     y, x = np.mgrid[0:32, 0:32].astype(np.float32) / 31 - 0.5
@@ -124,7 +124,7 @@ def _pattern(rng: Rng, size_px: tuple[int, int], first: Colour, second: Colour) 
     elif sort == 1:
         rows, columns = -(-height_px // step_px), -(-width_px // step_px)
         board = (np.add.outer(np.arange(rows), np.arange(columns)) % 2).astype(bool)
-        cells = np.where(board[:, :, None], np.uint8(first), np.uint8(second))
+        cells = np.where(board[:, :, None], np.array(first, np.uint8), np.array(second, np.uint8))
         big = cells.repeat(step_px, axis=0).repeat(step_px, axis=1)[:height_px, :width_px]
         image = np.ascontiguousarray(big)
     else:

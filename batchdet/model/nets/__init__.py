@@ -1,0 +1,1 @@
+"""batchdet's own small detector, in torch: backbone, neck, head."""
