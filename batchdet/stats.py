@@ -197,14 +197,17 @@ class RunStats:
         bins = np.searchsorted([COCO_SMALL_PX2, COCO_LARGE_PX2], area, side="right")
         self.coco_counts += np.bincount(bins, minlength=3)
 
-        steps = np.rint(score * _SCORE_STEPS).astype(np.int64)
-        rows = pa.table({"label": detections["label"], "image_id": detections["image_id"], "q": steps, "score": score})
-        sums = rows.group_by("label").aggregate([("q", "count"), ("q", "sum"), ("score", "max")])
-        pairs = rows.group_by(["label", "image_id"]).aggregate([]).group_by("label").aggregate([([], "count_all")])
-        images = dict(zip(pairs["label"].to_pylist(), pairs["count_all"].to_pylist(), strict=True))
-        for row in sums.to_pylist():
-            one = _ClassCount(row["q_count"], images[row["label"]], row["q_sum"], row["score_max"])
-            self.by_class.setdefault(row["label"], _ClassCount()).merge(one)
+        labels, label = _codes(detections["label"])
+        image_ids, image = _codes(detections["image_id"])
+        pairs = np.unique(label * len(image_ids) + image) // len(image_ids)
+        totals, sums = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.int64)
+        highest, images = np.zeros(len(labels)), np.bincount(pairs, minlength=len(labels))
+        np.add.at(totals, label, 1)
+        np.add.at(sums, label, np.rint(score * _SCORE_STEPS).astype(np.int64))
+        np.maximum.at(highest, label, score)
+        for k in np.flatnonzero(totals).tolist():
+            one = _ClassCount(int(totals[k]), int(images[k]), int(sums[k]), float(highest[k]))
+            self.by_class.setdefault(labels[k], _ClassCount()).merge(one)
 
     def add_times(self, seconds_by_step: Mapping[str, float]) -> None:
         """Add time spent in steps, summed over all who worked at once.
@@ -266,9 +269,9 @@ class RunStats:
                 "box_size_coco": dict(zip(("small", "medium", "large"), self.coco_counts.tolist(), strict=True)),
             },
             "time_by_step_s": {step: self.time_us[step] / 1e6 for step in steps},
-            "wall_s": self.wall_s,
-            "images_per_s": self.images_per_s,
             "labels": list(self.labels),
+            **({} if self.wall_s is None else {"wall_s": self.wall_s}),
+            **({} if self.images_per_s is None else {"images_per_s": self.images_per_s}),
         }
 
     @staticmethod
@@ -282,8 +285,8 @@ class RunStats:
         classes = {label: _ClassCount.from_dict(one) for label, one in detections["by_class"].items()}
         return RunStats(
             labels=tuple(raw["labels"]),
-            wall_s=raw["wall_s"],
-            images_per_s=raw["images_per_s"],
+            wall_s=raw.get("wall_s"),
+            images_per_s=raw.get("images_per_s"),
             images_ok=images["ok"],
             images_failed=images["failed"],
             images_with_detections=images["with_detections"],
@@ -302,6 +305,13 @@ class RunStats:
 
 
 _HISTOGRAMS: Final = ("score_counts", "box_size_counts", "coco_counts", "per_image_counts", "megapixel_counts")
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the distinct values of a column and, for each row, which of them it holds."""
+    array = column.combine_chunks()
+    coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    return coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _histogram(edges: Sequence[float | None], counts: _Counts) -> dict[str, Any]:
