@@ -6,11 +6,13 @@ text wherever it is seen, and ``image_id`` with it.
 
 import os
 import posixpath
+import random
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from batchdet.errors import BatchdetError, MissingExtra
 
@@ -25,6 +27,7 @@ _PACKAGE_OF_SCHEME = {
     "https": "aiohttp",
 }
 _GLOB = frozenset("*?[")
+T = TypeVar("T")
 
 
 class StorageError(BatchdetError):
@@ -35,6 +38,14 @@ class StorageError(BatchdetError):
 
 class NotFound(StorageError):
     """There is no such object, folder or bucket."""
+
+
+class TransientError(StorageError):
+    """The store failed in a way that may pass: time-outs, lost connections, 5xx, throttling."""
+
+
+class SizeMismatch(TransientError):
+    """Another number of bytes arrived than was listed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +107,10 @@ def filesystem(uri: str) -> tuple[Any, str]:
     name = scheme(uri)
     options: dict[str, Any] = {"use_listings_cache": False} if name in {"s3", "s3a"} else {}
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **options)
+        # not url_to_fs: it would follow a chain (a::b://c), which a hostile object name may spell
+        kind = fsspec.get_filesystem_class(name)
+        fs = kind(**{**kind._get_kwargs_from_urls(uri), **options})
+        path = kind._strip_protocol(uri)
     except ImportError as error:
         package = _PACKAGE_OF_SCHEME.get(name, "the file system's package")
         raise MissingExtra(f"{uri}: the scheme {name!r} needs a package: pip install {package}") from error
@@ -127,8 +141,24 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
         kind = type(error).__name__
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
             text = " ".join(str(error).split()) or kind
-            raise StorageError(f"{uri}: cannot {action}: {kind}: {text}") from error
+            raise TransientError(f"{uri}: cannot {action}: {kind}: {text}") from error
         raise
+
+
+def retry(call: Callable[[], T], tries: int = 4, first_delay_s: float = 0.2) -> T:
+    """Call again after a :class:`TransientError`, with exponential, jittered pauses.
+
+    Args:
+        call: What to do; safe to repeat.
+        tries: Calls in all.
+        first_delay_s: Mean of the first pause; each later one is twice as long.
+    """
+    for attempt in range(tries - 1):
+        try:
+            return call()
+        except TransientError:
+            time.sleep(first_delay_s * 2**attempt * random.uniform(0.5, 1.5))
+    return call()
 
 
 _CLIENTS = frozenset({"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "s3fs", "urllib3"})
@@ -150,10 +180,14 @@ def _stored(base: str, info: dict[str, Any]) -> StoredObject:
     return StoredObject(_uri_of(base, info["name"]), -1 if size is None else int(size), etag)
 
 
-def list_objects(uri: str) -> list[StoredObject]:
+def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None) -> list[StoredObject]:
     """List the files that a URI names: one object, everything below a folder, or what a glob matches.
 
     Names that begin with a dot or an underscore are passed over below folders, as by Spark and Arrow.
+
+    Args:
+        uri: What to list. Wildcard characters are taken literally where an object of that name exists.
+        keep_underscore: Says of a file's name whether it counts although it begins with an underscore.
 
     Returns:
         Sorted by URI.
@@ -165,18 +199,19 @@ def list_objects(uri: str) -> list[StoredObject]:
     uri = normalize(uri)
     fs, path = filesystem(uri)
     with plain_errors(uri, "list"):
-        if is_glob(uri):
-            found = fs.glob(path, detail=True)
-        else:
+        found = fs.glob(path, detail=True) if is_glob(uri) else {}
+        root = ""
+        if not found and (not is_glob(uri) or fs.exists(path)):
             info = fs.info(path)
             if info["type"] == "file":
                 return [_stored(uri, info)]
             found = fs.find(path, detail=True)
-        root = "" if is_glob(uri) else path.rstrip("/") + "/"
+            root = path.rstrip("/") + "/"
     objects = []
     for name, info in found.items():
-        below = name.removeprefix(root) if root else posixpath.basename(name)
-        if info["type"] == "file" and not any(part.startswith((".", "_")) for part in below.split("/")):
+        *folders, last = (name.removeprefix(root) if root else posixpath.basename(name)).split("/")
+        hidden = last.startswith(".") or (last.startswith("_") and not (keep_underscore and keep_underscore(last)))
+        if info["type"] == "file" and not hidden and not any(f.startswith((".", "_")) for f in folders):
             objects.append(_stored(uri, info))
     return sorted(objects)
 
@@ -251,13 +286,21 @@ def read_bytes(uri: str, expected_bytes: int = -1) -> bytes:
             its Content-Length agrees, so the count is compared here.
 
     Raises:
-        StorageError: It cannot be read, or its length is not the listed one.
+        SizeMismatch: Its length is not the listed one.
+        StorageError: It cannot be read.
     """
     fs, path = filesystem(uri)
     with plain_errors(uri, "read"):
-        data = cast(bytes, fs.cat_file(path))
+        if expected_bytes < 0:
+            expected_bytes = int(fs.info(path)["size"] or -1)
+        if expected_bytes <= 0:
+            data = cast(bytes, fs.cat_file(path))
+        else:
+            # a range, because s3fs reads large objects whole into a buffer that hides missing parts as zeros;
+            # one byte more than listed, so that an object that grew is found out
+            data = cast(bytes, fs.cat_file(path, start=0, end=expected_bytes + 1))
     if 0 <= expected_bytes != len(data):
-        raise StorageError(f"{uri}: {len(data)} bytes arrived, {expected_bytes} were listed")
+        raise SizeMismatch(f"{uri}: {len(data)} bytes arrived, {expected_bytes} were listed")
     return data
 
 
@@ -306,6 +349,19 @@ def write_bytes(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
     with plain_errors(uri, "write"):
         fs.pipe_file(path, data)
+
+
+def move(source: str, target: str) -> None:
+    """Move an object within one store, replacing what is there."""
+    fs, path = filesystem(source)
+    _, target_path = filesystem(target)
+    with plain_errors(target, "write"):
+        if scheme(source) == "file":
+            os.makedirs(os.path.dirname(target_path), exist_ok=True)
+            os.replace(path, target_path)
+        else:
+            fs.cp_file(path, target_path)
+            fs.rm_file(path)
 
 
 def delete(uris: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Segments: the unit of work, retry and record-keeping. One segment is one row of a Ray Data block."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -101,4 +102,67 @@ class Segment:
                 last=table["last"][i].as_py(),
                 members=table_from_ipc(table["members"][i].as_buffer()),
                 data=[memoryview(v.as_buffer()) if v.is_valid else None for v in images],
+            )
+
+
+_LABELLED_ROW: Final = pa.schema(
+    [
+        ("shard_index", pa.int32()),
+        ("shard_id", pa.string()),
+        ("segment_index", pa.int32()),
+        ("last", pa.bool_()),
+        ("images", pa.large_binary()),
+        ("detections", pa.large_binary()),
+        ("times_s", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSegment:
+    """What became of a segment: one row per image, and the detections.
+
+    Args:
+        shard_index: As in :class:`Segment`.
+        shard_id: As in :class:`Segment`.
+        segment_index: As in :class:`Segment`.
+        last: As in :class:`Segment`.
+        images: :data:`batchdet.records.schema.IMAGES` and then columns carried over, in order.
+        detections: :data:`batchdet.records.schema.DETECTIONS`, grouped by image, in order.
+        times_s: Seconds spent by step.
+    """
+
+    shard_index: int
+    shard_id: str
+    segment_index: int
+    last: bool
+    images: pa.Table
+    detections: pa.Table
+    times_s: dict[str, float]
+
+    def to_row(self) -> pa.Table:
+        """Return a table of one row."""
+        columns = [
+            pa.array([self.shard_index], pa.int32()),
+            pa.array([self.shard_id], pa.string()),
+            pa.array([self.segment_index], pa.int32()),
+            pa.array([self.last], pa.bool_()),
+            pa.array([table_to_ipc(self.images)], pa.large_binary()),
+            pa.array([table_to_ipc(self.detections)], pa.large_binary()),
+            pa.array([json.dumps(self.times_s)], pa.string()),
+        ]
+        return pa.Table.from_arrays(columns, schema=_LABELLED_ROW)
+
+    @staticmethod
+    def from_rows(table: pa.Table) -> "Iterator[LabelledSegment]":
+        """Read labelled segments back."""
+        for i in range(table.num_rows):
+            yield LabelledSegment(
+                shard_index=table["shard_index"][i].as_py(),
+                shard_id=table["shard_id"][i].as_py(),
+                segment_index=table["segment_index"][i].as_py(),
+                last=table["last"][i].as_py(),
+                images=table_from_ipc(table["images"][i].as_buffer()),
+                detections=table_from_ipc(table["detections"][i].as_buffer()),
+                times_s=json.loads(table["times_s"][i].as_py()),
             )

@@ -1,0 +1,5 @@
+"""``python -m batchdet``."""
+
+from batchdet.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""Who works with how much: actors, readers and writers that are sure to fit the cluster together.
+
+Ray Data starts a stage only when its logical resources are free. Actors that take every core leave none for reading,
+and the job waits for ever without a word. So an actor asks for a little less than its core, and readers and writers
+for small fractions; before anything starts the sum is compared with each node.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from batchdet.errors import ClusterError
+from batchdet.pipeline.session import Capacity
+from batchdet.spec import ComputeSpec
+
+ACTOR_CPUS: Final = 0.8
+READER_CPUS: Final = 0.1
+WRITER_CPUS: Final = 0.05
+_GPU_ACTOR_MAX_CPUS: Final = 8
+CPU_BATCH_ROWS: Final = 8
+GPU_BATCH_ROWS: Final = 64
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The pool that a run uses.
+
+    Args:
+        device: ``cpu`` or ``gpu``.
+        actors: Detector actors.
+        actor_cpus: Logical CPUs that each one asks Ray for.
+        actor_gpus: GPUs that each one asks for.
+        threads: Threads that each one uses.
+        readers: Shards read at the same time.
+        batch_rows: Images given to the model at once.
+        choices: What ``auto`` chose -> why.
+    """
+
+    device: str
+    actors: int
+    actor_cpus: float
+    actor_gpus: float
+    threads: int
+    readers: int
+    batch_rows: int
+    choices: dict[str, str]
+
+
+def plan_workers(compute: ComputeSpec, capacity: Capacity, device: str, reason: str) -> Workers:
+    """Size the pool.
+
+    Args:
+        compute: What the spec says.
+        capacity: What the cluster has.
+        device: ``cpu`` or ``gpu``.
+        reason: Why that device.
+
+    Raises:
+        ClusterError: The cluster is too small; the message says what is needed and what there is.
+    """
+    choices = {"device": f"{device}: {reason}"}
+    if capacity.cpus < 1:
+        raise ClusterError(f"the cluster has {capacity.cpus:g} CPUs on {capacity.nodes} nodes; at least 1 is needed")
+    if device == "gpu":
+        return _gpu_workers(compute, capacity, choices)
+    room = sum(math.floor(cpus) for cpus in capacity.cpus_by_node)
+    actors = room if compute.actors == "auto" else compute.actors
+    if actors > room:
+        raise ClusterError(
+            f"compute.actors: {actors} actors need a CPU core each, the cluster has {room} on {capacity.nodes} nodes; "
+            "lower it, or take auto"
+        )
+    if compute.actors == "auto":
+        choices["actors"] = f"{actors}: one per CPU core"
+    batch_rows = CPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
+    if compute.batch_rows == "auto":
+        choices["batch_rows"] = f"{batch_rows}: on a CPU larger batches only cost memory"
+    return Workers("cpu", actors, ACTOR_CPUS, 0.0, 1, max(2, actors), batch_rows, choices)
+
+
+def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, str]) -> Workers:
+    gpus = int(capacity.gpus)
+    if gpus < 1:
+        raise ClusterError(
+            f"compute.device: gpu, but the cluster has no GPU on its {capacity.nodes} nodes; "
+            "add a GPU node, or take device: cpu"
+        )
+    actors = gpus if compute.actors == "auto" else compute.actors
+    if compute.actors == "auto":
+        choices["actors"] = f"{actors}: one per GPU"
+    share = min(1.0, math.floor(100 * gpus / actors) / 100)
+    if share < 0.1:
+        raise ClusterError(
+            f"compute.actors: {actors} actors on {gpus} GPUs are more than 10 per GPU; lower it, or take auto"
+        )
+    cpus = capacity.cpus / actors - READER_CPUS - WRITER_CPUS
+    if cpus < 0.2:
+        raise ClusterError(
+            f"compute.actors: {actors} GPU actors need at least 0.4 CPUs each to decode, the cluster has "
+            f"{capacity.cpus:g}; lower it, or add CPU cores"
+        )
+    threads = max(1, min(_GPU_ACTOR_MAX_CPUS, math.floor(cpus)))
+    batch_rows = GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
+    if compute.batch_rows == "auto":
+        choices["batch_rows"] = f"{batch_rows}: fills a GPU with a small detector"
+    return Workers("gpu", actors, min(cpus, 0.8 * threads), share, threads, max(2, 2 * actors), batch_rows, choices)

@@ -1,0 +1,124 @@
+"""A Ray to work on: one of our own, or a running cluster."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import batchdet
+from batchdet.errors import ClusterError
+
+_CONNECT_TIMEOUT_S: Final = 15
+_OBJECT_STORE_MAX_BYTES: Final = 4 * 1024**3
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has.
+
+    Args:
+        cpus: CPU cores, over all nodes.
+        gpus: GPUs, over all nodes.
+        nodes: Living nodes.
+        cpus_by_node: CPU cores of each node.
+    """
+
+    cpus: float
+    gpus: float
+    nodes: int
+    cpus_by_node: tuple[float, ...]
+
+
+def usable_cpus() -> int:
+    """Count the processors that this process may use (affinity counts, and a container's CPU quota)."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+@contextmanager
+def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity]:
+    """Connect to a cluster, or start a Ray of this process's own, and leave it in the end.
+
+    Args:
+        address: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``; None starts one.
+        verbose: Let Ray speak.
+
+    Yields:
+        What the cluster has.
+
+    Raises:
+        ClusterError: There is no cluster at the address, or Ray cannot start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield capacity()
+        return
+    _silence(verbose)
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.CRITICAL,
+        "configure_logging": True,
+    }
+    if address is None:
+        options |= {
+            "address": "local",
+            "num_cpus": usable_cpus(),
+            "include_dashboard": False,
+            "object_store_memory": min(_OBJECT_STORE_MAX_BYTES, _shared_memory_bytes() // 3),
+        }
+    else:
+        options["address"] = address
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            # Not inside a submitted job, whose package is there already: the cluster's nodes may lack this one.
+            package = str(Path(batchdet.__file__).parent)
+            options["runtime_env"] = {"py_modules": [package], "excludes": ["__pycache__", "nets", "training"]}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
+        where = f"at compute.address {address}" if address else "of its own"
+        text = " ".join(str(error).split()).rstrip(".")
+        raise ClusterError(f"no Ray {where}: {text}"[:600]) from error
+    try:
+        yield capacity()
+    finally:
+        ray.shutdown()
+
+
+def capacity() -> Capacity:
+    """Measure what the connected cluster has."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = tuple(float(node.get("CPU", 0)) for node in nodes)
+    return Capacity(sum(cpus), sum(float(node.get("GPU", 0)) for node in nodes), len(nodes), cpus)
+
+
+def _shared_memory_bytes() -> int:
+    try:
+        stat = os.statvfs("/dev/shm")
+        shared = stat.f_frsize * stat.f_bavail
+    except OSError:
+        shared = 2 * 1024**3
+    return max(shared, 300 * 1024**2)
+
+
+def _silence(verbose: bool) -> None:
+    """Keep Ray's own chatter off the screen; set before Ray starts because its processes inherit it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not verbose:
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)

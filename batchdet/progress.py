@@ -1,0 +1,160 @@
+"""How a run shows itself: a bar with rate, ETA and failures on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import IO, Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+_LINE_EVERY_S: Final = 10.0
+
+
+class _Meter:
+    """Counts images and bytes since the start, and guesses what is left."""
+
+    def __init__(self) -> None:
+        self.total_images: int | None = None
+        self.total_bytes = 0
+        self.images = 0
+        self.failed = 0
+        self.size_bytes = 0
+        self.skipped = 0
+        self._started = time.monotonic()
+
+    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
+        self.total_images = total_images
+        self.total_bytes = total_bytes
+        self.skipped = done_images
+        self._started = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        elapsed = time.monotonic() - self._started
+        return self.images / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the job that is done, by images, or by bytes while their number is not known."""
+        if self.total_images:
+            return min(1.0, (self.images + self.skipped) / self.total_images)
+        return min(1.0, self.size_bytes / self.total_bytes) if self.total_bytes else 0.0
+
+    @property
+    def eta(self) -> str:
+        """Time left as ``1:02:03``, or ``-:--``."""
+        fraction = self.fraction
+        if not 0 < fraction <= 1:
+            return "-:--"
+        left = int((time.monotonic() - self._started) * (1 - fraction) / fraction)
+        hours, rest = divmod(left, 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+    def text(self) -> str:
+        """Return the numbers in words."""
+        return f"{self.rate:.1f} images/s, ETA {self.eta}, {self.failed} failed"
+
+
+class ProgressLog:
+    """A watcher that writes a plain line at most every ten seconds."""
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self._file = file or sys.stderr
+        self._meter = _Meter()
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def say(self, text: str) -> None:
+        """Write one line of news."""
+        print(text, file=self._file, flush=True)
+
+    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
+        """Learn the size of the job."""
+        self._meter.start(total_images, total_bytes, done_images)
+        of = f"{total_images} images" if total_images is not None else f"{total_bytes / 1e6:.1f} MB of shards"
+        self.say(f"labelling {of}")
+
+    def advance(self, images: int, failed: int, size_bytes: int) -> None:
+        """Count a segment; write a line when the last one is ten seconds old."""
+        meter = self._meter
+        meter.images += images
+        meter.failed += failed
+        meter.size_bytes += size_bytes
+        if time.monotonic() - self._last >= _LINE_EVERY_S:
+            self._last = time.monotonic()
+            self.say(f"{meter.images + meter.skipped} images ({meter.fraction:.0%}), {meter.text()}")
+
+    def committing(self, images: int) -> None:
+        """Write a line when the last one is ten seconds old."""
+        if time.monotonic() - self._last >= _LINE_EVERY_S:
+            self._last = time.monotonic()
+            self.say(f"committing: {images} images")
+
+    def stop(self) -> None:
+        """Nothing is open."""
+
+
+class ProgressBar:
+    """A watcher that draws a bar on a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._meter = _Meter()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("starting", total=None, news="")
+        self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def say(self, text: str) -> None:
+        """Write one line above the bar."""
+        self._bar.console.print(text, style="dim", markup=False, highlight=False)
+
+    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
+        """Learn the size of the job; without a number of images the bar goes by bytes."""
+        self._meter.start(total_images, total_bytes, done_images)
+        self._bar.update(self._task, description="labelling", total=total_images, completed=done_images)
+
+    def advance(self, images: int, failed: int, size_bytes: int) -> None:
+        """Count a segment."""
+        meter = self._meter
+        meter.images += images
+        meter.failed += failed
+        meter.size_bytes += size_bytes
+        total = meter.total_images
+        if total is None and meter.fraction > 0:
+            total = round(meter.images / meter.fraction)
+        self._bar.update(self._task, completed=meter.images + meter.skipped, total=total, news=meter.text())
+
+    def committing(self, images: int) -> None:
+        """Show the commit."""
+        self._bar.update(self._task, description="committing", completed=images)
+
+    def stop(self) -> None:
+        """Close the bar."""
+        self._bar.stop()
+
+
+def watcher_for(file: IO[str] | None = None) -> ProgressBar | ProgressLog:
+    """Return a bar when the stream is a terminal, else plain lines."""
+    stream = file or sys.stderr
+    return ProgressBar(Console(file=stream)) if stream.isatty() else ProgressLog(stream)

@@ -1,0 +1,129 @@
+"""Lineage: the digests and versions that made a run, and the fingerprint that says when two runs are the same."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import batchdet
+from batchdet import storage
+from batchdet.errors import OutputError
+from batchdet.records.schema import SCHEMA_VERSION
+from batchdet.spec import JobSpec
+from batchdet.table.manifest import run_folder
+
+_PACKAGES: Final = (
+    "ray",
+    "pyarrow",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What made a run; ``lineage.json`` in its folder.
+
+    Args:
+        run_id: Sorts by time.
+        name: The spec's name.
+        fingerprint: See :func:`fingerprint`.
+        inventory_digest: What was labelled.
+        started_at: ISO 8601, UTC.
+        finished_at: The same, "" until the commit.
+        model: The detector: uri, sha256, family, runtime, canvas, licence, ...
+        versions: Package -> version.
+        machine: Of the driver: processor count, platform.
+        choices: What ``auto`` chose, with the reason.
+    """
+
+    run_id: str
+    name: str
+    fingerprint: str
+    inventory_digest: str
+    started_at: str
+    finished_at: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
+
+    def write(self, out: str) -> None:
+        """Write ``lineage.json`` into the run's folder."""
+        data = (json.dumps(asdict(self), indent=1) + "\n").encode()
+        storage.write_bytes(storage.join(run_folder(out, self.run_id), "lineage.json"), data)
+
+    @staticmethod
+    def read(out: str, run_id: str) -> "Lineage | None":
+        """Read a run's lineage, or return None when there is none yet.
+
+        Raises:
+            OutputError: The file is not one.
+        """
+        uri = storage.join(run_folder(out, run_id), "lineage.json")
+        try:
+            return Lineage(**json.loads(storage.read_bytes(uri)))
+        except storage.NotFound:
+            return None
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"{uri}: not a lineage of batchdet: {error}") from error
+
+
+def now() -> str:
+    """Return the time as ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def new_run_id() -> str:
+    """Return a run id: UTC time to the second, then 4 random hex digits; later runs sort later."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def run_date(run_id: str) -> str:
+    """Return the date of a run id as ``YYYY-MM-DD``."""
+    return f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}"
+
+
+def fingerprint(spec: JobSpec, model_sha256: str, labels_sha256: str) -> str:
+    """Digest everything that changes results, and nothing else.
+
+    Args:
+        spec: The job. Where its images and its model are does not count: inventory and digests stand for them.
+        model_sha256: Digest of the model's bytes.
+        labels_sha256: Digest of the file that ``model.labels`` names, or "".
+
+    Returns:
+        64 hex digits.
+    """
+    plain = spec.model_dump(mode="json")
+    source = {key: value for key, value in plain["source"].items() if key != "uri"}
+    model = {key: value for key, value in plain["model"].items() if key not in {"uri", "sha256", "labels"}}
+    cut = {key: plain["compute"][key] for key in ("segment_rows", "segment_bytes")}
+    text = json.dumps([SCHEMA_VERSION, source, model, cut, model_sha256, labels_sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of batchdet and of the packages that touch pixels or tables."""
+    found = {"batchdet": batchdet.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Describe the driver's machine."""
+    return {"platform": platform.platform(), "machine": platform.machine(), "processors": os.cpu_count()}
