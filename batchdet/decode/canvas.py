@@ -1,0 +1,34 @@
+"""Painting an image onto the model's canvas."""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from batchdet.geometry.letterbox import Letterbox
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def paint(rgb: Pixels, letterbox: Letterbox, out: Pixels) -> None:
+    """Resize an image into its place on a canvas and fill the rest with the letterbox's gray.
+
+    Args:
+        rgb: ``(h, w, 3)`` uint8, the upright original.
+        letterbox: Where it goes; made for an image of this size.
+        out: ``(H, W, 3)`` uint8, C-contiguous (a slice of a batch is); overwritten whole.
+
+    Raises:
+        ValueError: ``rgb`` or ``out`` is of another size than the letterbox says.
+    """
+    if rgb.shape != (letterbox.source[1], letterbox.source[0], 3):
+        raise ValueError(f"the letterbox is for an image {letterbox.source}, got an array {rgb.shape}")
+    if out.shape != (letterbox.canvas[1], letterbox.canvas[0], 3):
+        raise ValueError(f"the letterbox is for a canvas {letterbox.canvas}, got an array {out.shape}")
+    (left, top), (width, height) = letterbox.pad, letterbox.content
+    out[:top] = out[top + height :] = letterbox.pad_value
+    out[top : top + height, :left] = out[top : top + height, left + width :] = letterbox.pad_value
+    place = out[top : top + height, left : left + width]
+    if letterbox.content == letterbox.source:
+        place[:] = rgb
+    else:
+        place[:] = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,122 @@
+"""The map from an image onto the model's canvas, with its inverse. The only letterbox in the project."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from batchdet.geometry.boxes import Boxes, as_boxes, clip
+
+PAD_VALUE: Final = 114
+"""The gray that YOLO models are trained with around an image."""
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an image stands on a canvas. All sizes are ``(width_px, height_px)``.
+
+    Args:
+        source: Size of the upright original.
+        canvas: Size of the canvas.
+        content: Size that the original is resized to.
+        pad: ``(left_px, top_px)``: where the content begins on the canvas.
+        pad_value: Gray of the canvas around the content, 0..255.
+
+    Raises:
+        ValueError: A size is not positive, or the content does not lie on the canvas.
+    """
+
+    source: Size
+    canvas: Size
+    content: Size
+    pad: Size = (0, 0)
+    pad_value: int = PAD_VALUE
+
+    def __post_init__(self) -> None:
+        if min(*self.source, *self.canvas, *self.content) < 1:
+            raise ValueError(f"sizes must be positive: source {self.source}, canvas {self.canvas}")
+        if not all(0 <= p and p + n <= c for p, n, c in zip(self.pad, self.content, self.canvas, strict=True)):
+            raise ValueError(f"content {self.content} at {self.pad} does not lie on the canvas {self.canvas}")
+
+    @classmethod
+    def centred(cls, source: Size, canvas: Size, pad_value: int = PAD_VALUE) -> "Letterbox":
+        """Keep the aspect ratio and centre the content; an odd pixel of padding goes right or below.
+
+        Source: the YOLO family since YOLOv5; sides and padding are rounded as there.
+        """
+        ratio = _ratio(source, canvas)
+        width, height = (max(1, round(side * ratio)) for side in source)
+        left, top = (max(0, round((c - n) / 2 - 0.1)) for c, n in zip(canvas, (width, height), strict=True))
+        return cls(source, canvas, (width, height), (left, top), pad_value)
+
+    @classmethod
+    def top_left(cls, source: Size, canvas: Size, pad_value: int = PAD_VALUE) -> "Letterbox":
+        """Keep the aspect ratio and begin in the corner; sides are rounded down.
+
+        Source: Ge et al., "YOLOX: Exceeding YOLO Series in 2021", arXiv:2107.08430, and its published code.
+        """
+        ratio = _ratio(source, canvas)
+        width, height = (max(1, int(side * ratio)) for side in source)
+        return cls(source, canvas, (width, height), (0, 0), pad_value)
+
+    @classmethod
+    def stretch(cls, source: Size, canvas: Size) -> "Letterbox":
+        """Fill the canvas, without regard to the aspect ratio, as DETR exports want it."""
+        return cls(source, canvas, canvas)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Canvas pixels per original pixel, along x and y."""
+        return self.content[0] / self.source[0], self.content[1] / self.source[1]
+
+    def to_canvas(self, xyxy: npt.ArrayLike) -> Boxes:
+        """Map boxes from the original image to the canvas.
+
+        Args:
+            xyxy: ``(N, 4)`` original pixels.
+
+        Returns:
+            ``(N, 4)`` float32, canvas pixels.
+        """
+        scale, shift = self._affine()
+        return (as_boxes(xyxy) * scale + shift).astype(np.float32)
+
+    def to_image(self, xyxy: npt.ArrayLike) -> Boxes:
+        """Map boxes from the canvas to the original image and clip them to it.
+
+        Args:
+            xyxy: ``(N, 4)`` canvas pixels.
+
+        Returns:
+            ``(N, 4)`` float32, original pixels, inside ``[0, width_px] x [0, height_px]``.
+        """
+        scale, shift = self._affine()
+        return clip((as_boxes(xyxy) - shift) / scale, *self.source)
+
+    def _affine(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return np.array(self.scale * 2), np.array(self.pad * 2, np.float64)
+
+
+def _ratio(source: Size, canvas: Size) -> float:
+    if min(*source, *canvas) < 1:
+        raise ValueError(f"sizes must be positive: source {source}, canvas {canvas}")
+    return min(canvas[0] / source[0], canvas[1] / source[1])
+
+
+def rectangle_canvas(source: Size, size_px: int, stride: int) -> Size:
+    """Return the smallest canvas whose longer side is ``size_px`` and that a letterboxed image fits.
+
+    Args:
+        source: ``(width_px, height_px)`` of the original.
+        size_px: The canvas's longer side, a multiple of ``stride``.
+        stride: Both sides are multiples of it.
+
+    Returns:
+        ``(width_px, height_px)``.
+    """
+    ratio = _ratio(source, (size_px, size_px))
+    width, height = (min(size_px, -(-max(1, round(side * ratio)) // stride) * stride) for side in source)
+    return width, height

@@ -1,0 +1,271 @@
+"""A detector: a model file, loaded once, from canvases to detections in original pixels."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from batchdet.errors import ModelError, SpecError
+from batchdet.geometry.letterbox import Letterbox, rectangle_canvas
+from batchdet.model import families, labels
+from batchdet.model.cache import fetch_model
+from batchdet.model.card import ModelCard
+from batchdet.model.families import DecodeSettings, Preprocess, Signature
+from batchdet.model.onnx_file import read_onnx
+from batchdet.model.runtimes import Device, Tensor, TensorInfo, load_runtime
+from batchdet.records.detections import Detections
+from batchdet.spec import ModelSpec
+
+_DEFAULT_SIZE_PX: Final = 640
+_DEFAULT_STRIDE: Final = 32
+
+
+class Detector:
+    """A loaded model with the spec's settings. Used by one thread at a time.
+
+    Args:
+        spec: The model part of the job.
+        path: The model file on this node, as :func:`batchdet.model.cache.fetch_model` gives it.
+        sha256: Its digest, for the card.
+        device: ``cpu`` or ``gpu``.
+        threads: Threads of one inference on the CPU.
+
+    Raises:
+        ModelError: The file cannot be loaded, or its outputs are those of no known family.
+        SpecError: A setting does not fit the model; the message names its key.
+        MissingExtra: The runtime's package is not installed.
+        ClusterError: ``gpu`` is not to be had.
+    """
+
+    def __init__(self, spec: ModelSpec, path: str, sha256: str, device: Device = "cpu", threads: int = 1) -> None:
+        self.spec = spec
+        self._path, self._sha256 = path, sha256
+        self._runtime = load_runtime(spec.runtime, path, device, threads)
+        self._image = _image_input(self._runtime.inputs)
+        metadata = self._runtime.metadata
+        self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
+        self._dynamic_canvas = None in self._image.shape[2:]
+        self._fixed_batch = self._image.shape[0]
+        self.canvas = self._full_canvas()
+        self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._notes: list[str] = []
+        self.signature = self._look()
+        self.family, self._family_reason = families.find_family(spec.family, self.signature, metadata)
+        self.labels, self._labels_reason = labels.find_labels(
+            spec.labels, metadata, self.family.class_count(self.signature), assume_coco=self.family.name == "detr"
+        )
+        self._shape = self._canvas_shape()
+        self._settings = DecodeSettings(
+            spec.score_threshold,
+            spec.iou_threshold,
+            spec.max_detections,
+            None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
+        )
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What the model is fed."""
+        return self.family.preprocess
+
+    def label(self, class_id: int) -> str:
+        """Return the text of a class, ``class_<n>`` when the model has none for it."""
+        return labels.label(self.labels, class_id)
+
+    def letterbox(self, width_px: int, height_px: int) -> Letterbox:
+        """Choose the canvas for an image and place the image on it.
+
+        Args:
+            width_px: Width of the upright original.
+            height_px: Its height.
+        """
+        canvas = self.canvas
+        if self._shape == "rectangle":
+            canvas = rectangle_canvas((width_px, height_px), max(self.canvas), self.stride)
+        return self.preprocess.place((width_px, height_px), canvas)
+
+    def detect(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
+        """Find objects in images of one canvas shape.
+
+        Args:
+            canvases: ``(B, H, W, 3)`` uint8 RGB, painted by ``letterboxes``.
+            letterboxes: One per canvas, from :meth:`letterbox`.
+
+        Returns:
+            One per image, in original pixels, by falling score.
+
+        Raises:
+            ModelError: The runtime failed.
+            ValueError: Arrays and letterboxes do not go together.
+        """
+        count = len(letterboxes)
+        if canvases.ndim != 4 or canvases.shape[0] != count or canvases.shape[3] != 3 or canvases.dtype != np.uint8:
+            raise ValueError(f"canvases must be uint8 ({count}, H, W, 3), got {canvases.dtype} {canvases.shape}")
+        size = (canvases.shape[2], canvases.shape[1])
+        if any(box.canvas != size for box in letterboxes):
+            raise ValueError(f"the canvases are {size}, a letterbox is for {letterboxes[0].canvas}")
+        step = self._fixed_batch or count
+        found: list[Detections] = []
+        for start in range(0, count, max(step, 1)):
+            boxes = letterboxes[start : start + step]
+            outputs = self._infer(canvases[start : start + step], boxes)
+            with np.errstate(all="ignore"):  # what is not finite is dropped by the family
+                found += self.family.decode(outputs, boxes, self._settings)
+        return found
+
+    def probe(self) -> ModelCard:
+        """Run the model once as it will be used, and return its card.
+
+        Exports often declare axes free that the graph then refuses. What does not work is not used, and the
+        card says so.
+        """
+        if self._fixed_batch is None and not self._works(2, self.canvas):
+            self._fixed_batch = 1
+            self._notes.append("declares a free batch but runs only one image at once, so that is what it is given")
+        if self._shape == "rectangle":
+            width, height = self.canvas
+            if not self._works(self._fixed_batch or 2, (width, max(self.stride, height // 2 // self.stride * self.stride))):
+                if self.spec.canvas.shape == "rectangle":
+                    raise SpecError("model.canvas.shape: the model declares a free canvas but fails on a rectangle; use square")
+                self._shape = "square"
+                self._notes.append("declares a free canvas but fails on a rectangle, so squares are used")
+        return self.card
+
+    @property
+    def card(self) -> ModelCard:
+        """What is known of the model."""
+        info, about = read_onnx(self._path), self._runtime.metadata
+        stem = os.path.splitext(os.path.basename(self.spec.uri.rstrip("/")))[0]
+        return ModelCard(
+            name=about.get("name") or stem,
+            uri=self.spec.uri,
+            sha256=self._sha256,
+            size_bytes=os.path.getsize(self._path),
+            family=self.family.name,
+            family_reason=self._family_reason,
+            runtime=self._runtime.name,
+            provider=self._runtime.provider,
+            inputs=tuple(self._runtime.inputs),
+            outputs=tuple(self._runtime.outputs),
+            probed_outputs=self.signature.outputs,
+            labels=self.labels,
+            labels_reason=self._labels_reason,
+            canvas_px=self.canvas,
+            canvas_shape=self._shape,
+            stride=self.stride,
+            dynamic_batch=self._fixed_batch is None,
+            dynamic_canvas=self._dynamic_canvas,
+            colours=self.preprocess.colours,
+            letterbox=self.preprocess.letterbox,
+            licence=about.get("license") or about.get("licence", ""),
+            description=about.get("description", "").strip() or info.doc,
+            author=about.get("author", ""),
+            date=about.get("date", ""),
+            backbone=about.get("backbone", ""),
+            neck=about.get("neck", ""),
+            head=about.get("head", ""),
+            producer=info.producer,
+            opset=info.opsets.get("", info.opsets.get("ai.onnx", 0)),
+            nodes=info.node_count,
+            notes=tuple(self._notes),
+        )
+
+    def _full_canvas(self) -> tuple[int, int]:
+        """Return the canvas ``(width_px, height_px)`` before a rectangle is cut."""
+        height, width = self._image.shape[2:]
+        asked = self.spec.canvas.size_px
+        if height is not None and width is not None:
+            if asked is not None and asked != max(width, height):
+                raise SpecError(
+                    f"model.canvas.size_px: {asked}, but the model is made for {width} x {height} only; leave it out"
+                )
+            return width, height
+        sizes = labels.numbers(self._runtime.metadata.get("imgsz", ""))
+        size = asked or (max(sizes) if sizes else _DEFAULT_SIZE_PX)
+        if size % self.stride:
+            near = max(self.stride, round(size / self.stride) * self.stride)
+            raise SpecError(f"model.canvas.size_px: {size} is no multiple of the model's stride {self.stride}; take {near}")
+        return width or size, height or size
+
+    def _canvas_shape(self) -> str:
+        """Return ``square``, ``rectangle`` or ``fixed``."""
+        asked = self.spec.canvas.shape
+        free = self._image.shape[2:] == (None, None) and self.preprocess.letterbox != "stretch"
+        if asked == "rectangle" and not free:
+            raise SpecError("model.canvas.shape: rectangle needs a model whose height and width are free; use square")
+        if not self._dynamic_canvas:
+            return "fixed"
+        return "rectangle" if free and asked != "square" else "square"
+
+    def _look(self) -> Signature:
+        """Run once on an empty canvas to see the true shapes of the outputs."""
+        width, height = self.canvas
+        batch = self._fixed_batch or 1
+        feeds: dict[str, Tensor] = {self._image.name: np.zeros((batch, 3, height, width), np.float32)}
+        for info in self._runtime.inputs:
+            if info.name == self._image.name:
+                continue
+            if info.shape[1:] != (2,) or info.dtype not in ("int64", "int32"):
+                raise ModelError(f"the model wants an input that no known family has: {info}")
+            feeds[info.name] = np.array([self.canvas] * batch, info.dtype)
+        outputs = self._runtime.run(feeds)
+        seen = tuple(TensorInfo(name, a.dtype.name, tuple(a.shape)) for name, a in outputs.items())
+        return Signature(tuple(self._runtime.inputs), seen, self.canvas)
+
+    def _works(self, batch: int, canvas: tuple[int, int]) -> bool:
+        box = self.preprocess.place(canvas, canvas)
+        try:
+            found = self.family.decode(
+                self._infer(np.zeros((batch, canvas[1], canvas[0], 3), np.uint8), [box] * batch),
+                [box] * batch,
+                self._settings,
+            )
+        except (ModelError, ValueError, IndexError):
+            return False
+        return len(found) == batch
+
+    def _infer(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
+        count, height, width, _ = canvases.shape
+        batch = max(count, self._fixed_batch or 0)
+        shape = (batch, 3, height, width)
+        if self._buffer.shape != shape:
+            self._buffer = np.zeros(shape, np.float32)
+        channels = slice(None) if self.preprocess.colours == "RGB" else slice(None, None, -1)
+        scale = np.float32(self.preprocess.scale)
+        for canvas, planes in zip(canvases, self._buffer, strict=False):
+            np.multiply(canvas[:, :, channels].transpose(2, 0, 1), scale, out=planes)
+        padded = [*letterboxes, *[letterboxes[-1]] * (batch - count)]
+        feeds = {self._image.name: self._buffer, **self.family.feeds(self.signature, padded)}
+        outputs = self._runtime.run(feeds)
+        return outputs if batch == count else {name: a[:count] for name, a in outputs.items()}
+
+
+def open_detector(spec: ModelSpec, device: Device = "cpu", threads: int = 1) -> Detector:
+    """Fetch, load and probe a model.
+
+    Args:
+        spec: The model part of the job.
+        device: ``cpu`` or ``gpu``.
+        threads: Threads of one inference on the CPU.
+
+    Raises:
+        ModelError, SpecError, MissingExtra, ClusterError: See :class:`Detector`.
+    """
+    model = fetch_model(spec.uri, spec.sha256)
+    detector = Detector(spec, model.path, model.sha256, device, threads)
+    detector.probe()
+    return detector
+
+
+def _image_input(inputs: Sequence[TensorInfo]) -> TensorInfo:
+    found = [i for i in inputs if len(i.shape) == 4 and i.shape[1] in (3, None) and i.dtype == "float32"]
+    if len(found) != 1:
+        have = ", ".join(map(str, inputs)) or "none"
+        raise ModelError(f"a detector has one input float32 [N, 3, H, W] for images; the model's inputs are {have}")
+    return found[0]
+
+
+def _number(text: Any, default: int) -> int:
+    numbers = labels.numbers(text or "")
+    return max(numbers) if numbers else default

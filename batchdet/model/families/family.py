@@ -1,0 +1,163 @@
+"""What every family has in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchdet.geometry.boxes import Boxes, area
+from batchdet.geometry.letterbox import PAD_VALUE, Letterbox
+from batchdet.geometry.nms import nms
+from batchdet.model.runtimes import Tensor, TensorInfo
+from batchdet.records.detections import Detections
+
+_YOLO_STRIDES = ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (4, 8, 16), (16, 32))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a family's models expect to be fed.
+
+    Args:
+        colours: Order of the channels.
+        scale: What 0..255 is multiplied with.
+        letterbox: How the image is put on the canvas.
+        pad_value: Gray around the image, 0..255.
+    """
+
+    colours: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 1 / 255
+    letterbox: Literal["centred", "top_left", "stretch"] = "centred"
+    pad_value: int = PAD_VALUE
+
+    def place(self, source: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
+        """Return the map of an image onto a canvas, both as ``(width_px, height_px)``."""
+        if self.letterbox == "stretch":
+            return Letterbox.stretch(source, canvas)
+        make = Letterbox.centred if self.letterbox == "centred" else Letterbox.top_left
+        return make(source, canvas, self.pad_value)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What one run on an empty canvas showed.
+
+    Args:
+        inputs: As declared.
+        outputs: With the shapes that came out, for one image.
+        canvas: ``(width_px, height_px)`` of that run.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    canvas: tuple[int, int]
+
+    @property
+    def output(self) -> TensorInfo | None:
+        """The output, when there is one with three axes and no other."""
+        return self.outputs[0] if len(self.outputs) == 1 and len(self.outputs[0].shape) == 3 else None
+
+    def is_grid(self, cells: int | None) -> bool:
+        """Tell whether a number of rows is that of the cells of a YOLO feature pyramid on this canvas."""
+        width, height = self.canvas
+        return any(cells == sum((width // s) * (height // s) for s in strides) for strides in _YOLO_STRIDES)
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What is kept of a model's outputs.
+
+    Args:
+        score_threshold: Lowest score.
+        iou_threshold: Of two boxes of one class that overlap more, the weaker goes (families with NMS).
+        max_detections: At most this many per image.
+        class_ids: Keep only these; None keeps all.
+    """
+
+    score_threshold: float = 0.25
+    iou_threshold: float = 0.7
+    max_detections: int = 300
+    class_ids: tuple[int, ...] | None = None
+
+
+class Family(Protocol):
+    """How the raw outputs of a kind of detector become detections. Families hold no state."""
+
+    name: str
+    summary: str
+    preprocess: Preprocess
+
+    def fits(self, signature: Signature) -> str | None:
+        """Say why outputs of this shape cannot be decoded, None when they can."""
+
+    def recognise(self, signature: Signature, metadata: Mapping[str, str]) -> str | None:
+        """Say by what a model is known to be of this family, None when it is not."""
+
+    def class_count(self, signature: Signature) -> int | None:
+        """Return the number of classes, None when the outputs do not show it."""
+
+    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
+        """Return the inputs besides the canvases."""
+
+    def decode(
+        self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
+    ) -> list[Detections]:
+        """Turn the outputs of one run into detections.
+
+        Args:
+            outputs: By name; the first axis is the image.
+            letterboxes: One per image.
+            settings: What is kept.
+
+        Returns:
+            One per image, in original pixels, by falling score.
+        """
+
+
+def candidates(
+    scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32], settings: DecodeSettings
+) -> npt.NDArray[np.intp]:
+    """Return the indices of detections that reach the score threshold and are of a wanted class.
+
+    Args:
+        scores: ``(N,)``; NaN reaches no threshold.
+        class_ids: ``(N,)``.
+        settings: What is kept.
+    """
+    keep = scores >= np.float32(settings.score_threshold)
+    if settings.class_ids is not None:
+        keep &= np.isin(class_ids, settings.class_ids)
+    return np.flatnonzero(keep)
+
+
+def by_score(scores: npt.NDArray[np.float32], max_detections: int) -> npt.NDArray[np.intp]:
+    """Return the indices of the highest scores, falling; equal ones keep their order."""
+    return np.argsort(-scores, kind="stable")[:max_detections]
+
+
+def suppress(
+    boxes_xyxy: Boxes,
+    scores: npt.NDArray[np.float32],
+    class_ids: npt.NDArray[np.int32],
+    settings: DecodeSettings,
+) -> npt.NDArray[np.intp]:
+    """Run NMS with the settings' limits; arguments and result as of :func:`batchdet.geometry.nms.nms`."""
+    return nms(boxes_xyxy, scores, class_ids, settings.iou_threshold, settings.max_detections)
+
+
+def detections(
+    boxes_xyxy: Boxes, scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32]
+) -> Detections:
+    """Make detections of boxes in original pixels, without those that are empty or not finite.
+
+    Args:
+        boxes_xyxy: ``(N, 4)`` clipped to the image, sorted by falling score.
+        scores: ``(N,)``.
+        class_ids: ``(N,)``.
+    """
+    real = np.isfinite(boxes_xyxy).all(axis=1) & (area(boxes_xyxy) > 0)
+    return Detections(
+        boxes_xyxy[real].astype(np.float32), scores[real].astype(np.float32), class_ids[real].astype(np.int32)
+    )

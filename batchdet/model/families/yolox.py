@@ -1,0 +1,88 @@
+"""YOLOX: a decoupled head with objectness, whose boxes are offsets within the cells of three grids."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from batchdet.geometry.boxes import cxcywh_to_xyxy
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.families.family import DecodeSettings, Preprocess, Signature, candidates, detections, suppress
+from batchdet.model.runtimes import Tensor
+from batchdet.records.detections import Detections
+
+STRIDES: Final = (8, 16, 32)
+
+
+class Yolox:
+    """``output`` ``(N, A, 5 + C)``: cell offsets x, y, log sizes w, h, objectness, then C class scores.
+
+    A cell's box is centred at ``(offset + cell) * stride`` and ``exp(log size) * stride`` large; its score is
+    objectness times the best class score.
+
+    Source: Ge et al., "YOLOX: Exceeding YOLO Series in 2021", arXiv:2107.08430, section 2.
+    """
+
+    name = "yolox"
+    summary = "one output [N, anchors, 5 + classes]: offsets, log sizes, objectness, class scores; NMS follows"
+    preprocess = Preprocess(colours="BGR", scale=1.0, letterbox="top_left")
+
+    def fits(self, signature: Signature) -> str | None:
+        """Say why outputs of this shape cannot be decoded."""
+        output = signature.output
+        if output and (output.shape[2] or 0) >= 6 and output.shape[1] == len(grid(signature.canvas)[0]):
+            return None
+        return f"it has {self.summary}, with one anchor for each cell of strides 8, 16 and 32"
+
+    def recognise(self, signature: Signature, metadata: Mapping[str, str]) -> str | None:
+        """Say by what a model is known to be of this family."""
+        if self.fits(signature) or metadata.get("end2end", "").lower() == "true":
+            return None
+        return "one row for each cell of strides 8, 16 and 32, with objectness"
+
+    def class_count(self, signature: Signature) -> int | None:
+        """All channels but the four of the box and the objectness."""
+        return None if signature.output is None else (signature.output.shape[2] or 5) - 5
+
+    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
+        """No input besides the canvases."""
+        return {}
+
+    def decode(
+        self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
+    ) -> list[Detections]:
+        """Turn the outputs of one run into detections."""
+        (output,) = outputs.values()
+        found = []
+        for rows, letterbox in zip(output.astype(np.float32, copy=False), letterboxes, strict=True):
+            class_ids = rows[:, 5:].argmax(axis=1).astype(np.int32)
+            scores = rows[:, 5:].max(axis=1) * rows[:, 4]
+            keep = candidates(scores, class_ids, settings)
+            corner, stride = (part[keep] for part in grid(letterbox.canvas))
+            centre = (rows[keep, :2] + corner) * stride
+            size = np.exp(rows[keep, 2:4]) * stride
+            boxes = cxcywh_to_xyxy(np.concatenate([centre, size], axis=1))
+            scores, class_ids = scores[keep], class_ids[keep]
+            keep = suppress(boxes, scores, class_ids, settings)
+            found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
+        return found
+
+
+@lru_cache(maxsize=64)
+def grid(canvas: tuple[int, int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the cells of the three grids, finest first, row by row.
+
+    Args:
+        canvas: ``(width_px, height_px)``.
+
+    Returns:
+        ``(A, 2)`` float32 column and row of each cell, ``(A, 1)`` float32 its stride in pixels.
+    """
+    corners, strides = [], []
+    for stride in STRIDES:
+        y, x = np.mgrid[: canvas[1] // stride, : canvas[0] // stride]
+        corners.append(np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32))
+        strides.append(np.full((x.size, 1), stride, np.float32))
+    return np.concatenate(corners), np.concatenate(strides)

@@ -1,0 +1,139 @@
+"""The texts of a model's classes."""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Final
+
+from batchdet import storage
+from batchdet.errors import BatchdetError, SpecError
+
+COCO_80: Final = tuple(
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
+    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush".split(",")
+)
+"""The 80 categories of COCO, in the order of their ids (Lin et al., arXiv:1405.0312)."""
+
+_MAX_TEXT = 1_000_000
+
+
+def label(labels: Sequence[str], class_id: int) -> str:
+    """Return the text of a class, ``class_<n>`` where the labels end."""
+    return labels[class_id] if 0 <= class_id < len(labels) else f"class_{class_id}"
+
+
+def find_labels(
+    uri: str | None, metadata: Mapping[str, str], class_count: int | None, assume_coco: bool
+) -> tuple[tuple[str, ...], str]:
+    """Find the labels of a model.
+
+    Args:
+        uri: The spec's ``model.labels``.
+        metadata: The model file's key-value texts.
+        class_count: Number of classes, None when the outputs do not show it.
+        assume_coco: Take COCO's 80 when neither labels nor a number are to be had.
+
+    Returns:
+        The labels by class number, and where they come from (for the model's card).
+
+    Raises:
+        SpecError: The file cannot be read, or holds another number of labels than the model has classes.
+    """
+    if uri is not None:
+        labels = _from_file(uri)
+        if class_count is not None and len(labels) != class_count:
+            raise SpecError(f"model.labels: {uri} holds {len(labels)} labels, the model has {class_count} classes")
+        return labels, f"from {uri}"
+    named = parse_names(metadata.get("names", ""))
+    if named and (class_count is None or len(named) == class_count):
+        return named, "from the model's metadata"
+    if class_count == len(COCO_80):
+        return COCO_80, "COCO's 80, because the model has 80 classes and names none"
+    if class_count is None and assume_coco:
+        return COCO_80, "COCO's 80 by assumption: the model names none; set model.labels if it is another set"
+    return tuple(f"class_{i}" for i in range(class_count or 0)), "numbers, because the model names none"
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read a model's ``names``: a dict from number to text, or a list, written as JSON or as Python.
+
+    Returns:
+        The labels by number; empty when the text is neither.
+    """
+    if not text or len(text) > _MAX_TEXT:
+        return ()
+    value = _parse(text)
+    if isinstance(value, dict):
+        try:
+            numbered = {int(k): str(v) for k, v in value.items()}
+        except (TypeError, ValueError):
+            return ()
+        if not numbered or min(numbered) < 0 or max(numbered) > 100_000:
+            return ()
+        return tuple(numbered.get(i, f"class_{i}") for i in range(max(numbered) + 1))
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
+def _parse(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _from_file(uri: str) -> tuple[str, ...]:
+    try:
+        text = storage.read_bytes(storage.normalize(uri)).decode("utf-8-sig")
+    except BatchdetError as error:
+        raise SpecError(f"model.labels: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"model.labels: {uri} is not a text file in UTF-8") from error
+    if text.lstrip().startswith(("[", "{")):
+        labels = parse_names(text)
+    else:
+        labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not labels:
+        raise SpecError(f"model.labels: {uri} holds no labels; write one per line, or a JSON list")
+    return labels
+
+
+def class_numbers(wanted: Sequence[str | int], labels: Sequence[str]) -> tuple[int, ...]:
+    """Turn the spec's ``model.classes`` into class numbers.
+
+    Args:
+        wanted: Labels or numbers.
+        labels: The model's labels by number.
+
+    Raises:
+        SpecError: The model has no such class; the message names the nearest.
+    """
+    numbers = set()
+    for entry in wanted:
+        if isinstance(entry, str):
+            same = [i for i, text in enumerate(labels) if text == entry]
+            if not same:
+                near = get_close_matches(entry, labels, 1, 0.6)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(labels[:10])}" + ", ..." * (
+                    len(labels) > 10
+                )
+                raise SpecError(f"model.classes: the model has no class {entry!r}; {hint}")
+            numbers.update(same)
+        elif entry < 0 or (labels and entry >= len(labels)):
+            raise SpecError(f"model.classes: the model has no class number {entry}; they go from 0 to {len(labels) - 1}")
+        else:
+            numbers.add(entry)
+    return tuple(sorted(numbers))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read a metadata text such as ``32`` or ``[640, 640]``; empty when it is neither."""
+    value = _parse(text) if 0 < len(text) < 1000 else None
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple(entries) if all(type(n) is int and n > 0 for n in entries) else ()
