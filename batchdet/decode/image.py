@@ -1,0 +1,198 @@
+"""From encoded bytes to upright RGB pixels.
+
+The rules, one for each kind of pixel:
+
+==========================  ==========================================================================
+kind                        becomes
+==========================  ==========================================================================
+gray                        three equal channels
+1 bit                       0 or 255, then as gray
+palette                     its colours
+alpha, transparent colour   composited onto white
+CMYK, YCCK                  ``(255 - C) * (255 - K) / 255`` and so on; JPEGs as Adobe writes them (inverted)
+16 bits a channel           the high 8 bits (12-bit TIFF: the high 8 of 12)
+EXIF orientation            applied: pixels are upright, and so are boxes
+several frames or pages     the first (GIF, APNG, WebP, TIFF)
+floating point, 32-bit      refused: ``unsupported_mode``; there is no range that would be right for all
+colour profiles             passed over, as detectors are trained that way
+==========================  ==========================================================================
+
+JPEG is decoded by libjpeg-turbo with exact DCT and smooth upsampling, so that pixels equal those of OpenCV. A
+JPEG that ends too early is an error here, where OpenCV fills the rest with gray.
+"""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from batchdet.decode.header import Header, read_header
+from batchdet.decode.tags import BITS, PHOTOMETRIC
+from batchdet.errors import ImageError
+
+Pixels = npt.NDArray[np.uint8]
+
+# The classes are used themselves because Image.open would apply limits and warnings of its own.
+_PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
+    "jpeg": JpegImageFile,
+    "png": PngImageFile,
+    "webp": WebPImageFile,
+    "bmp": BmpImageFile,
+    "tiff": TiffImageFile,
+    "gif": GifImageFile,
+}
+_PILLOW_FILTERS: Final = threading.Lock()  # warning filters belong to the whole process
+_STRAY_BYTES: Final = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_MAX_STRAY_BYTES: Final = 16
+
+
+def decode_image(data: bytes | bytearray | memoryview, max_pixels: int) -> Pixels:
+    """Decode an image into upright RGB.
+
+    Args:
+        data: The encoded image, anything with the buffer interface.
+        max_pixels: Refuse an image with more, before it is decoded.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB, C-contiguous.
+
+    Raises:
+        ImageError: With a code of :data:`batchdet.records.schema.ERROR_CODES`; nothing else is raised, whatever
+            the bytes are.
+    """
+    view = memoryview(data).cast("B")
+    header = read_header(view)
+    _check_size(header.width_px, header.height_px, max_pixels)
+    try:
+        pixels = _jpeg(view, header) if header.format == "jpeg" else None
+        if pixels is None:
+            pixels = _pillow(view, header, max_pixels)
+        return np.ascontiguousarray(_upright(pixels, header.orientation))
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise all sorts of things when the data is broken
+        raise _classified(header.format, error) from error
+
+
+def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
+    if width_px * height_px > max_pixels:
+        raise ImageError("too_large", f"{width_px} x {height_px} pixels, {max_pixels} are allowed")
+
+
+def _jpeg(data: memoryview, header: Header) -> Pixels | None:
+    """Decode with libjpeg-turbo; None when its simple interface does not know the chroma layout."""
+    colours = "CMYK" if header.channels == 4 else "RGB"
+    try:
+        pixels = _turbo(data, colours, strict=True)
+    except ValueError as error:
+        text = str(error)
+        stray = _STRAY_BYTES.search(text)
+        if "subsampling" in text:
+            return None
+        if stray is None or int(stray[1]) > _MAX_STRAY_BYTES:
+            raise
+        pixels = _turbo(data, colours, strict=False)  # every pixel was there, then some padding
+    return _inverted_cmyk_to_rgb(pixels) if colours == "CMYK" else pixels
+
+
+def _turbo(data: memoryview, colours: str, strict: bool) -> Pixels:
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False, strict=strict)
+    return pixels
+
+
+def _pillow(data: memoryview, header: Header, max_pixels: int) -> Pixels:
+    with _quiet():
+        image = _PLUGINS[header.format](io.BytesIO(data))
+        if header.format in ("tiff", "gif"):  # these read more of the file's structure while they load
+            _check_size(*image.size, max_pixels)
+            image.load()
+    _check_size(*image.size, max_pixels)
+    image.load()
+    return _to_rgb(image, header)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings about odd metadata from the user."""
+    with _PILLOW_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _to_rgb(image: Image.Image, header: Header) -> Pixels:
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _high_bits(np.asarray(image), header, image.info.get("transparency"))
+    if mode in ("I", "F", "LAB"):
+        raise ImageError("unsupported_mode", f"{header.format}: pixels of the kind {mode!r} have no rule")
+    if mode == "CMYK":
+        return _inverted_cmyk_to_rgb(255 - np.asarray(image))
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if mode == "La":
+            image = image.convert("LA")
+        return _on_white(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+def _high_bits(values: npt.NDArray[Any], header: Header, transparent: Any) -> Pixels:
+    """Turn 16-bit gray into RGB."""
+    bits = header.tags.get(BITS, (16,))[0]
+    gray = (values >> (bits - 8 if 8 <= bits <= 16 else 8)).astype(np.uint8)
+    if header.tags.get(PHOTOMETRIC, (1,))[0] == 0:  # white is zero
+        gray = 255 - gray
+    if isinstance(transparent, int):
+        gray[values == transparent] = 255
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _on_white(rgba: Pixels) -> Pixels:
+    alpha = rgba[:, :, 3:]
+    if alpha.min(initial=255) == 255:
+        return rgba[:, :, :3]
+    weight = alpha.astype(np.uint16)
+    mixed = rgba[:, :, :3] * weight + 255 * (255 - weight) + 127
+    return (mixed // 255).astype(np.uint8)
+
+
+def _inverted_cmyk_to_rgb(light: Pixels) -> Pixels:
+    """Turn ``(H, W, 4)`` of 255 minus ink into RGB."""
+    mixed = light[:, :, :3].astype(np.uint16) * light[:, :, 3:] + 127
+    return (mixed // 255).astype(np.uint8)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply an EXIF orientation (Exif 2.32, section 4.6.4: where row 0 and column 0 are)."""
+    turned: Any = pixels
+    if orientation in (5, 6, 7, 8):
+        turned = cv2.transpose(np.ascontiguousarray(pixels))
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return turned if flip is None else cv2.flip(np.ascontiguousarray(turned), flip)  # type: ignore[no-any-return]
+
+
+def _classified(format_: str, error: Exception) -> ImageError:
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    low = text.lower()
+    if isinstance(error, MemoryError):
+        code, text = "too_large", "not enough memory for the pixels"
+    elif "premature end" in low or "truncated" in low or isinstance(error, EOFError):
+        code = "truncated"
+    elif "unknown pixel mode" in low or "unsupported" in low:
+        code = "unsupported_mode"
+    else:
+        code = "corrupt"
+    return ImageError(code, f"{format_}: {text}")
