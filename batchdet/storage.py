@@ -141,7 +141,8 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
         kind = type(error).__name__
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
             text = " ".join(str(error).split()) or kind
-            raise TransientError(f"{uri}: cannot {action}: {kind}: {text}") from error
+            failure = StorageError if scheme(uri) == "file" else TransientError
+            raise failure(f"{uri}: cannot {action}: {kind}: {text}") from error
         raise
 
 

@@ -1,0 +1,79 @@
+"""Fetch whole objects, several at once, each with its own outcome."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from batchdet import storage
+from batchdet.errors import ImageError, MissingExtra
+from batchdet.source import http
+from batchdet.source.policy import Allowed
+from batchdet.source.rows import ImageRow
+from batchdet.storage import SizeMismatch, StorageError
+
+LOCAL_THREADS: Final = 4
+REMOTE_THREADS: Final = 16
+
+
+def read_object(uri: str, size_bytes: int, max_bytes: int) -> bytes:
+    """Read a whole object, with retries.
+
+    Args:
+        uri: The object.
+        size_bytes: Its listed size, or -1.
+        max_bytes: ``source.max_image_bytes``.
+
+    Raises:
+        ImageError: With code too_large, size_mismatch or unreadable.
+    """
+    try:
+        if size_bytes < 0:
+            size_bytes = storage.retry(lambda: storage.stat(uri)).size_bytes
+        if size_bytes > max_bytes:
+            raise ImageError("too_large", f"{uri}: {size_bytes} bytes, source.max_image_bytes is {max_bytes}")
+        return storage.retry(lambda: storage.read_bytes(uri, size_bytes))
+    except SizeMismatch as error:
+        raise ImageError("size_mismatch", error.message) from error
+    except (StorageError, MissingExtra) as error:
+        raise ImageError("unreadable", error.message) from error
+
+
+def read_allowed(allowed: Allowed, max_bytes: int) -> bytes:
+    """Read what a list names, once the policy has allowed it.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    if storage.scheme(allowed.uri) not in {"http", "https"}:
+        return read_object(allowed.uri, -1, max_bytes)
+    try:
+        return storage.retry(lambda: http.fetch(allowed, max_bytes))
+    except StorageError as error:
+        raise ImageError("unreadable", error.message) from error
+
+
+def fill(rows: Sequence[ImageRow], read: Callable[[ImageRow], bytes]) -> None:
+    """Read the images of rows that have not failed, several at once.
+
+    Args:
+        rows: Get ``data`` and ``size_bytes``, or fail.
+        read: Returns one image or raises :class:`ImageError`.
+    """
+
+    def one(row: ImageRow) -> None:
+        try:
+            row.data = read(row)
+            row.size_bytes = len(row.data)
+        except ImageError as error:
+            row.fail(error.code, error.message)
+
+    todo = [row for row in rows if row.error_code is None]
+    if not todo:
+        return
+    threads = LOCAL_THREADS if storage.scheme(todo[0].uri) == "file" else REMOTE_THREADS
+    if len(todo) == 1 or threads == 1:
+        for row in todo:
+            one(row)
+        return
+    with ThreadPoolExecutor(min(threads, len(todo)), thread_name_prefix="batchdet-fetch") as pool:
+        list(pool.map(one, todo))

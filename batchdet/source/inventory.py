@@ -1,0 +1,151 @@
+"""The inventory: what a source holds, listed once and frozen in the run's folder."""
+
+import hashlib
+import io
+import json
+import posixpath
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchdet import storage
+from batchdet.errors import SourceError
+from batchdet.source import listing, parquet, uri_list, webdataset
+from batchdet.source.shards import Shard, folder_root, plan_shards
+from batchdet.spec import SourceSpec
+from batchdet.storage import StoredObject
+
+__all__ = ["Inventory", "Shard", "list_inventory", "plan_shards"]
+
+_KEY = ("uri", "size_bytes", "etag")
+
+
+@dataclass(frozen=True, eq=False)
+class Inventory:
+    """The sorted listing of a source.
+
+    Args:
+        format: webdataset, folder, parquet or uri_list.
+        root: The source's URI, normalised; for a folder the part before any wildcard.
+        objects: ``uri``, ``size_bytes``, ``etag``, sorted by URI. For a URI list one row per listed image in the
+            list's order, with ``list_uri``, ``member``, ``error_code`` and the columns carried over.
+        carried: Columns that reach the images table.
+    """
+
+    format: str
+    root: str
+    objects: pa.Table
+    carried: pa.Schema
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over format and objects, in hex."""
+        digest = hashlib.sha256(f"{self.format}\0{self.root}\0{self.objects.schema.names}".encode())
+        for batch in self.objects.to_batches(max_chunksize=65536):
+            keys = pc.binary_join_element_wise(
+                *[batch[n].cast(pa.string()) for n in _KEY], "\0", null_handling="replace"
+            )
+            digest.update("\n".join(keys.to_pylist()).encode())
+            others = [c for c in batch.schema.names if c not in _KEY]
+            if others:
+                rows = batch.select(others).to_pylist()
+                digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def without(self, known: pa.Table) -> "Inventory":
+        """Drop the objects that another inventory holds unchanged.
+
+        Args:
+            known: A table with ``uri``, ``size_bytes`` and ``etag``.
+        """
+        keys = list(_KEY)
+        mine = self.objects.select(keys).append_column("_row", pa.array(range(self.objects.num_rows), pa.int64()))
+        theirs = known.select(keys).cast(mine.select(keys).schema)
+        left = mine.join(theirs, keys=keys, join_type="left anti")["_row"]
+        rows = left.take(pc.array_sort_indices(left))
+        return Inventory(self.format, self.root, self.objects.take(rows), self.carried)
+
+    def to_table(self) -> pa.Table:
+        """Return ``objects`` with format, root and carried columns in its schema's metadata."""
+        facts = {"format": self.format, "root": self.root}
+        return self.objects.replace_schema_metadata(
+            {"batchdet.inventory": json.dumps(facts), "batchdet.carried": self.carried.serialize().to_pybytes()}
+        )
+
+    @staticmethod
+    def from_table(table: pa.Table) -> "Inventory":
+        """Read back what :meth:`to_table` made.
+
+        Raises:
+            SourceError: The table is no inventory.
+        """
+        metadata = table.schema.metadata or {}
+        try:
+            facts = json.loads(metadata[b"batchdet.inventory"])
+            carried = pa.ipc.read_schema(pa.py_buffer(metadata[b"batchdet.carried"]))
+        except (KeyError, ValueError, pa.ArrowInvalid) as error:
+            raise SourceError("this table is no inventory of batchdet: its metadata does not say so") from error
+        return Inventory(facts["format"], facts["root"], table.replace_schema_metadata(None), carried)
+
+    def write(self, uri: str) -> None:
+        """Write ``inventory.parquet``."""
+        sink = io.BytesIO()
+        pq.write_table(self.to_table(), sink, compression="zstd")
+        storage.write_bytes(uri, sink.getvalue())
+
+    @staticmethod
+    def read(uri: str) -> "Inventory":
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            SourceError: It is no inventory.
+        """
+        try:
+            return Inventory.from_table(pq.read_table(pa.BufferReader(storage.read_bytes(uri))))
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{uri}: not a Parquet file: {error}") from error
+
+
+def list_inventory(source: SourceSpec) -> Inventory:
+    """List a source, once.
+
+    The cost grows with objects: tar shards are not opened, and of Parquet files only the first one's footer is.
+
+    Raises:
+        SourceError: The source cannot be listed, holds no image, or its format or columns are not clear.
+    """
+    uri = storage.normalize(source.uri)
+    found = listing.list_source(source)
+    format_ = listing.resolve_format(source, found)
+    objects = listing.pick_objects(source, format_, found)
+    if format_ == "webdataset":
+        return Inventory(format_, uri, objects_table(objects), webdataset.carried_schema(source))
+    if format_ == "parquet" and not parquet.holds_uris(source, objects):
+        return Inventory(format_, uri, objects_table(objects), parquet.carried_schema(source, objects))
+    if format_ in {"parquet", "uri_list"}:
+        table, carried = uri_list.read_lists(source, objects)
+        return Inventory("uri_list", uri, table, carried)
+    if source.columns:
+        raise SourceError(f"source.columns: a folder of images carries no columns, found {', '.join(source.columns)}")
+    return Inventory(format_, _folder_of(uri, objects), objects_table(objects), pa.schema([]))
+
+
+def _folder_of(uri: str, objects: list[StoredObject]) -> str:
+    if storage.is_glob(uri) and objects[0].uri != uri:
+        return folder_root(uri)
+    return posixpath.dirname(uri) if objects[0].uri == uri else uri
+
+
+def objects_table(objects: list[StoredObject]) -> pa.Table:
+    """Return a listing as a table."""
+    columns: dict[str, Any] = {
+        # a name that is no UTF-8 cannot stand in a table; it is written escaped and will be found unreadable
+        "uri": pa.array([o.uri.encode("utf-8", "backslashreplace").decode() for o in objects], pa.string()),
+        "size_bytes": pa.array([o.size_bytes for o in objects], pa.int64()),
+        "etag": pa.array([o.etag for o in objects], pa.string()),
+    }
+    return pa.table(columns)

@@ -1,0 +1,157 @@
+"""What a URI names, and in which format: decided from one listing, by extension."""
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from batchdet import storage
+from batchdet.errors import MissingExtra, SourceError
+from batchdet.spec import SourceSpec
+from batchdet.storage import NotFound, StorageError, StoredObject
+
+IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif")
+_EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
+    "webdataset": ("tar", "tar.gz", "tgz"),
+    "parquet": ("parquet", "pq"),
+    "uri_list": ("csv", "tsv", "jsonl", "ndjson", "txt", "parquet", "pq"),
+    "folder": IMAGE_EXTENSIONS,
+}
+_FORMATS: Final = {
+    "webdataset": "tar shards",
+    "parquet": "Parquet files",
+    "uri_list": "lists (csv, jsonl, txt)",
+    "folder": "images",
+}
+_LITERAL_EXTENSION: Final = re.compile(r"\.[^.*?\[\]{}]+$")
+
+
+def has_extension(name: str, extensions: Iterable[str]) -> bool:
+    """Tell whether a file name ends with one of these extensions, in either case."""
+    return name.lower().endswith(tuple(f".{e}" for e in extensions))
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file name has the extension of an image."""
+    return has_extension(posixpath.basename(name), IMAGE_EXTENSIONS)
+
+
+def kind_of(uri: str) -> str:
+    """Return the format that a file name speaks for, or "" when it speaks for none."""
+    name = posixpath.basename(uri)
+    return next((kind for kind, extensions in _EXTENSIONS.items() if has_extension(name, extensions)), "")
+
+
+def list_source(source: SourceSpec) -> list[StoredObject]:
+    """List what ``source.uri`` names, once.
+
+    Files and folders whose names begin with a dot or an underscore are passed over, except pictures such as
+    ``_DSC0001.JPG``.
+
+    Raises:
+        SourceError: It does not exist, is empty, or the store refused.
+    """
+    try:
+        objects = storage.list_objects(source.uri, keep_underscore=is_image_name)
+    except NotFound as error:
+        raise SourceError(f"source.uri: {source.uri} does not exist; {_what_exists(source.uri)}") from error
+    except MissingExtra as error:
+        raise SourceError(f"source.uri: {error.message}") from error
+    except StorageError as error:
+        raise SourceError(f"source.uri: {error.message}") from error
+    if not objects:
+        what = "matches no file" if storage.is_glob(source.uri) else "is an empty folder"
+        raise SourceError(
+            f"source.uri: {source.uri} {what}; it should name images, tar shards, Parquet files or a list"
+        )
+    return objects
+
+
+def _what_exists(uri: str) -> str:
+    uri = storage.normalize(uri)
+    scheme, _, path = uri.partition("://") if "://" in uri else ("", "", uri)
+    if scheme and "/" not in path.strip("/"):
+        return f"there is no bucket of that name at {_endpoint(scheme)}"
+    parent = posixpath.dirname(uri)
+    try:
+        names = storage.list_names(parent)
+    except StorageError:
+        names = []
+    if not names:
+        return "check the path (its parent does not exist either, or is empty)"
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{parent} holds {shown}"
+
+
+def _endpoint(scheme: str) -> str:
+    import os
+
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or f"{scheme}://"
+
+
+def resolve_format(source: SourceSpec, objects: Sequence[StoredObject]) -> str:
+    """Decide the source's format.
+
+    Args:
+        source: Its ``format`` wins unless it is auto.
+        objects: What the URI names.
+
+    Raises:
+        SourceError: The names speak for several formats, or for none.
+    """
+    if source.format != "auto":
+        return source.format
+    kinds = Counter(kind_of(obj.uri) for obj in objects)
+    alone = len(objects) == 1 and not _below_folder(source, objects)
+    if kinds["folder"]:
+        return "folder"
+    found = [kind for kind in ("webdataset", "parquet") if kinds[kind]]
+    if len(found) == 1:
+        return found[0]
+    if not found and kinds["uri_list"] and (alone or (storage.is_glob(source.uri) and len(kinds) == 1)):
+        return "uri_list"
+    if len(found) == 2:
+        raise SourceError(
+            f"source.format: {source.uri} holds {kinds['webdataset']} tar shards and {kinds['parquet']} Parquet files; "
+            "write webdataset or parquet, or a glob that matches one kind"
+        )
+    advice = "uri_list" if kinds["uri_list"] else "folder"
+    raise SourceError(
+        f"source.format: {source.uri} holds {count_extensions(objects)}, which does not tell the format; "
+        f"write source.format: {advice} if that is what it is, or correct source.uri"
+    )
+
+
+def _below_folder(source: SourceSpec, objects: Sequence[StoredObject]) -> bool:
+    return objects[0].uri != storage.normalize(source.uri)
+
+
+def pick_objects(source: SourceSpec, format_: str, objects: Sequence[StoredObject]) -> list[StoredObject]:
+    """Keep the objects that the format is about.
+
+    A file that the URI names by itself, or through a glob that ends in an extension (``*.dat``), counts whatever
+    its name; otherwise the extension decides.
+
+    Raises:
+        SourceError: None is left.
+    """
+    uri = storage.normalize(source.uri)
+    last = posixpath.basename(uri)
+    literal = storage.is_glob(uri) and _LITERAL_EXTENSION.search(last) is not None
+    if literal or (len(objects) == 1 and objects[0].uri == uri):
+        return list(objects)
+    kept = [obj for obj in objects if has_extension(posixpath.basename(obj.uri), _EXTENSIONS[format_])]
+    if not kept:
+        raise SourceError(
+            f"source.uri: {source.uri} holds no {_FORMATS[format_]} ({', '.join(_EXTENSIONS[format_])}) "
+            f"but {count_extensions(objects)}"
+        )
+    return kept
+
+
+def count_extensions(objects: Iterable[StoredObject]) -> str:
+    """Say for a person what kinds of file there are: ``3 .json, 1 .md``."""
+    counts = Counter(posixpath.splitext(obj.uri)[1].lower() or "without extension" for obj in objects)
+    shown = [f"{n} {ext}" for ext, n in counts.most_common(4)]
+    return ", ".join(shown) + (", ..." if len(counts) > 4 else "")

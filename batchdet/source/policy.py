@@ -1,0 +1,122 @@
+"""Which URIs a list may name. What is not allowed is refused before any connection is made."""
+
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from batchdet import storage
+from batchdet.errors import ImageError
+
+_DEFAULT_SCHEMES: Final = frozenset({"s3", "gs", "az", "abfs", "hf"})
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A URI that may be fetched.
+
+    Args:
+        uri: Its one spelling.
+        public_only: Its host must resolve to a public address: the list chose the host, not the spec.
+    """
+
+    uri: str
+    public_only: bool
+
+
+class UriPolicy:
+    """The allow-list of one list.
+
+    Args:
+        list_uri: The list, normalised. Relative entries resolve against its folder.
+        allow: ``source.allow``. A prefix ends at a path component: ``s3://b/a`` allows ``s3://b/a/x.jpg`` and not
+            ``s3://b/ab.jpg``. Empty allows object stores and, for a local list, files below its folder.
+    """
+
+    def __init__(self, list_uri: str, allow: tuple[str, ...]) -> None:
+        self.folder = posixpath.dirname(list_uri)
+        self._prefixes = [_split(storage.normalize(p) if storage.scheme(p) == "file" else p) for p in allow]
+        self._schemes = frozenset() if allow else _DEFAULT_SCHEMES
+        if not allow and storage.scheme(list_uri) == "file":
+            self._prefixes = [_split(self.folder)]
+
+    def check(self, listed: str) -> Allowed:
+        """Resolve a listed URI and decide.
+
+        Raises:
+            ImageError: It is refused, with code ``refused_uri``.
+        """
+        if "\0" in listed or any(c in listed for c in "\r\n"):
+            raise _refused(listed, "it holds control characters")
+        if "::" in listed:
+            raise _refused(listed, "chained URIs (::) are not followed")
+        head = listed.split("/", 1)[0]
+        if ":" in head and "://" not in listed:
+            raise _refused(listed, f"{head.split(':', 1)[0]}: is not allowed")
+        relative = "://" not in listed and not listed.startswith(("/", "~"))
+        uri = storage.join(self.folder, listed) if relative else listed
+        scheme = storage.scheme(uri)
+        if scheme == "file":
+            return Allowed(self._check_local(listed, uri), False)
+        part = _split(uri)
+        if relative and self._schemes and ".." not in unquote(listed).split("/"):
+            return Allowed(uri, False) if scheme in self._schemes else self._by_prefix(listed, part)
+        if ".." in unquote(part.path).replace("\\", "/").split("/"):
+            raise _refused(listed, "its path holds '..'")
+        if "@" in part.host or "\\" in part.host:
+            raise _refused(listed, "it holds a user name")
+        if scheme in self._schemes:
+            return Allowed(uri, False)
+        return self._by_prefix(listed, part)
+
+    def _by_prefix(self, listed: str, part: "_Parts") -> Allowed:
+        matching = [p for p in self._prefixes if p.scheme == part.scheme and _covers(p, part)]
+        if not matching:
+            raise _refused(listed, f"no prefix in source.allow covers it{self._default_text()}")
+        return Allowed(part.uri, part.scheme in {"http", "https"} and not any(p.host for p in matching))
+
+    def _check_local(self, listed: str, uri: str) -> str:
+        path = storage.normalize(uri)
+        real = _Parts("file", "", os.path.realpath(path), path)
+        for prefix in self._prefixes:
+            if prefix.scheme == "file" and _covers(_Parts("file", "", os.path.realpath(prefix.path), ""), real):
+                return path
+        raise _refused(listed, f"it is outside the folders that are allowed{self._default_text()}")
+
+    def _default_text(self) -> str:
+        if not self._schemes:
+            return ""
+        return f" (allowed are {', '.join(sorted(_DEFAULT_SCHEMES))} and, for a local list, files below its folder)"
+
+
+@dataclass(frozen=True)
+class _Parts:
+    scheme: str
+    host: str
+    path: str
+    uri: str
+
+
+def _split(uri: str) -> _Parts:
+    if "://" not in uri:
+        return _Parts("file", "", uri, uri)
+    scheme, rest = uri.split("://", 1)
+    for i, c in enumerate(rest):
+        if c in "/?#\\":
+            return _Parts(scheme.lower(), rest[:i].lower(), rest[i:], uri)
+    return _Parts(scheme.lower(), rest.lower(), "", uri)
+
+
+def _covers(prefix: _Parts, part: _Parts) -> bool:
+    if prefix.host and prefix.host != part.host:
+        return False
+    path = prefix.path
+    if path in {"", "/"}:
+        return True
+    return part.path == path or part.path.startswith(path if path.endswith("/") else path + "/")
+
+
+def _refused(listed: str, why: str) -> ImageError:
+    shown = listed if len(listed) <= 200 else listed[:200] + "..."
+    return ImageError("refused_uri", f"{shown!r}: {why}")

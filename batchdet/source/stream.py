@@ -1,0 +1,327 @@
+"""Read a stored object from front to back, fast and checked: local, remote with read-ahead, gzip."""
+
+import gzip
+import io
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any, Final, Protocol
+
+from batchdet import storage
+from batchdet.storage import SizeMismatch, StorageError, StoredObject
+
+BLOCK_BYTES: Final = 8 * 1024 * 1024
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_SKIP_BYTES: Final = 1024 * 1024
+_BOMB_BYTES: Final = 256 * 1024 * 1024
+_BOMB_RATIO: Final = 100
+
+
+class StreamCorrupt(Exception):
+    """The bytes from here on cannot be trusted."""
+
+
+class StreamTruncated(Exception):
+    """The bytes end before they should."""
+
+
+class Stream(Protocol):
+    """Bytes from front to back."""
+
+    def read(self, count: int) -> bytes:
+        """Return the next ``count`` bytes, fewer only at the end."""
+
+    def skip(self, count: int) -> int:
+        """Pass over the next ``count`` bytes and return how many there were."""
+
+    def is_complete(self) -> bool:
+        """Tell whether everything that was listed has been read."""
+
+    def close(self) -> None:
+        """Release what the stream holds."""
+
+
+class LocalStream:
+    """A local file."""
+
+    def __init__(self, path: str, size_bytes: int) -> None:
+        self._file: IO[bytes] = open(path, "rb", buffering=_SKIP_BYTES)  # noqa: SIM115
+        self._end = self._file.seek(0, io.SEEK_END)
+        self._size_bytes = size_bytes
+        self._file.seek(0)
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes."""
+        return self._file.read(count)
+
+    def skip(self, count: int) -> int:
+        """Seek forward, to the end at most."""
+        here = self._file.tell()
+        return self._file.seek(min(here + count, self._end)) - here
+
+    def is_complete(self) -> bool:
+        """Compare with the listed size."""
+        return self._file.tell() >= self._size_bytes
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class RangeFile(io.RawIOBase):
+    """A stored object as a seekable file. Each read is one ranged request, retried, and checked for length.
+
+    Args:
+        obj: The object; its listed size is where the file ends.
+    """
+
+    def __init__(self, obj: StoredObject) -> None:
+        self.uri = obj.uri
+        self.size_bytes = obj.size_bytes
+        self._fs, self._path = storage.filesystem(obj.uri)
+        self._at = 0
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """Return a range of bytes; fewer when the store keeps answering with a body cut short.
+
+        Raises:
+            StorageError: The store failed after all retries.
+        """
+        end = min(end, self.size_bytes)
+        if start >= end:
+            return b""
+        got = b""
+
+        def once() -> bytes:
+            nonlocal got
+            with storage.plain_errors(self.uri, "read"):
+                got = bytes(self._fs.cat_file(self._path, start=start, end=end))
+            if len(got) != end - start:
+                raise SizeMismatch(f"{self.uri}: {len(got)} bytes arrived, {end - start} were asked for at {start}")
+            return got
+
+        try:
+            return storage.retry(once)
+        except SizeMismatch:
+            return got[: end - start]
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; nothing is requested."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size_bytes}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, count: int | None = -1) -> bytes:
+        """Return the next bytes; -1 reads to the end."""
+        end = self.size_bytes if count is None or count < 0 else self._at + count
+        data = self.fetch(self._at, end)
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class BlockStream:
+    """A remote object in blocks; while one is used, the next one is on its way.
+
+    Args:
+        file: The object.
+        block_bytes: Size of a block; two are held.
+    """
+
+    def __init__(self, file: RangeFile, block_bytes: int = BLOCK_BYTES) -> None:
+        self._file = file
+        self._block_bytes = block_bytes
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="batchdet-read-ahead")
+        self._block = b""
+        self._used = 0
+        self._next_start = 0
+        self._next: Future[bytes] | None = self._request()
+        self._position = 0
+
+    def _request(self) -> "Future[bytes] | None":
+        start = self._next_start
+        if start >= self._file.size_bytes:
+            return None
+        self._next_start = min(start + self._block_bytes, self._file.size_bytes)
+        return self._threads.submit(self._file.fetch, start, self._next_start)
+
+    def _advance(self) -> bool:
+        if self._next is None:
+            return False
+        expected = min(self._block_bytes, self._file.size_bytes - (self._position))
+        self._block, self._used = self._next.result(), 0
+        # a short block is where the body was cut: nothing behind it is asked for
+        self._next = self._request() if len(self._block) == expected else None
+        return bool(self._block)
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes."""
+        parts = []
+        while count > 0:
+            if self._used == len(self._block) and not self._advance():
+                break
+            part = self._block[self._used : self._used + count]
+            self._used += len(part)
+            self._position += len(part)
+            count -= len(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def skip(self, count: int) -> int:
+        """Pass over bytes; blocks are fetched and dropped."""
+        skipped = 0
+        while skipped < count:
+            if self._used == len(self._block) and not self._advance():
+                break
+            step = min(count - skipped, len(self._block) - self._used)
+            self._used += step
+            self._position += step
+            skipped += step
+        return skipped
+
+    def is_complete(self) -> bool:
+        """Compare with the listed size."""
+        return self._position >= self._file.size_bytes
+
+    def close(self) -> None:
+        """Wait for the block under way and release the thread."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+class _Front:
+    """Gives gzip a ``read`` that begins with bytes already taken, and counts what it took."""
+
+    def __init__(self, head: bytes, stream: Stream) -> None:
+        self._head = head
+        self._stream = stream
+        self.taken = 0
+
+    def read(self, count: int) -> bytes:
+        data = self._head[:count] if self._head else self._stream.read(count)
+        self._head = self._head[count:]
+        self.taken += len(data)
+        return data
+
+
+class GzipStream:
+    """The unpacked bytes of a gzip stream, never more of them in memory than were asked for.
+
+    Args:
+        head: Bytes already taken from ``stream``.
+        stream: The packed bytes.
+    """
+
+    def __init__(self, head: bytes, stream: Stream) -> None:
+        self._packed = _Front(head, stream)
+        self._stream = stream
+        self._file = gzip.GzipFile(fileobj=self._packed, mode="rb")  # type: ignore[call-overload]
+        self._total = 0
+
+    def read(self, count: int) -> bytes:
+        """Return the next unpacked bytes.
+
+        Raises:
+            StreamTruncated: The packed bytes end too early.
+            StreamCorrupt: They are no gzip, or expand beyond all measure.
+        """
+        try:
+            data: bytes = self._file.read(count)
+        except EOFError as error:
+            raise StreamTruncated("the gzip data end too early") from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise StreamCorrupt(f"gzip: {error}") from error
+        self._total += len(data)
+        if self._total > _BOMB_BYTES and self._total > _BOMB_RATIO * self._packed.taken:
+            raise StreamCorrupt(f"gzip: expands more than {_BOMB_RATIO} times, which no images do")
+        return data
+
+    def skip(self, count: int) -> int:
+        """Unpack and drop, a little at a time."""
+        left = count
+        while left > 0 and (step := len(self.read(min(left, _SKIP_BYTES)))):
+            left -= step
+        return count - left
+
+    def is_complete(self) -> bool:
+        """Return True: an end that its checksum confirms."""
+        return True
+
+    def close(self) -> None:
+        """Close the packed stream."""
+        self._file.close()
+        self._stream.close()
+
+
+class _Rewound:
+    """A stream with the bytes put back that were taken to look at them."""
+
+    def __init__(self, head: bytes, stream: Stream) -> None:
+        self._head = head
+        self._stream = stream
+        self.is_complete = stream.is_complete
+        self.close = stream.close
+
+    def read(self, count: int) -> bytes:
+        if not self._head:
+            return self._stream.read(count)
+        data, self._head = self._head[:count], self._head[count:]
+        return data if len(data) == count else data + self._stream.read(count - len(data))
+
+    def skip(self, count: int) -> int:
+        ahead = min(count, len(self._head))
+        self._head = self._head[ahead:]
+        return ahead + self._stream.skip(count - ahead) if count > ahead else ahead
+
+
+def check_unchanged(obj: StoredObject) -> StoredObject:
+    """Compare an object with its listing.
+
+    Returns:
+        The object as it is now, with its size.
+
+    Raises:
+        SizeMismatch: Its size is another.
+        StorageError: It is gone, unreadable, or its ETag is another.
+    """
+    now = storage.retry(lambda: storage.stat(obj.uri))
+    if 0 <= obj.size_bytes != now.size_bytes >= 0:
+        raise SizeMismatch(f"{obj.uri}: {now.size_bytes} bytes now, {obj.size_bytes} were listed")
+    if obj.etag and now.etag and obj.etag != now.etag:
+        raise StorageError(f"{obj.uri}: changed since it was listed (ETag {now.etag}, listed {obj.etag})")
+    return StoredObject(obj.uri, max(obj.size_bytes, now.size_bytes), now.etag)
+
+
+def open_stream(obj: StoredObject) -> Stream:
+    """Open an object from front to back, unpacked when its first bytes are gzip's.
+
+    Raises:
+        SizeMismatch: Its size is not the listed one.
+        StorageError: It cannot be read.
+    """
+    obj = check_unchanged(obj)
+    stream: Stream
+    if storage.scheme(obj.uri) == "file":
+        with storage.plain_errors(obj.uri, "read"):
+            stream = LocalStream(obj.uri, obj.size_bytes)
+    elif obj.size_bytes < 0:
+        raise StorageError(f"{obj.uri}: the store does not tell its size")
+    else:
+        stream = BlockStream(RangeFile(obj))
+    head = stream.read(2)
+    return GzipStream(head, stream) if head == _GZIP_MAGIC else _Rewound(head, stream)
