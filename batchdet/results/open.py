@@ -1,0 +1,229 @@
+"""Committed results as tables: what a reader sees is always one whole run, or several, and never a part of one."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from batchdet import storage
+from batchdet.errors import OutputError
+from batchdet.results.tables import RunTables, TableName, connect, quote_name
+from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+RUNS: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("name", pa.string()),
+        ("created_at", pa.string()),
+        ("images_listed", pa.int64()),
+        ("images_ok", pa.int64()),
+        ("images_failed", pa.int64()),
+        ("detections", pa.int64()),
+        ("part_files", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("fingerprint", pa.string()),
+    ]
+)
+"""One row per committed run: the ``runs`` view of a query."""
+
+
+def open_results(uri: str, run: str | None = None, latest: bool = True) -> "Results":
+    """Open the tables of an output.
+
+    Args:
+        uri: The output's folder.
+        run: Only this run; null takes every committed run.
+        latest: Where several runs hold the same image, keep its rows of the newest one only.
+
+    Raises:
+        OutputError: There is no output, no committed run, or no run of this id.
+    """
+    out = storage.normalize(uri)
+    manifests = committed_runs(out)
+    if not manifests:
+        begun = list_runs(out)
+        if begun:
+            raise OutputError(
+                f"{out}: run {begun[-1]} is not committed; give the same batchdet run command again to finish it"
+            )
+        raise OutputError(f"{out}: no results here (no {storage.join('_batchdet', 'runs')}); batchdet run makes them")
+    results = Results(out, manifests, latest)
+    return results if run is None else results.only(run)
+
+
+class Results:
+    """The committed runs of one output.
+
+    Example:
+        >>> results = open_results("s3://bucket/labels")  # doctest: +SKIP
+        >>> results.detections().to_pandas()  # doctest: +SKIP
+        >>> results.sql("SELECT label, count(*) FROM detections GROUP BY ALL")  # doctest: +SKIP
+    """
+
+    def __init__(self, uri: str, manifests: Sequence[Manifest], latest: bool = True) -> None:
+        self.uri = uri
+        self.runs = tuple(manifests)
+        self.latest = latest
+        self._hides_rows = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest run's manifest."""
+        return self.runs[-1]
+
+    def only(self, run: str) -> "Results":
+        """Return the results of one of these runs.
+
+        Raises:
+            OutputError: There is no run of this id.
+        """
+        chosen = [m for m in self.runs if m.run_id == run]
+        if not chosen:
+            known = ", ".join(m.run_id for m in self.runs)
+            raise OutputError(f"{self.uri}: no committed run {run!r}; there are: {known}")
+        return Results(self.uri, chosen, self.latest)
+
+    def images(self) -> "TableView":
+        """Return the images: one row per listed image."""
+        return TableView(self, "images")
+
+    def detections(self) -> "TableView":
+        """Return the detections: one row per detected object."""
+        return TableView(self, "detections")
+
+    def runs_table(self) -> pa.Table:
+        """Return one row per run, oldest first; see :data:`RUNS`."""
+        rows = []
+        for m in self.runs:
+            parts = (*m.images, *m.detections)
+            counts = {"detections": sum(p.rows for p in m.detections), "part_files": len(parts)}
+            shared = {name: getattr(m, name) for name in RUNS.names if hasattr(m, name)}
+            rows.append({**shared, **counts, "size_bytes": sum(p.size_bytes for p in parts)})
+        return pa.Table.from_pylist(rows, RUNS)
+
+    def sql(self, query: str) -> Any:
+        """Return a DuckDB relation of an SQL query over the views ``images``, ``detections`` and ``runs``.
+
+        This is for one's own SQL; :func:`batchdet.results.query.query` runs SQL that others wrote.
+        """
+        return self.connection.sql(query)
+
+    @cached_property
+    def connection(self) -> "duckdb.DuckDBPyConnection":
+        """A DuckDB connection with the views ``images``, ``detections`` and ``runs``."""
+        con = connect(tuple(self.tables.values()))
+        for name, table in self.tables.items():
+            table.create_view(con, f"all_{name}")
+        self._hides_rows = self._tabulate_superseded(con)
+        hidden = " ANTI JOIN superseded USING (run_id, image_id)" if self._hides_rows else ""
+        for name in TABLES:
+            con.execute(f"CREATE VIEW {name} AS FROM all_{name}{hidden}")
+        con.register("runs", self.runs_table())
+        return con
+
+    @property
+    def hides_rows(self) -> bool:
+        """Whether some image is in several of the runs, so that older rows of it are hidden."""
+        return len(self.runs) > 1 and self.connection is not None and self._hides_rows
+
+    @cached_property
+    def tables(self) -> dict[TableName, RunTables]:
+        """Both tables, with every run's rows."""
+        names: tuple[TableName, ...] = ("images", "detections")
+        return {name: RunTables(self.uri, self.runs, name) for name in names}
+
+    def _tabulate_superseded(self, con: "duckdb.DuckDBPyConnection") -> bool:
+        """Tabulate the images that a newer run holds too, and tell whether there are any.
+
+        An image's id comes from its shard, so only shards that several runs hold are looked at: with incremental
+        runs that is none.
+        """
+        if len(self.runs) < 2 or not self.latest:
+            return False
+        with readable(self.uri):
+            con.execute(
+                """
+                CREATE TABLE superseded AS
+                WITH shared AS (SELECT shard_uri FROM all_images GROUP BY ALL HAVING min(run_id) < max(run_id)),
+                labelled AS (SELECT run_id, image_id FROM all_images SEMI JOIN shared USING (shard_uri)),
+                newest AS (SELECT image_id, max(run_id) AS newest_run_id FROM labelled GROUP BY ALL)
+                SELECT run_id, image_id FROM labelled JOIN newest USING (image_id) WHERE run_id < newest_run_id
+                """
+            )
+            return bool(con.sql("SELECT count(*) FROM superseded").fetchall()[0][0])
+
+
+class TableView:
+    """One table of some results, read when asked for.
+
+    Partition columns are strings, ``run_date`` too.
+    """
+
+    def __init__(self, results: Results, name: TableName) -> None:
+        self._results = results
+        self._name = name
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and Arrow types."""
+        return self._results.tables[self._name].schema
+
+    def to_duckdb(self) -> "duckdb.DuckDBPyRelation":
+        """Return a DuckDB relation on a live connection; filters and columns reach down into the files."""
+        return self._results.connection.view(self._name)
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read rows into an Arrow table.
+
+        Args:
+            columns: Only these; null takes all.
+        """
+        names = list(columns) if columns is not None else self.schema.names
+        schema = pa.schema([self.schema.field(name) for name in names])
+        with readable(self._results.uri):
+            relation = self.to_duckdb().select(", ".join(quote_name(name) for name in names))
+            return relation.to_arrow_table().cast(schema)
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """Read rows into a pandas frame."""
+        frame: pd.DataFrame = self.to_arrow(columns).to_pandas()
+        return frame
+
+    def to_dataset(self) -> ds.Dataset:
+        """Return an Arrow dataset; where older rows are hidden it is read into memory first."""
+        if self._results.hides_rows:
+            return ds.dataset(self.to_arrow())
+        return self._results.tables[self._name].dataset()
+
+
+@contextmanager
+def readable(out: str) -> Iterator[None]:
+    """Turn what DuckDB says of a file that it cannot read into one sentence.
+
+    Raises:
+        OutputError: DuckDB failed.
+    """
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        about_files = isinstance(error, duckdb.IOException | duckdb.HTTPException) or ".parquet" in str(error)
+        if not about_files or isinstance(error, duckdb.PermissionException):
+            raise
+        raise OutputError(
+            f"{out}: the tables cannot be read: {reason(error)}; batchdet verify {out} names the damaged files"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return what DuckDB found wrong, as one line without its excerpt of the query."""
+    text = str(error).split("\n\nLINE ")[0].split("\n\nTraceback")[0]
+    return " ".join(text.split()).rstrip(".")

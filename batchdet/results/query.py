@@ -1,0 +1,201 @@
+"""SQL over committed tables, walled in: it reads the output's own tables and nothing else, and writes nothing."""
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from batchdet.errors import SpecError
+from batchdet.results.open import Results, open_results, readable, reason
+from batchdet.results.tables import quote_text
+
+if TYPE_CHECKING:
+    import duckdb
+    from rich.console import Console
+    from rich.table import Table
+
+VIEWS: Final = ("images", "detections", "runs")
+_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+_BATCH_ROWS: Final = 8192
+_MIN_COLUMN: Final = 16
+"""A column of a printed result may be folded to this width; where that is not enough, records are printed."""
+
+
+def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_rows: int | None = None) -> pa.Table:
+    """Run one SELECT over the views ``images``, ``detections`` and ``runs``.
+
+    The statement can open no file but the output's own part files, change no setting and write nothing.
+
+    Args:
+        uri: The output's folder.
+        sql: One statement: SELECT, WITH, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+        run: Only this run; null takes every committed run.
+        latest: Where several runs hold the same image, keep its rows of the newest one only.
+        max_rows: Stop reading after this many rows; null takes all.
+
+    Raises:
+        OutputError: There is no such output or run, or its files cannot be read.
+        SpecError: The statement is wrong, or is one that is refused.
+    """
+    import duckdb
+
+    _check_statement(sql)
+    results = open_results(uri, run, latest)
+    con = _walled_in(results)
+    try:
+        with readable(results.uri):
+            relation = con.sql(sql)
+            if max_rows is None:
+                return relation.to_arrow_table()
+            return _first_rows(relation, max_rows)
+    except duckdb.Error as error:
+        raise SpecError(f"query: {reason(error)}") from error
+
+
+def _check_statement(sql: str) -> None:
+    """Refuse everything but one SELECT, explained or not; EXPLAIN ANALYZE would run what it explains."""
+    import duckdb
+
+    try:
+        statements = duckdb.extract_statements(_EXPLAIN.sub("", sql, count=1) if _EXPLAIN.match(sql) else sql)
+    except duckdb.Error as error:
+        raise SpecError(f"query: {reason(error)}") from error
+    if len(statements) != 1:
+        raise SpecError(f"query: {len(statements)} statements found; give one SELECT over {', '.join(VIEWS)}")
+    kind = statements[0].type.name
+    if kind != "SELECT":
+        raise SpecError(f"query: {kind} is refused; give one SELECT over {', '.join(VIEWS)}")
+
+
+def _walled_in(results: Results) -> "duckdb.DuckDBPyConnection":
+    """Return the results' connection after shutting it off from everything but their part files."""
+    con = results.connection
+    files = ", ".join(quote_text(uri) for table in results.tables.values() for uri in table.uris())
+    for setting in (
+        f"allowed_paths = [{files}]",
+        "enable_external_access = false",
+        "python_enable_replacements = false",
+        "lock_configuration = true",
+    ):
+        con.execute(f"SET {setting}")
+    return con
+
+
+def _first_rows(relation: Any, max_rows: int) -> pa.Table:
+    batches, missing = [], max_rows
+    with relation.to_arrow_reader(_BATCH_ROWS) as reader:
+        while missing > 0:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                break
+            batches.append(batch.slice(0, missing))
+            missing -= len(batches[-1])
+        return pa.Table.from_batches(batches, reader.schema)
+
+
+def to_json(table: pa.Table) -> str:
+    """Return the rows as a JSON list of objects; dates and decimals are text, NaN is null."""
+    return json.dumps([{k: _plain(v) for k, v in row.items()} for row in table.to_pylist()], indent=1, default=str)
+
+
+def to_csv(table: pa.Table) -> str:
+    """Return the rows as CSV with a header; a text that a spreadsheet would run as a formula gets a leading quote."""
+    import csv
+    import io
+
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(table.schema.names)
+    for row in table.to_pylist():
+        writer.writerow([_harmless(value) for value in row.values()])
+    return sink.getvalue()
+
+
+def render_table(table: pa.Table, max_rows: int, console: "Console") -> None:
+    """Print the first rows of a result.
+
+    Args:
+        table: The result; control characters in it are shown as escapes.
+        max_rows: Print at most this many rows, and say so when there are more.
+        console: Where to.
+    """
+    from rich.text import Text
+
+    names = [escape(name) for name in table.schema.names]
+    rows = [[_cell(value) for value in row.values()] for row in table.slice(0, max_rows).to_pylist()]
+    widths = [max(map(len, (name, *column))) for name, column in zip(names, _columns(rows, names), strict=True)]
+    if sum(min(width, _MIN_COLUMN) + 3 for width in widths) <= console.width:
+        console.print(_grid(table.schema, names, rows))
+    else:
+        _print_records(names, rows, console)
+    more = f"first {max_rows} rows; there are more" if table.num_rows > max_rows else f"{len(rows)} rows"
+    console.print(Text(f"({'1 row' if more == '1 rows' else more})", style="dim"))
+
+
+def _columns(rows: list[list[str]], names: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(*rows, strict=True)) if rows else [() for _ in names]
+
+
+def _grid(schema: pa.Schema, names: list[str], rows: list[list[str]]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name, field in zip(names, schema, strict=True):
+        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        shown.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def _print_records(names: list[str], rows: list[list[str]], console: "Console") -> None:
+    """Print one line per value, for results with more columns than the terminal can hold."""
+    from rich.text import Text
+
+    margin = max(map(len, names))
+    for number, row in enumerate(rows, 1):
+        console.rule(Text(f"row {number}"), align="left", style="dim")
+        for name, value in zip(names, row, strict=True):
+            console.print(Text.assemble((name.rjust(margin), "bold"), "  ", value), soft_wrap=True)
+
+
+def escape(text: str, keep_newlines: bool = False) -> str:
+    """Show control characters as escapes, so that data cannot steer a terminal.
+
+    C0, C1, DEL and the marks that change the direction of writing are escaped.
+    """
+    return "".join(
+        c
+        if (c.isprintable() or (keep_newlines and c == "\n")) and c not in _DIRECTION
+        else _ESCAPES.get(c, ascii(c)[1:-1])
+        for c in text
+    )
+
+
+_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e15 else repr(value)
+    text = str(value)
+    is_plan = text.startswith(("┌", "╭")) and "\n" in text
+    return escape(text, keep_newlines=is_plan)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))) else value
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        text = escape(value)
+        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    return "" if value is None else value

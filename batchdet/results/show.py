@@ -1,0 +1,219 @@
+"""One run at a glance: what was found, how sure the model was, where the time went, where the tables are."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from batchdet import storage
+from batchdet.results.open import open_results
+from batchdet.results.query import escape
+from batchdet.table.manifest import TABLES, run_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+_BAR_WIDTH: Final = 24
+_MAX_CLASSES: Final = 20
+
+
+def show(uri: str, run: str | None = None) -> dict[str, Any]:
+    """Gather what there is to say of a run.
+
+    Args:
+        uri: The output's folder.
+        run: The run; null takes the newest committed one.
+
+    Returns:
+        ``output``, ``run``, ``other_runs``, ``lineage``, ``stats`` (see :meth:`RunStats.to_dict`), ``tables`` and a
+        ``query`` to try.
+
+    Raises:
+        OutputError: There is no such output or run.
+    """
+    results = open_results(uri)
+    manifest = results.manifest if run is None else results.only(run).manifest
+    tables = {}
+    for name in TABLES:
+        parts = getattr(manifest, name)
+        tables[name] = {
+            "glob": storage.join(results.uri, name, "**", "*.parquet"),
+            "rows": sum(p.rows for p in parts),
+            "part_files": len(parts),
+            "size_bytes": sum(p.size_bytes for p in parts),
+        }
+    sql = "SELECT label, count(*) AS boxes FROM detections GROUP BY ALL ORDER BY boxes DESC"
+    return {
+        "output": results.uri,
+        "run": {
+            "run_id": manifest.run_id,
+            "name": manifest.name,
+            "created_at": manifest.created_at,
+            "fingerprint": manifest.fingerprint,
+            "partition_by": list(manifest.partition_by),
+        },
+        "other_runs": [m.run_id for m in results.runs if m.run_id != manifest.run_id],
+        "lineage": read_record(results.uri, manifest.run_id, "lineage.json"),
+        "stats": read_record(results.uri, manifest.run_id, "stats.json"),
+        "tables": tables,
+        "query": f'batchdet query {shlex.quote(results.uri)} "{sql}"',
+    }
+
+
+def read_record(out: str, run_id: str, name: str) -> dict[str, Any]:
+    """Read a JSON record of a run; empty when it is missing or damaged, which ``verify`` reports."""
+    try:
+        raw = json.loads(storage.read_bytes(storage.join(run_folder(out, run_id), name)))
+    except (storage.NotFound, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def render_show(shown: Mapping[str, Any], console: "Console") -> None:
+    """Print what :func:`show` gathered, in 80 columns or more, with or without colour."""
+    run, stats = shown["run"], shown["stats"]
+    when = run["created_at"].replace("T", " ").replace("Z", " UTC")
+    console.print()
+    _line(console, f"{run['name']}  ·  run {run['run_id']}  ·  {when}", style="bold")
+    if shown["other_runs"]:
+        older = len(shown["other_runs"])
+        _line(console, f"The output holds {older} other committed run{'s' * (older != 1)}.", style="dim")
+    console.print()
+    console.print(_facts(shown))
+    if stats.get("detections", {}).get("total"):
+        console.print(_classes(stats["detections"]["by_class"], stats["detections"]["total"]))
+    console.print()
+    for name, table in shown["tables"].items():
+        files = f"{table['part_files']} file{'s' * (table['part_files'] != 1)}, {format_bytes(table['size_bytes'])}"
+        _line(console, f"{name:<11}{table['glob']}  ({table['rows']:,} rows, {files})")
+    console.print()
+    _line(console, f"Try:  {shown['query']}")
+
+
+def _line(console: "Console", text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    console.print(Text(escape(text), style=style), soft_wrap=True)
+
+
+def _facts(shown: Mapping[str, Any]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in _fact_rows(shown):
+        grid.add_row(name, Text(escape(text)))
+    return grid
+
+
+def _fact_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    stats, model = shown["stats"], shown["lineage"].get("model", {})
+    rows = []
+    if model:
+        how = ", ".join(str(model[key]) for key in ("family", "runtime", "precision", "canvas") if model.get(key))
+        sha = f"  sha256 {model['sha256'][:12]}…" if model.get("sha256") else ""
+        rows.append(("Model", f"{model.get('uri', '?')}  ({how}){sha}" if how else f"{model.get('uri', '?')}{sha}"))
+    if images := stats.get("images"):
+        rows += _image_rows(images)
+    detections = stats.get("detections")
+    if detections and images:
+        mean = detections["total"] / images["ok"] if images["ok"] else 0.0
+        rows.append(
+            (
+                "Detections",
+                f"{detections['total']:,} in {images['with_detections']:,} images, {mean:.2f} per image",
+            )
+        )
+    if detections and detections["total"]:
+        rows.append(("Score", f"0 {sparkline(detections['score']['counts'])} 1"))
+        sizes = detections["box_size_coco"]
+        shares = ", ".join(f"{name} {count / detections['total']:.0%}" for name, count in sizes.items())
+        rows.append(("Box size", f"{shares}   (COCO: area below 32², below 96², above)"))
+    return rows + _time_rows(stats)
+
+
+def _image_rows(images: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("Images", f"{images['listed']:,} listed = {images['ok']:,} ok + {images['failed']:,} failed")]
+    if images["by_error_code"]:
+        codes = sorted(images["by_error_code"].items(), key=lambda item: (-item[1], item[0]))
+        rows.append(("Failed", ", ".join(f"{code} {count:,}" for code, count in codes)))
+    width, height = images["width_px"], images["height_px"]
+    if width["images"]:
+        span = f"{width['min']:,}-{width['max']:,} x {height['min']:,}-{height['max']:,} px"
+        rows.append(("Image size", f"{span}, mean {width['mean']:,.0f} x {height['mean']:,.0f}"))
+    return rows
+
+
+def _time_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    run = {**stats, **stats.get("run", {})}
+    if run.get("wall_s"):
+        rate = f", {run['images_per_s']:,.1f} images/s" if run.get("images_per_s") else ""
+        rows.append(("Time", f"{format_duration(run['wall_s'])}{rate}"))
+    steps = {step: seconds for step, seconds in stats.get("time_by_step_s", {}).items() if seconds > 0}
+    total = sum(steps.values())
+    if total:
+        shares = "  ".join(f"{step} {seconds / total:.0%}" for step, seconds in steps.items())
+        rows.append(("Work by step", f"{shares}   (of {format_duration(total)} in all)"))
+    return rows
+
+
+def _classes(by_class: Mapping[str, Mapping[str, Any]], total: int) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = sorted((item for item in by_class.items() if item[1]["count"]), key=lambda item: -item[1]["count"])
+    never = len(by_class) - len(found)
+    rest = [f"{len(found) - _MAX_CLASSES} more classes"] if len(found) > _MAX_CLASSES else []
+    rest += [f"{never} class{'es' * (never != 1)} never found"] if never else []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="; ".join(rest) or None, caption_justify="left")
+    table.add_column("class", overflow="fold", max_width=30)
+    for name in ("boxes", "images", "mean score", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True, style="cyan")
+    highest = found[0][1]["count"]
+    for label, one in found[:_MAX_CLASSES]:
+        numbers = (f"{one['count']:,}", f"{one['images']:,}", f"{one['mean_score']:.3f}", f"{one['count'] / total:.1%}")
+        table.add_row(Text(escape(label)), *numbers, bar(one["count"], highest))
+    return table
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Draw a histogram as one character per bin; a bin that holds anything is never blank."""
+    highest = max(counts, default=0)
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[-(-count * steps // highest) if highest else 0] for count in counts)
+
+
+def bar(count: int, highest: int, width: int = _BAR_WIDTH) -> str:
+    """Draw a bar in eighths of a character; anything above 0 can be seen."""
+    eighths = max(round(count / highest * width * 8), 1) if count else 0
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Write a size for a person: ``1.5 MB``."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration for a person: ``12.5 s``, ``3 min 05 s``, ``2 h 10 min``, ``5 d 3 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,106 @@
+"""What an output holds: every run, committed or not, and how to go on."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from batchdet import storage
+from batchdet.errors import OutputError
+from batchdet.results.query import escape
+from batchdet.results.show import format_bytes, format_duration, read_record
+from batchdet.table.manifest import list_runs, load_manifest
+from batchdet.table.staging import staged_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_READERS: Final = 8
+
+
+def status(uri: str) -> dict[str, Any]:
+    """Describe every run of an output.
+
+    Args:
+        uri: The output's folder.
+
+    Returns:
+        ``output`` and ``runs``, oldest first; each with ``state`` (committed or uncommitted), counts, sizes, age.
+
+    Raises:
+        OutputError: There is no run.
+    """
+    out = storage.normalize(uri)
+    run_ids = list_runs(out)
+    if not run_ids:
+        raise OutputError(f"{out}: no results here (no _batchdet/runs); batchdet run makes them")
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {"output": out, "runs": list(pool.map(lambda run_id: _describe(out, run_id), run_ids))}
+
+
+def _describe(out: str, run_id: str) -> dict[str, Any]:
+    manifest = load_manifest(out, run_id)
+    if manifest is not None:
+        parts = (*manifest.images, *manifest.detections)
+        return {
+            "run_id": run_id,
+            "name": manifest.name,
+            "state": "committed",
+            "at": manifest.created_at,
+            "age_s": _age_s(manifest.created_at),
+            "images_listed": manifest.images_listed,
+            "images_ok": manifest.images_ok,
+            "images_failed": manifest.images_failed,
+            "detections": sum(p.rows for p in manifest.detections),
+            "part_files": len(parts),
+            "size_bytes": sum(p.size_bytes for p in parts),
+        }
+    lineage = read_record(out, run_id, "lineage.json")
+    staged = storage.find_all(staged_folder(out, run_id))
+    started_at = str(lineage.get("started_at", ""))
+    return {
+        "run_id": run_id,
+        "name": str(lineage.get("name", "")),
+        "state": "uncommitted",
+        "at": started_at,
+        "age_s": _age_s(started_at),
+        "staged_files": len(staged),
+        "staged_bytes": sum(max(one.size_bytes, 0) for one in staged),
+        "go_on": "give the same batchdet run command again",
+    }
+
+
+def _age_s(at: str) -> float | None:
+    try:
+        then = datetime.fromisoformat(at)
+    except ValueError:
+        return None
+    return max(round((datetime.now(UTC) - then.replace(tzinfo=then.tzinfo or UTC)).total_seconds(), 1), 0.0)
+
+
+def render_status(found: Mapping[str, Any], console: "Console") -> None:
+    """Print what :func:`status` found, newest run first."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("run", "name", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("images", "failed", "boxes", "files", "size", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in reversed(found["runs"]):
+        head = (Text(run["run_id"]), Text(escape(run["name"])))
+        age = "" if run["age_s"] is None else format_duration(run["age_s"])
+        if run["state"] == "committed":
+            counts = (f"{run[key]:,}" for key in ("images_listed", "images_failed", "detections", "part_files"))
+            table.add_row(*head, Text("committed", "green"), *counts, format_bytes(run["size_bytes"]), age)
+        else:
+            staged = (f"{run['staged_files']:,}", format_bytes(run["staged_bytes"]))
+            table.add_row(*head, Text("uncommitted", "yellow"), "", "", "", *staged, age)
+    console.print(Text(escape(found["output"]), style="bold"), soft_wrap=True)
+    console.print(table)
+    for run in found["runs"]:
+        if run["state"] == "uncommitted":
+            text = f"Run {run['run_id']} is not committed ({run['staged_files']:,} files staged): {run['go_on']}."
+            console.print(Text(text), soft_wrap=True)
