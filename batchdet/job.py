@@ -14,7 +14,7 @@ from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
 from batchdet.table import commit
 from batchdet.table.lineage import Lineage, fingerprint, machine, new_run_id, now, versions
-from batchdet.table.manifest import Manifest, committed_runs, list_runs, load_manifest, run_folder
+from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs, load_manifest, run_folder
 from batchdet.table.staging import list_staged
 
 if TYPE_CHECKING:
@@ -171,11 +171,11 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
     if spec.policy.incremental:
         for manifest in finished:
             done = Inventory.read(storage.join(run_folder(out, manifest.run_id), "inventory.parquet"))
-            left = inventory.without(done)
+            left = inventory.without(done.objects)
             known += inventory.objects.num_rows - left.objects.num_rows
             inventory = left
     elif any(m.inventory_digest == inventory.digest for m in finished):
-        known, inventory = inventory.objects.num_rows, inventory.without(inventory)
+        known, inventory = inventory.objects.num_rows, inventory.without(inventory.objects)
     nothing = inventory.objects.num_rows == 0
     resume = None if fresh or nothing else _unfinished(out, digest, inventory.digest)
     return Plan(
@@ -215,7 +215,8 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
         assert manifest is not None
         commit.finish_commit(out, manifest.run_id)
         watcher.say(
-            f"nothing new: run {manifest.run_id} holds all {plan.known_objects} source objects; --fresh labels them again"
+            f"nothing new: {plan.known_objects} source objects are labelled already, the last of them by run "
+            f"{manifest.run_id}; --fresh labels them again"
         )
         return Run(manifest.run_id, out, "nothing_new", 0, 0, time.monotonic() - started, manifest)
     try:
@@ -262,9 +263,7 @@ def _run(plan: Plan, out: str, started: float, watcher: Watcher, verbose: bool) 
         labelling = time.monotonic()
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
         if left:
-            for segment in label_segments(
-                spec, out, run_id, left, inventory.carried, done, plan.model_sha256, workers
-            ):
+            for segment in label_segments(spec, out, run_id, left, inventory.carried, done, plan.model_sha256, workers):
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)
         wall_s = time.monotonic() - labelling
     manifest = commit.commit_run(
@@ -314,10 +313,10 @@ def _check_apart(spec: JobSpec, out: str) -> None:
     uri = storage.normalize(spec.source.uri)
     parts = uri.split("/")
     fixed = "/".join(parts[: next((i for i, p in enumerate(parts) if storage.is_glob(p)), len(parts))])
-    if out == fixed or out.startswith(fixed.rstrip("/") + "/") and not storage.is_glob(uri):
+    if out == fixed or (out.startswith(fixed.rstrip("/") + "/") and not storage.is_glob(uri)):
         raise OutputError(f"output.uri: {out} lies in source.uri {uri}; give the tables a folder of their own")
-    if fixed.startswith(out.rstrip("/") + "/images") or fixed.startswith(out.rstrip("/") + "/detections"):
-        raise OutputError(f"source.uri: {uri} lies among the tables of output.uri {out}; give them a folder of their own")
+    if any((fixed + "/").startswith(f"{out.rstrip('/')}/{table}/") for table in TABLES):
+        raise OutputError(f"source.uri: {uri} lies among the tables of output.uri {out}; give those their own folder")
 
 
 def _check_partitions(spec: JobSpec, inventory: Inventory) -> None:
@@ -343,4 +342,3 @@ def _check_writable(out: str) -> None:
 
 
 __all__ = ["Plan", "Run", "Silent", "Watcher", "plan_job", "run_job"]
-

@@ -2,11 +2,21 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _LINE_EVERY_S: Final = 10.0
 
@@ -158,3 +168,28 @@ def watcher_for(file: IO[str] | None = None) -> ProgressBar | ProgressLog:
     """Return a bar when the stream is a terminal, else plain lines."""
     stream = file or sys.stderr
     return ProgressBar(Console(file=stream)) if stream.isatty() else ProgressLog(stream)
+
+
+@contextmanager
+def counting(verb: str, total: int, file: IO[str] | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show a count with rate and ETA while the block runs: a bar on a terminal, nothing elsewhere.
+
+    Args:
+        verb: What is being done.
+        total: How much of it there is.
+        file: The stream; standard error by default.
+
+    Yields:
+        A function to call with (done, total).
+    """
+    stream = file or sys.stderr
+    with Progress(
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+        disable=not stream.isatty(),
+    ) as bar:
+        task = bar.add_task(verb, total=total)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

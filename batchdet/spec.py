@@ -110,7 +110,7 @@ class ComputeSpec(_Part):
         "auto", description="Images given to the model at once; auto is 8 on CPU and 64 on GPU."
     )
     segment_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        128, description="At most this many images per segment, the unit of retry and resume."
+        64, description="At most this many images per segment, the unit of retry and resume."
     )
     segment_bytes: Annotated[int, Field(ge=1)] = Field(
         64 * 1024 * 1024, description="At most this many encoded bytes per segment (one image may exceed it)."

@@ -29,6 +29,7 @@ _AMBIGUOUS: Final = re.compile(
     r"|[-+]?[0-9][0-9_]*_[0-9_]*|[-+]?[0-9]+(:[0-5]?[0-9])+)"
 )
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MARKED: Final = re.compile("\ue000([A-Za-z0-9_]+)\ue001")  # ${NAME} while YAML is read: braces mean maps there
 _SECRETS: Final = {
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a token": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})"),
@@ -52,11 +53,13 @@ class _Document:
 
     def fail(self, line: int | None, message: str) -> NoReturn:
         """Raise a SpecError that begins with file and line."""
-        raise SpecError(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}")
+        raise SpecError(_unmarked(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}"))
 
     def fail_at(self, path: Path, message: str) -> NoReturn:
         """Raise a SpecError that names the line and key of a value."""
-        raise SpecError(f"{self.place(path)}: {dotted(path)}: {message}" if path else f"{self.name}: {message}")
+        raise SpecError(
+            _unmarked(f"{self.place(path)}: {dotted(path)}: {message}" if path else f"{self.name}: {message}")
+        )
 
     def place(self, path: Path) -> str:
         """Say where a value was written: file and line (its own or that of what encloses it), or the ``--set``."""
@@ -65,6 +68,10 @@ class _Document:
         if path in self.overrides:
             return self.overrides[path]
         return f"{self.name}:{self.lines[path]}" if path else self.name
+
+
+def _unmarked(text: str) -> str:
+    return _MARKED.sub(r"${\1}", text)
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -88,11 +95,13 @@ def parse_yaml(text: str, name: str) -> _Document:
     document = _Document(name)
     if len(text) > _MAX_BYTES:
         document.fail(None, f"the file has {len(text)} characters; a job spec has at most {_MAX_BYTES}")
+    if "\ue000" in text or "\ue001" in text:
+        document.fail(None, "holds characters of Unicode's private use area, which a job spec has no use for")
     try:
-        _build(document, yaml.parse(text, Loader=yaml.SafeLoader))
+        _build(document, yaml.parse(_VARIABLE.sub("\ue000\\1\ue001", text), Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        document.fail(mark.line + 1 if mark else None, f"not valid YAML: {error.problem or error.context}")
+        document.fail(None if mark is None else mark.line + 1, f"not valid YAML: {error.problem or error.context}")
     except yaml.YAMLError as error:
         document.fail(None, f"not valid YAML: {' '.join(str(error).split())}")
     return document
@@ -104,7 +113,7 @@ def _build(document: _Document, events: Iterable[yaml.Event]) -> None:
     keys: list[str | None] = []
     documents = 0
     for event in events:
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1  # type: ignore[union-attr]  # a parser's events have marks
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
@@ -112,8 +121,9 @@ def _build(document: _Document, events: Iterable[yaml.Event]) -> None:
             continue
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             document.fail(line, "anchors and aliases (& and *) are not allowed; write the value out")
-        if getattr(event, "tag", None):
-            document.fail(line, f"the tag {event.tag} is not allowed; write a plain value")
+        tag = getattr(event, "tag", None)
+        if tag:
+            document.fail(line, f"the tag {tag} is not allowed; write a plain value")
         if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             stack.pop()
             keys.pop()
@@ -188,7 +198,7 @@ def _expand(document: _Document, value: Any, path: Path) -> Any:
             document.fail_at(path, f"the environment variable {match[1]} is not set; export it and try again")
         return os.environ[match[1]]
 
-    expanded = _VARIABLE.sub(replace, value)
+    expanded = _MARKED.sub(replace, value)
     for what, pattern in _SECRETS.items():
         if pattern.search(expanded):
             document.fail_at(
@@ -313,7 +323,7 @@ def _inside(data: Any, location: tuple[int | str, ...]) -> tuple[Path, Any]:
 def _keys_at(path: Path) -> list[str]:
     """List the keys that the spec knows at a path."""
     model: Any = JobSpec
-    for part in path:
+    for part in map(str, path):
         known = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = known.annotation if known else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

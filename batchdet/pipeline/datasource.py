@@ -29,7 +29,7 @@ def _read_shards(
             yield segment.to_row()
 
 
-class SegmentDatasource(Datasource):  # type: ignore[misc]
+class SegmentDatasource(Datasource):
     """Yields the segments of shards; one row is one segment, so that Ray never splits or merges it.
 
     Args:
@@ -48,7 +48,7 @@ class SegmentDatasource(Datasource):  # type: ignore[misc]
         done: Mapping[str, frozenset[int]],
         max_tasks: int = 10_000,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         per_task = -(-len(shards) // max_tasks)
         self._groups = [shards[i : i + per_task] for i in range(0, len(shards), per_task)] if shards else []
         self._spec = spec

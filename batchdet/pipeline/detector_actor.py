@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from batchdet.decode.canvas import paint
+from batchdet.decode.canvas import Pixels, paint
 from batchdet.decode.image import decode_image
 from batchdet.errors import ImageError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
+from batchdet.model.runtimes import Device
 from batchdet.records.detections import Detections
 from batchdet.records.schema import DETECTIONS, IMAGES, MEMBERS, STATUS_FAILED, STATUS_OK, image_id
 from batchdet.records.segment import LabelledSegment, Segment
@@ -79,13 +81,13 @@ class SegmentLabeller:
         for image, code, message in zip(images, codes, messages, strict=True):
             if code is not None:
                 image.fail(code, message or "")
-        waiting: dict[tuple[int, int], list[tuple[int, Letterbox, np.ndarray[Any, Any]]]] = {}
+        waiting: dict[tuple[int, int], list[tuple[int, Letterbox, Pixels]]] = {}
         for index, rgb in self._decoded(segment, images):
             image = images[index]
             image.height_px, image.width_px = rgb.shape[:2]
             letterbox = self._detector.letterbox(image.width_px, image.height_px)
-            shape = letterbox.canvas_height_px, letterbox.canvas_width_px
-            canvas = np.empty((*shape, 3), np.uint8)
+            shape = letterbox.canvas
+            canvas = np.empty((shape[1], shape[0], 3), np.uint8)
             paint(rgb, letterbox, canvas)
             watch.lap("decode")
             batch = waiting.setdefault(shape, [])
@@ -109,7 +111,7 @@ class SegmentLabeller:
             watch.times_s,
         )
 
-    def _decoded(self, segment: Segment, images: list[_Image]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    def _decoded(self, segment: Segment, images: list[_Image]) -> Iterator[tuple[int, Pixels]]:
         """Yield (index, RGB pixels) of every image that can be decoded, in order."""
         good = [i for i, image in enumerate(images) if image.error_code is None]
         for i, result in zip(good, self._in_order([segment.data[i] for i in good]), strict=True):
@@ -118,7 +120,7 @@ class SegmentLabeller:
             else:
                 yield i, result
 
-    def _in_order(self, encoded: list[Any]) -> "Iterator[np.ndarray[Any, Any] | ImageError]":
+    def _in_order(self, encoded: list[Any]) -> Iterator[Pixels | ImageError]:
         """Decode in order; with threads at most two batches ahead, so that memory stays bounded."""
         if self._pool is None:
             yield from map(self._decode, encoded)
@@ -131,13 +133,13 @@ class SegmentLabeller:
         while ahead:
             yield ahead.popleft().result()
 
-    def _decode(self, data: Any) -> "np.ndarray[Any, Any] | ImageError":
+    def _decode(self, data: Any) -> Pixels | ImageError:
         try:
             return decode_image(data, self._max_pixels)
         except ImageError as error:
             return error
 
-    def _infer(self, batch: list[tuple[int, Letterbox, np.ndarray[Any, Any]]], images: list[_Image]) -> None:
+    def _infer(self, batch: list[tuple[int, Letterbox, Pixels]], images: list[_Image]) -> None:
         """Run one batch; when the model fails on it, run its images one by one to find the one at fault."""
         canvases = np.stack([canvas for _, _, canvas in batch])
         try:
@@ -156,9 +158,7 @@ class SegmentLabeller:
         members = segment.members
         ids = [
             image_id(shard_uri, member)
-            for shard_uri, member in zip(
-                members["shard_uri"].to_pylist(), members["member"].to_pylist(), strict=True
-            )
+            for shard_uri, member in zip(members["shard_uri"].to_pylist(), members["member"].to_pylist(), strict=True)
         ]
         found = [image.detections if image.detections is not None else Detections.empty() for image in images]
         counts = np.array([len(d) for d in found], np.int32)
@@ -182,19 +182,18 @@ class SegmentLabeller:
         )
         return rows, self._detections(ids, found, counts)
 
-    def _detections(self, ids: list[str], found: list[Detections], counts: "np.ndarray[Any, Any]") -> pa.Table:
+    def _detections(self, ids: list[str], found: list[Detections], counts: npt.NDArray[np.int32]) -> pa.Table:
         total = int(counts.sum())
         boxes = np.concatenate([d.boxes_xyxy for d in found]) if found else np.zeros((0, 4), np.float32)
         class_ids = np.concatenate([d.class_ids for d in found]) if found else np.zeros(0, np.int32)
         scores = np.concatenate([d.scores for d in found]) if found else np.zeros(0, np.float32)
-        labels = self._detector.labels
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         arrays = [
             pa.repeat(self._run_id, total),
             pa.array(ids, pa.string()).take(pa.array(np.repeat(np.arange(len(ids)), counts), pa.int64())),
             pa.array((np.arange(total) - starts).astype(np.int32)),
             pa.array(class_ids),
-            pa.array([labels[i] for i in class_ids], pa.string()),
+            pa.array([self._detector.label(int(i)) for i in class_ids], pa.string()),
             pa.array(scores),
             *(pa.array(np.ascontiguousarray(boxes[:, i])) for i in range(4)),
         ]
@@ -214,7 +213,7 @@ class DetectorActor:
     """
 
     def __init__(
-        self, spec: JobSpec, model_sha256: str, run_id: str, batch_rows: int, device: str, threads: int
+        self, spec: JobSpec, model_sha256: str, run_id: str, batch_rows: int, device: Device, threads: int
     ) -> None:
         import cv2
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
+from batchdet.model.runtimes import Device
 from batchdet.pipeline.resources import ACTOR_CPUS
 from batchdet.pipeline.session import Capacity
 from batchdet.spec import JobSpec
@@ -30,14 +31,14 @@ class Probed:
         load_s: Seconds from fetching the model to its first output.
     """
 
-    device: str
+    device: Device
     reason: str
     card: dict[str, Any]
     labels: list[str]
     load_s: float
 
 
-def _load(spec: JobSpec, sha256: str, device: str) -> tuple[dict[str, Any], list[str], float]:
+def _load(spec: JobSpec, sha256: str, device: Device) -> tuple[dict[str, Any], list[str], float]:
     started = time.perf_counter()
     local = fetch_model(spec.model.uri, sha256)
     detector = Detector(spec.model, local.path, local.sha256, device, 1)
@@ -73,7 +74,7 @@ def probe_model(spec: JobSpec, sha256: str, capacity: Capacity) -> Probed:
     return Probed("cpu", reason, *_on_worker(spec, sha256, "cpu"))
 
 
-def _on_worker(spec: JobSpec, sha256: str, device: str) -> tuple[dict[str, Any], list[str], float]:
+def _on_worker(spec: JobSpec, sha256: str, device: Device) -> tuple[dict[str, Any], list[str], float]:
     import ray
 
     task = ray.remote(_load).options(
@@ -81,7 +82,7 @@ def _on_worker(spec: JobSpec, sha256: str, device: str) -> tuple[dict[str, Any],
     )
     reference = task.remote(spec, sha256, device)
     try:
-        return ray.get(reference, timeout=_TIMEOUT_S)  # type: ignore[no-any-return]
+        return ray.get(reference, timeout=_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(reference, force=True)
         raise ClusterError(

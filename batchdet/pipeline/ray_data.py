@@ -1,5 +1,6 @@
 """The pipeline on Ray Data: read segments, label them in an actor pool, stage the results."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +96,14 @@ def label_segments(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.actor_init_max_retries = 3
-    with DataContext.current(context):
+    with DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few shards make Ray Data warn of idle actors, which is no news
         source = SegmentDatasource(shards, spec, carried, done)
         rows = ray.data.read_datasource(
-            source, num_cpus=READER_CPUS, concurrency=workers.readers, override_num_blocks=max(1, len(source))
+            source,
+            num_cpus=READER_CPUS,
+            concurrency=min(workers.readers, max(1, len(source))),
+            override_num_blocks=max(1, len(source)),
         )
         labelled = rows.map_batches(
             DetectorActor,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchdet.errors import ClusterError
+from batchdet.model.runtimes import Device
 from batchdet.pipeline.session import Capacity
 from batchdet.spec import ComputeSpec
 
@@ -36,7 +37,7 @@ class Workers:
         choices: What ``auto`` chose -> why.
     """
 
-    device: str
+    device: Device
     actors: int
     actor_cpus: float
     actor_gpus: float
@@ -46,7 +47,7 @@ class Workers:
     choices: dict[str, str]
 
 
-def plan_workers(compute: ComputeSpec, capacity: Capacity, device: str, reason: str) -> Workers:
+def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reason: str) -> Workers:
     """Size the pool.
 
     Args:

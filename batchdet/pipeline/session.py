@@ -99,7 +99,7 @@ def capacity() -> Capacity:
     """Measure what the connected cluster has."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = tuple(float(node.get("CPU", 0)) for node in nodes)
     return Capacity(sum(cpus), sum(float(node.get("GPU", 0)) for node in nodes), len(nodes), cpus)
 
@@ -119,6 +119,6 @@ def _silence(verbose: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not verbose:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)

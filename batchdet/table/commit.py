@@ -206,4 +206,3 @@ def _with_partitions(detections: pa.Table, images: pa.Table, by: tuple[str, ...]
     for name in by:
         detections = detections.append_column(name, images[name].take(where))
     return detections
-

@@ -1,0 +1,65 @@
+# make quickstart and make test are all the set-up there is; `make` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-fast check format embedded bench-start wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("batchdet needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing batchdet into $(VENV) (a few minutes when nothing is cached)"
+	$(PIP) --editable '.[cpu,evaluate]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing batchdet and its development tools into $(VENV) (a few minutes when nothing is cached)"
+	$(PIP) --editable '.[cpu,evaluate,torch,dev]'
+	@touch $@ $(VENV)/.base
+
+quickstart: $(VENV)/.base ## make a sample data set, label it, show and evaluate the result
+	@rm -rf quickstart
+	@echo; echo '$$ batchdet sample quickstart/images --images 400 --seed 2026'
+	@$(BIN)/batchdet sample quickstart/images --images 400 --seed 2026
+	@echo; echo '$$ batchdet run jobs/quickstart.yaml'
+	@$(BIN)/batchdet run jobs/quickstart.yaml
+	@echo; echo '$$ batchdet evaluate quickstart/labels --truth quickstart/images/instances.json'
+	@$(BIN)/batchdet evaluate quickstart/labels --truth quickstart/images/instances.json
+	@echo; echo '$$ batchdet show quickstart/labels --pictures quickstart/pictures'
+	@$(BIN)/batchdet show quickstart/labels --pictures quickstart/pictures
+
+test: $(VENV)/.dev ## run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev ## run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: $(VENV)/.dev ## formatting, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-start: $(VENV)/.base ## time `import batchdet` and `batchdet --help`
+	$(BIN)/python benchmarks/start_up.py
+
+embedded: $(VENV)/.dev ## train the embedded detector anew (about an hour on 2 cores)
+	$(BIN)/python -m batchdet.training.embedded
+
+wheel: $(VENV)/.dev ## build the wheel that the images in infra/ install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what the other targets made, but for the environment
+	rm -rf quickstart build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

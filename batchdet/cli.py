@@ -1,0 +1,314 @@
+"""The command line. Each command reads its arguments, calls one function and prints what it returns."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+import batchdet
+from batchdet.errors import BatchdetError, Interrupted
+
+app = typer.Typer(
+    name="batchdet",
+    help="Label very large image sets with an object detector, on a cluster, so that the result can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done; 2 wrong spec or argument; 3 too many failed images; 4 output locked; "
+    "5 the cluster cannot do it; 6 verification failed; 130/143 interrupted.",
+)
+
+Job = Annotated[str, typer.Argument(metavar="JOB", help="Job spec in YAML; a path or any fsspec URI.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job; a path or any fsspec URI.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the spec, as in model.score_threshold=0.4."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray speak too.")]
+RunId = Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="A certain run; default: the newest.")]
+
+_RUN, _LOOK, _SET_UP, _CLUSTER = "Run a job", "Look at results", "Set up", "On a cluster"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"batchdet {batchdet.__version__}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel=_RUN)
+def run(
+    job: Job,
+    set_: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Label everything again, whatever earlier runs hold.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Label what is new and commit it; after a crash the same command goes on."""
+    from batchdet.job import run_job
+    from batchdet.progress import watcher_for
+    from batchdet.specfile import load_job
+
+    spec = load_job(job, set_ or ())
+    with watcher_for() as watcher:
+        done = run_job(spec, fresh=fresh, watcher=watcher, verbose=verbose)
+    if as_json:
+        _print_json(
+            {
+                "run_id": done.run_id,
+                "status": done.status,
+                "output": done.output,
+                "images_ok": done.images_ok,
+                "images_failed": done.images_failed,
+                "wall_s": round(done.wall_s, 3),
+            }
+        )
+    elif done.status == "committed":
+        total = done.images_ok + done.images_failed
+        print(
+            f"run {done.run_id}: {total} images ({done.images_failed} failed), "
+            f"{sum(p.rows for p in done.manifest.detections)} detections in {done.wall_s:.1f} s\n"
+            f"tables: {done.output}\nlook:   batchdet show {done.output}"
+        )
+
+
+@app.command(rich_help_panel=_RUN)
+def plan(
+    job: Job,
+    set_: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore what earlier runs hold.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would do, without doing it: lists the source and fetches the model."""
+    from batchdet.job import plan_job
+    from batchdet.specfile import load_job
+
+    planned = plan_job(load_job(job, set_ or ()), fresh).to_dict()
+    if as_json:
+        _print_json(planned)
+        return
+    _print_facts(
+        [
+            ("job", planned["name"]),
+            ("source", f"{planned['source']} ({planned['format']})"),
+            (
+                "to do",
+                f"{planned['objects']} objects, {planned['size_bytes'] / 1e6:.1f} MB, in {planned['shards']} shards"
+                + (f", {planned['images']} images" if planned["images"] is not None else ""),
+            ),
+            ("done already", f"{planned['known_objects']} objects" if planned["known_objects"] else "nothing"),
+            ("carried over", ", ".join(planned["carried_columns"]) or "no columns"),
+            ("model", f"sha256 {planned['model_sha256'][:16]}..."),
+            ("tables", f"{planned['output']}, partitioned by {', '.join(planned['partition_by']) or 'nothing'}"),
+            (
+                "a run would",
+                f"go on with {planned['resume_run_id']}"
+                if planned["resume_run_id"]
+                else f"do nothing: {planned['finished_run_id']} holds all of it"
+                if planned["finished_run_id"]
+                else "start anew",
+            ),
+        ]
+    )
+
+
+def _print_facts(facts: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name.ljust(width)}  {value}")
+
+
+@app.command(rich_help_panel=_RUN)
+def validate(job: Job, set_: Set = None, as_json: Json = False) -> None:
+    """Check a job spec, line by line, without touching source, model or cluster."""
+    from batchdet.specfile import load_job
+
+    spec = load_job(job, set_ or ())
+    if as_json:
+        _print_json(json.loads(spec.model_dump_json()))
+    else:
+        print(f"{job}: a valid job spec ({spec.name})")
+
+
+@app.command(rich_help_panel=_LOOK)
+def show(
+    out: Out,
+    run_id: RunId = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", metavar="DIR", help="Also write annotated pictures here.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many pictures.")] = 6,
+    as_json: Json = False,
+) -> None:
+    """Show a run: counts by class, failures, scores, sizes, rate."""
+    from batchdet.results.show import render_show
+    from batchdet.results.show import show as describe
+
+    found = describe(out, run_id)
+    if pictures is not None:
+        from batchdet.results.pictures import write_pictures
+
+        found["pictures"] = [str(p) for p in write_pictures(out, run_id, count, str(pictures))]
+    if as_json:
+        _print_json(found)
+    else:
+        render_show(found, _console())
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+@app.command(rich_help_panel=_LOOK)
+def query(
+    out: Out,
+    sql: Annotated[str, typer.Argument(help="One SELECT over the views images, detections and runs.")],
+    as_json: Json = False,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Print at most this many rows.")] = 40,
+) -> None:
+    """Ask the tables in SQL (DuckDB); committed rows only, each image from its newest run."""
+    from batchdet.results.query import query as ask
+    from batchdet.results.query import render_table
+
+    table = ask(out, sql)
+    if as_json:
+        _print_json(table.to_pylist())
+    else:
+        render_table(table, rows, _console())
+
+
+@app.command(rich_help_panel=_LOOK)
+def status(out: Out, as_json: Json = False) -> None:
+    """List the runs of an output, committed or not."""
+    from batchdet.results.status import render_status
+    from batchdet.results.status import status as describe
+
+    found = describe(out)
+    _print_json(found) if as_json else render_status(found, _console())
+
+
+@app.command(rich_help_panel=_LOOK)
+def verify(out: Out, run_id: RunId = None, as_json: Json = False) -> None:
+    """Hash every committed file and recount every total; exit 6 when something is wrong."""
+    from batchdet.results.verify import render_verify
+    from batchdet.results.verify import verify as check
+
+    report = check(out, run_id)
+    _print_json(report) if as_json else render_verify(report, _console())
+
+
+@app.command(rich_help_panel=_LOOK)
+def evaluate(
+    out: Out,
+    truth: Annotated[str, typer.Option("--truth", metavar="JSON", help="Ground truth, COCO instances.json.")],
+    run_id: RunId = None,
+    as_json: Json = False,
+) -> None:
+    """Compare detections with ground truth: AP as COCO defines it."""
+    from batchdet.results.evaluate import evaluate as score
+    from batchdet.results.evaluate import render_evaluation
+
+    found = score(out, truth, run_id)
+    _print_json(found.to_dict()) if as_json else render_evaluation(found, _console())
+
+
+@app.command(rich_help_panel=_SET_UP)
+def model(
+    uri: Annotated[str, typer.Argument(help="An ONNX file, any fsspec URI, or builtin:sample.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a model is: family, inputs, outputs, labels, canvas, licence."""
+    from batchdet.model.detector import open_detector
+    from batchdet.spec import ModelSpec
+
+    card = open_detector(ModelSpec(uri=uri)).card
+    _print_json(card.to_dict()) if as_json else _print_facts(card.describe())
+
+
+@app.command(rich_help_panel=_SET_UP)
+def sample(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write; a path or any fsspec URI.")],
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 2000,
+    format_: Annotated[
+        Literal["webdataset", "folder", "parquet"], typer.Option("--format", help="How to pack them.")
+    ] = "webdataset",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other images.")] = 1,
+) -> None:
+    """Make a labelled set of generated images, with ground truth in COCO JSON."""
+    from batchdet.progress import counting
+    from batchdet.sample.dataset import write_sample
+
+    with counting("drawing", images) as progress:
+        made = write_sample(folder, images, format_, seed, progress=progress)
+    print(f"{images} images: {made.source_uri}\nground truth: {made.instances_uri}")
+
+
+@app.command(rich_help_panel=_SET_UP)
+def schema() -> None:
+    """Print the JSON Schema of job specs, for editors."""
+    from batchdet.spec import JobSpec
+
+    _print_json(JobSpec.model_json_schema())
+
+
+@app.command(rich_help_panel=_SET_UP)
+def doctor(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also check what this job needs.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: packages, processors, memory, runtimes, credentials, output."""
+    from batchdet.cluster.doctor import doctor as examine
+    from batchdet.cluster.doctor import render_doctor
+    from batchdet.specfile import load_job
+
+    checks = examine(load_job(job, set_ or ()) if job else None)
+    _print_json([check.to_dict() for check in checks]) if as_json else render_doctor(checks, _console())
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(5)
+
+
+def _fail(error: BatchdetError) -> NoReturn:
+    text = error.message
+    for line in text.splitlines() or [""]:
+        print(f"error: {_plain(line)}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(error.exit_status)
+
+
+def _plain(text: str) -> str:
+    """Show control characters as escapes, so that a name in a message cannot drive the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _on_signal(number: int, frame: object) -> None:
+    """Turn the first SIGINT or SIGTERM into an error that unwinds; the second one ends the process at once."""
+    signal.signal(number, lambda again, _: os._exit(128 + again))
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    raise Interrupted(f"stopped by {name}; what was staged is kept, the same command goes on", 128 + number)
+
+
+def main() -> None:
+    """Run the command line and exit with the status that DESIGN.md names."""
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+    try:
+        app()
+    except BatchdetError as error:
+        _fail(error)

@@ -1,0 +1,25 @@
+import pickle
+
+import pytest
+
+from batchdet import errors
+
+
+def _subclasses(kind: type[errors.BatchdetError]) -> set[type[errors.BatchdetError]]:
+    return {kind} | {each for direct in kind.__subclasses__() for each in _subclasses(direct)}
+
+
+@pytest.mark.parametrize("kind", sorted(_subclasses(errors.BatchdetError), key=lambda k: k.__name__))
+def test_every_error_pickles_and_is_drawn(kind: type[errors.BatchdetError]) -> None:
+    error = kind("corrupt", "why") if kind is errors.ImageError else kind("why")  # type: ignore[call-arg]
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (again.message, again.exit_status, vars(again)) == (error.message, error.exit_status, vars(error))
+    if kind.__module__ == "batchdet.errors":
+        assert errors.__doc__ is not None
+        assert kind.__name__ in errors.__doc__
+
+
+def test_exit_statuses() -> None:
+    assert {k.__name__: k.exit_status for k in _subclasses(errors.BatchdetError)}["TooManyFailures"] == 3
+    assert errors.Interrupted("stopped", 143).exit_status == 143

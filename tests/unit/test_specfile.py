@@ -1,0 +1,139 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchdet.errors import SpecError
+from batchdet.spec import JobSpec
+from batchdet.specfile import dump_job, load_job, parse_job
+
+GOOD = """name: street
+source: {uri: s3://bucket/shards/*.tar}
+model:
+  uri: builtin:sample
+  score_threshold: 0.3
+  classes: [car, 3]
+output: {uri: /tmp/out}
+"""
+
+
+def test_good_spec() -> None:
+    spec = parse_job(GOOD, "job.yaml")
+    assert spec.model.score_threshold == 0.3
+    assert spec.model.classes == ("car", 3)
+    assert spec.policy.max_failed_fraction == 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("score_threshold", "score_treshold"), "job.yaml:5: model.score_treshold: unknown key; did you mean"),
+        (("0.3", "1.5"), "job.yaml:5: model.score_threshold: found 1.5; it should be less than or equal to 1"),
+        (("0.3", "'high'"), 'job.yaml:5: model.score_threshold: found "high"; it should be a number'),
+        (("0.3", "no"), "job.yaml:5: model.score_threshold: 'no' is read differently"),
+        (("0.3", "1e3"), "job.yaml:5: model.score_threshold: '1e3' is read differently"),
+        (("0.3", "012"), "job.yaml:5: model.score_threshold: '012' is read differently"),
+        (("0.3", "1_000"), "job.yaml:5: model.score_threshold: '1_000' is read differently"),
+        (("0.3", "0x1F"), "job.yaml:5: model.score_threshold: '0x1F' is read differently"),
+        (("0.3", "12:30"), "job.yaml:5: model.score_threshold: '12:30' is read differently"),
+        (("0.3", ".inf"), "job.yaml:5: model.score_threshold: '.inf' is read differently"),
+        (("output: {uri: /tmp/out}", ""), "job.yaml: output: this key is missing"),
+        (("output:", "name: again\noutput:"), "job.yaml:7: name: this key stands twice"),
+        (("[car, 3]", "&x [car]"), "job.yaml:6: anchors and aliases"),
+        (("[car, 3]", "!!python/object:os.system [car]"), "job.yaml:6: the tag tag:yaml.org"),
+        (("[car, 3]", "[" * 50), "job.yaml:6: nested deeper than 12 levels"),
+        (("[car, 3]", "[car"), "not valid YAML"),
+        (("s3://bucket", "s3://key:secret@bucket"), "job.yaml:2: source.uri: holds a user name and password"),
+        (("bucket", "AKIAABCDEFGHIJKLMNOP"), "job.yaml:2: source.uri: holds an AWS access key"),
+        (("bucket", "${BATCHDET_NOT_SET}"), "job.yaml:2: source.uri: the environment variable BATCHDET_NOT_SET is not"),
+        (("{uri: s3", "{format: tar, uri: s3"), "job.yaml:2: source.format: found \"tar\"; it should be 'auto', 'web"),
+        (("street", "two words"), 'job.yaml:1: name: found "two words"; it should match'),
+    ],
+)
+def test_mistakes_name_line_key_and_remedy(change: tuple[str, str], sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_job(GOOD.replace(*change), "job.yaml")
+    assert str(caught.value).startswith(sentence) or sentence in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+def test_every_mistake_is_named() -> None:
+    text = GOOD.replace("0.3", "7").replace("street", "a b") + "extra: 1\n"
+    with pytest.raises(SpecError) as caught:
+        parse_job(text, "job.yaml")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_members_of_a_union_are_one_sentence() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_job(GOOD + "compute: {actors: 0}\n", "job.yaml")
+    assert str(caught.value) == (
+        "job.yaml:8: compute.actors: found 0; it should be 'auto' or greater than or equal to 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.scor=3", "--set model.scor=3: model.scor: unknown key"),
+        ("compute.actors=many", "--set compute.actors=many: compute.actors: found"),
+        ("nonsense", "--set nonsense: write it as key.path=value"),
+        ("name.x=1", "--set name.x=1: name is a value and has no keys below it"),
+    ],
+)
+def test_wrong_override(override: str, sentence: str) -> None:
+    with pytest.raises(SpecError, match=f"^{sentence}"):
+        parse_job(GOOD, "job.yaml", [override])
+
+
+def test_overrides_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET", "photos")
+    text = GOOD.replace("s3://bucket", "s3://${BUCKET}")
+    spec = parse_job(text, "job.yaml", ["compute.actors=2", "model.classes=[dog]", "output.uri=s3://${BUCKET}/out"])
+    assert spec.source.uri == "s3://photos/shards/*.tar"
+    assert spec.output.uri == "s3://photos/out"
+    assert spec.compute.actors == 2
+    assert spec.model.classes == ("dog",)
+
+
+def test_missing_and_binary_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SpecError, match="there is no such job spec"):
+        load_job(str(tmp_path / "nope.yaml"))
+    (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="is not UTF-8"):
+        load_job(str(tmp_path / "job.yaml"))
+
+
+def test_bomb_is_refused_at_once() -> None:
+    bomb = "a: &a [x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(1000))
+    with pytest.raises(SpecError, match="anchors and aliases"):
+        parse_job(bomb, "job.yaml")
+    with pytest.raises(SpecError, match="at most 1048576"):
+        parse_job("a" * 2_000_000, "job.yaml")
+
+
+AWKWARD = st.sampled_from(["no", "1e3", "012", "null", "true", "~", "3", "0.5", "a: b", "#x", "ä", "- x", "1_0"])
+
+
+@given(
+    AWKWARD | st.text("abc xyz:/{}[]#'\"!&*-", min_size=1).filter(lambda t: t.strip() == t),
+    st.floats(0, 1),
+    st.lists(AWKWARD | st.integers(0, 10**6), max_size=3),
+    st.sampled_from(["auto", 1, 7]),
+)
+def test_load_of_dump_is_the_same(uri: str, score: float, classes: list[str | int], actors: str | int) -> None:
+    spec = JobSpec.model_validate(
+        {
+            "name": "x",
+            "source": {"uri": uri},
+            "model": {"uri": "m", "score_threshold": score, "classes": tuple(classes) or None},
+            "compute": {"actors": actors},
+            "output": {"uri": "out"},
+        }
+    )
+    assert parse_job(dump_job(spec), "dump") == spec
+
+
+@given(st.text(max_size=200))
+def test_any_text_gives_a_spec_or_a_spec_error(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse_job(text, "fuzz")
