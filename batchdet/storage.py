@@ -135,13 +135,18 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise NotFound(f"{uri}: cannot {action}: no such object, folder or bucket") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+    except PermissionError as error:
+        why = error.strerror or " ".join(str(error).split()) or "refused"
+        raise StorageError(f"{uri}: cannot {action}: permission denied ({why}); check the credentials") from error
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise StorageError(f"{uri}: cannot {action}: {error.strerror or error}") from error
     except Exception as error:
         kind = type(error).__name__
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
             text = " ".join(str(error).split()) or kind
-            failure = StorageError if scheme(uri) == "file" else TransientError
+            if kind in {"NoCredentialsError", "PartialCredentialsError"}:
+                raise StorageError(f"{uri}: cannot {action}: no credentials for {scheme(uri)}:// were found") from error
+            failure = StorageError if scheme(uri) in {"file", "memory"} else TransientError
             raise failure(f"{uri}: cannot {action}: {kind}: {text}") from error
         raise
 

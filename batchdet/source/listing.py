@@ -79,7 +79,7 @@ def _what_exists(uri: str) -> str:
     except StorageError:
         names = []
     if not names:
-        return "check the path (its parent does not exist either, or is empty)"
+        return f"check the path ({parent} does not exist either, or is empty)"
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{parent} holds {shown}"
 

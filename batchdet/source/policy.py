@@ -55,20 +55,27 @@ class UriPolicy:
         if ":" in head and "://" not in listed:
             raise _refused(listed, f"{head.split(':', 1)[0]}: is not allowed")
         relative = "://" not in listed and not listed.startswith(("/", "~"))
-        uri = storage.join(self.folder, listed) if relative else listed
-        scheme = storage.scheme(uri)
-        if scheme == "file":
+        uri = self._join(listed) if relative else listed
+        if storage.scheme(uri) == "file":
             return Allowed(self._check_local(listed, uri), False)
         part = _split(uri)
-        if relative and self._schemes and ".." not in unquote(listed).split("/"):
-            return Allowed(uri, False) if scheme in self._schemes else self._by_prefix(listed, part)
         if ".." in unquote(part.path).replace("\\", "/").split("/"):
             raise _refused(listed, "its path holds '..'")
         if "@" in part.host or "\\" in part.host:
             raise _refused(listed, "it holds a user name")
-        if scheme in self._schemes:
+        if part.scheme in self._schemes:
             return Allowed(uri, False)
         return self._by_prefix(listed, part)
+
+    def _join(self, listed: str) -> str:
+        """Resolve a relative entry; one that climbs out of its bucket keeps its dots, and is refused."""
+        uri = storage.join(self.folder, listed)
+        if "://" not in uri:
+            return uri
+        scheme, rest = uri.split("://", 1)
+        root, _, path = rest.partition("/")
+        resolved = posixpath.normpath(path)
+        return uri if resolved.startswith("..") else f"{scheme}://{root}/{resolved}"
 
     def _by_prefix(self, listed: str, part: "_Parts") -> Allowed:
         matching = [p for p in self._prefixes if p.scheme == part.scheme and _covers(p, part)]
