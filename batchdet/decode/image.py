@@ -181,7 +181,10 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in (5, 6, 7, 8):
         turned = cv2.transpose(np.ascontiguousarray(pixels))
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
-    return turned if flip is None else cv2.flip(np.ascontiguousarray(turned), flip)  # type: ignore[no-any-return]
+    if flip is not None:
+        turned = cv2.flip(np.ascontiguousarray(turned), flip)
+    upright: Pixels = turned
+    return upright
 
 
 def _classified(format_: str, error: Exception) -> ImageError:

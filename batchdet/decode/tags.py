@@ -75,10 +75,10 @@ def pixel_data_end(tags: Tags) -> int:
 
 
 def exif_orientation(block: memoryview) -> int:
-    """Return the orientation, 1..8, of an EXIF block; 1 when it has none that can be read.
+    r"""Return the orientation, 1..8, of an EXIF block; 1 when it has none that can be read.
 
     Args:
-        block: The EXIF bytes, with or without the leading ``Exif\\0\\0``.
+        block: The EXIF bytes, with or without the leading ``Exif\0\0``.
     """
     if bytes(block[:6]) == b"Exif\0\0":
         block = block[6:]

@@ -77,7 +77,8 @@ def area(boxes_xyxy: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """
     boxes = as_boxes(boxes_xyxy)
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], np.float32(0))
-    return sides[:, 0] * sides[:, 1]
+    product: npt.NDArray[np.float32] = sides[:, 0] * sides[:, 1]
+    return product
 
 
 def iou_matrix(a_xyxy: npt.ArrayLike, b_xyxy: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -99,4 +100,5 @@ def iou_matrix(a_xyxy: npt.ArrayLike, b_xyxy: npt.ArrayLike) -> npt.NDArray[np.f
     shared = sides[..., 0] * sides[..., 1]
     union = area(a)[:, None] + area(b)[None, :] - shared
     iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return np.minimum(iou, np.float32(1))
+    bounded: npt.NDArray[np.float32] = np.minimum(iou, np.float32(1))
+    return bounded

@@ -38,7 +38,7 @@ class Letterbox:
     def __post_init__(self) -> None:
         if min(*self.source, *self.canvas, *self.content) < 1:
             raise ValueError(f"sizes must be positive: source {self.source}, canvas {self.canvas}")
-        if not all(0 <= p and p + n <= c for p, n, c in zip(self.pad, self.content, self.canvas, strict=True)):
+        if not all(p >= 0 and p + n <= c for p, n, c in zip(self.pad, self.content, self.canvas, strict=True)):
             raise ValueError(f"content {self.content} at {self.pad} does not lie on the canvas {self.canvas}")
 
     @classmethod

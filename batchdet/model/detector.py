@@ -63,6 +63,7 @@ class Detector:
             spec.max_detections,
             None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
         )
+        self._rehearse()
 
     @property
     def preprocess(self) -> Preprocess:
@@ -115,7 +116,11 @@ class Detector:
         return found
 
     def probe(self) -> ModelCard:
-        """Run the model once as it will be used, and return its card.
+        """Return the card; the constructor has already run the model as it will be used."""
+        return self.card
+
+    def _rehearse(self) -> None:
+        """Run the model as it will be used.
 
         Exports often declare axes free that the graph then refuses. What does not work is not used, and the
         card says so.
@@ -125,12 +130,12 @@ class Detector:
             self._notes.append("declares a free batch but runs only one image at once, so that is what it is given")
         if self._shape == "rectangle":
             width, height = self.canvas
-            if not self._works(self._fixed_batch or 2, (width, max(self.stride, height // 2 // self.stride * self.stride))):
+            half = max(self.stride, height // 2 // self.stride * self.stride)
+            if not self._works(self._fixed_batch or 2, (width, half)):
                 if self.spec.canvas.shape == "rectangle":
-                    raise SpecError("model.canvas.shape: the model declares a free canvas but fails on a rectangle; use square")
+                    raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
                 self._shape = "square"
                 self._notes.append("declares a free canvas but fails on a rectangle, so squares are used")
-        return self.card
 
     @property
     def card(self) -> ModelCard:
@@ -185,7 +190,9 @@ class Detector:
         size = asked or (max(sizes) if sizes else _DEFAULT_SIZE_PX)
         if size % self.stride:
             near = max(self.stride, round(size / self.stride) * self.stride)
-            raise SpecError(f"model.canvas.size_px: {size} is no multiple of the model's stride {self.stride}; take {near}")
+            raise SpecError(
+                f"model.canvas.size_px: {size} is no multiple of the model's stride {self.stride}; take {near}"
+            )
         return width or size, height or size
 
     def _canvas_shape(self) -> str:
@@ -242,7 +249,7 @@ class Detector:
 
 
 def open_detector(spec: ModelSpec, device: Device = "cpu", threads: int = 1) -> Detector:
-    """Fetch, load and probe a model.
+    """Fetch and load a model.
 
     Args:
         spec: The model part of the job.
@@ -253,9 +260,7 @@ def open_detector(spec: ModelSpec, device: Device = "cpu", threads: int = 1) -> 
         ModelError, SpecError, MissingExtra, ClusterError: See :class:`Detector`.
     """
     model = fetch_model(spec.uri, spec.sha256)
-    detector = Detector(spec, model.path, model.sha256, device, threads)
-    detector.probe()
-    return detector
+    return Detector(spec, model.path, model.sha256, device, threads)
 
 
 def _image_input(inputs: Sequence[TensorInfo]) -> TensorInfo:

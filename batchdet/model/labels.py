@@ -9,14 +9,15 @@ from typing import Any, Final
 from batchdet import storage
 from batchdet.errors import BatchdetError, SpecError
 
-COCO_80: Final = tuple(
+_COCO_NAMES: Final = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
     "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
     "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
     "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
     "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
-    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush".split(",")
+    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 )
+COCO_80: Final = tuple(_COCO_NAMES.split(","))
 """The 80 categories of COCO, in the order of their ids (Lin et al., arXiv:1405.0312)."""
 
 _MAX_TEXT = 1_000_000
@@ -120,13 +121,16 @@ def class_numbers(wanted: Sequence[str | int], labels: Sequence[str]) -> tuple[i
             same = [i for i, text in enumerate(labels) if text == entry]
             if not same:
                 near = get_close_matches(entry, labels, 1, 0.6)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(labels[:10])}" + ", ..." * (
-                    len(labels) > 10
+                hint = (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else f"it has {', '.join(labels[:10])}" + ", ..." * (len(labels) > 10)
                 )
                 raise SpecError(f"model.classes: the model has no class {entry!r}; {hint}")
             numbers.update(same)
         elif entry < 0 or (labels and entry >= len(labels)):
-            raise SpecError(f"model.classes: the model has no class number {entry}; they go from 0 to {len(labels) - 1}")
+            last = len(labels) - 1
+            raise SpecError(f"model.classes: the model has no class number {entry}; they go from 0 to {last}")
         else:
             numbers.add(entry)
     return tuple(sorted(numbers))
@@ -135,5 +139,5 @@ def class_numbers(wanted: Sequence[str | int], labels: Sequence[str]) -> tuple[i
 def numbers(text: str) -> tuple[int, ...]:
     """Read a metadata text such as ``32`` or ``[640, 640]``; empty when it is neither."""
     value = _parse(text) if 0 < len(text) < 1000 else None
-    entries = value if isinstance(value, list | tuple) else [value]
+    entries: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     return tuple(entries) if all(type(n) is int and n > 0 for n in entries) else ()

@@ -147,9 +147,7 @@ def suppress(
     return nms(boxes_xyxy, scores, class_ids, settings.iou_threshold, settings.max_detections)
 
 
-def detections(
-    boxes_xyxy: Boxes, scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32]
-) -> Detections:
+def detections(boxes_xyxy: Boxes, scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32]) -> Detections:
     """Make detections of boxes in original pixels, without those that are empty or not finite.
 
     Args:
