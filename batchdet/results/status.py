@@ -84,23 +84,24 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("run", "name", "state"):
-        table.add_column(name, overflow="fold")
-    for name in ("images", "failed", "boxes", "files", "size", "age"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("run", no_wrap=True)
+    table.add_column("name", overflow="fold", min_width=12)
+    table.add_column("state", no_wrap=True)
+    for name in ("images", "failed", "boxes", "size", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in reversed(found["runs"]):
         head = (Text(run["run_id"]), Text(escape(run["name"])))
         age = "" if run["age_s"] is None else format_duration(run["age_s"])
         if run["state"] == "committed":
-            counts = (f"{run[key]:,}" for key in ("images_listed", "images_failed", "detections", "part_files"))
+            counts = (f"{run[key]:,}" for key in ("images_listed", "images_failed", "detections"))
             table.add_row(*head, Text("committed", "green"), *counts, format_bytes(run["size_bytes"]), age)
         else:
-            staged = (f"{run['staged_files']:,}", format_bytes(run["staged_bytes"]))
-            table.add_row(*head, Text("uncommitted", "yellow"), "", "", "", *staged, age)
+            table.add_row(*head, Text("uncommitted", "yellow"), "", "", "", format_bytes(run["staged_bytes"]), age)
     console.print(Text(escape(found["output"]), style="bold"), soft_wrap=True)
     console.print(table)
     for run in found["runs"]:
         if run["state"] == "uncommitted":
-            text = f"Run {run['run_id']} is not committed ({run['staged_files']:,} files staged): {run['go_on']}."
+            segments = f"{run['staged_files']:,} segment{'s' * (run['staged_files'] != 1)} staged"
+            text = f"Run {run['run_id']} is not committed ({segments}); to finish it, {run['go_on']}."
             console.print(Text(text), soft_wrap=True)

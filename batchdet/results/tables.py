@@ -5,6 +5,8 @@ Partition columns come from the path and are strings, ``run_date`` too.
 """
 
 import itertools
+import os
+import tempfile
 import urllib.parse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -165,7 +167,11 @@ def connect(tables: Sequence[RunTables]) -> "duckdb.DuckDBPyConnection":
     """Open a DuckDB in memory that can read the tables' file system and fetches no extension."""
     import duckdb
 
-    options: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    options: dict[str, Any] = {
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "temp_directory": os.path.join(tempfile.gettempdir(), f"batchdet-duckdb-{os.getpid()}"),
+    }
     con = duckdb.connect(":memory:", config=options)
     for out in {table.out for table in tables}:
         if storage.scheme(out) != "file":
