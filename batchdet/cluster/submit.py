@@ -1,0 +1,289 @@
+"""Submission of a job to a running Ray cluster, through its dashboard.
+
+The cluster needs nothing of this machine: the package and the job travel along (see :mod:`batchdet.cluster.bundle`).
+What stays here is the environment: no value of it is shipped unless it is named.
+"""
+
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from batchdet.cluster.bundle import Bundle, build_bundle
+from batchdet.cluster.follow import follow_job, last_line
+from batchdet.cluster.requirements import pins
+from batchdet.errors import ClusterError, Interrupted, SpecError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+CONNECT_TIMEOUT_S = 4.0
+REQUEST_TIMEOUT_S = 60.0
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OVERRIDE_OF_ADDRESS = "RAY_API_SERVER_ADDRESS"
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job on a cluster.
+
+    Args:
+        job_id: Ray's submission id.
+        address: The cluster's dashboard.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, when last asked.
+        exit_status: What the job's own ``batchdet run`` returned; 0 when it was not waited for.
+    """
+
+    job_id: str
+    address: str
+    status: str
+    exit_status: int
+
+    @property
+    def follow_command(self) -> str:
+        """The command that follows the job's log."""
+        return f"ray job logs --follow --address {shlex.quote(self.address)} {self.job_id}"
+
+    @property
+    def status_command(self) -> str:
+        """The command that tells how the job stands."""
+        return f"ray job status --address {shlex.quote(self.address)} {self.job_id}"
+
+    @property
+    def stop_command(self) -> str:
+        """The command that stops the job."""
+        return f"ray job stop --address {shlex.quote(self.address)} {self.job_id}"
+
+
+def submit_job(
+    job_path: str,
+    address: str,
+    overrides: Sequence[str] = (),
+    wait: bool = True,
+    *,
+    env: Sequence[str] = (),
+    pip: bool = False,
+    run_options: Sequence[str] = (),
+    on_log: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> SubmittedJob:
+    """Run a job on a Ray cluster.
+
+    Args:
+        job_path: The job's YAML.
+        address: The cluster's dashboard, such as ``http://head:8265``.
+        overrides: Settings on top of the YAML, each ``key.path=value``.
+        wait: Follow the log until the job ends; otherwise return once it is submitted.
+        env: Names of environment variables whose values go along. Who may use the cluster's dashboard can read them;
+            better is what the cluster itself has (an IAM role, a Kubernetes secret).
+        pip: Let the cluster install the versions of batchdet's packages that are installed here (Ray's excepted).
+            Without it nothing is installed, and a cluster that lacks a package is told so.
+        run_options: Options of ``batchdet run`` to pass on, such as ``--fresh``.
+        on_log: Called with each line of the job's log, without its line end; by default it is printed.
+        on_note: Called with each remark for the person who submits; by default there are none.
+
+    Returns:
+        The job, with its own exit status when it was waited for.
+
+    Raises:
+        SpecError: The job, the address or a variable's name is wrong.
+        ClusterError: The cluster does not answer, refuses, or could not start the job.
+        Interrupted: Ctrl-C while following; the job goes on, and the message says how to follow and stop it.
+    """
+    address = dashboard_address(address)
+    values = _named_values(env)
+    note = on_note or (lambda text: None)
+    with tempfile.TemporaryDirectory(prefix="batchdet-submit-") as folder:
+        bundle = build_bundle(Path(folder), job_path, overrides, env)
+        for text in bundle.notes:
+            note(text)
+        client = connect(address)
+        job_id = _submit(client, bundle, values, pip, run_options, address)
+    job = SubmittedJob(job_id, address, "PENDING", 0)
+    note(f"submitted as {job_id}")
+    if not wait:
+        return job
+    try:
+        info = follow_job(client, job_id, address, on_log or print)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the job {job_id} goes on; follow it with '{job.follow_command}', stop it with '{job.stop_command}'"
+        ) from None
+    status = str(info.status)
+    if status != "STOPPED" and info.driver_exit_code is None:
+        raise ClusterError(f"{address}: the job {job_id} could not be run: {last_line(info.message)}")
+    return SubmittedJob(job_id, address, status, _exit_status(status, info.driver_exit_code))
+
+
+def _exit_status(status: str, code: int | None) -> int:
+    if code is None:
+        return 143 if status == "STOPPED" else 5
+    # A negative code is the signal that ended the process.
+    return 128 - code if code < 0 else code
+
+
+def dashboard_address(address: str) -> str:
+    """Check the address of a dashboard and return it with its scheme and without a trailing slash.
+
+    Raises:
+        SpecError: It is no HTTP address, or carries a user name or password.
+    """
+    text = address.strip().rstrip("/")
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and text != "auto"
+        port = parts.port
+    except ValueError:
+        good, port = False, None
+    if parts.username or parts.password:
+        raise SpecError("--address: holds a user name or password; leave them out and set RAY_AUTH_TOKEN")
+    if not good or parts.query or parts.fragment:
+        raise SpecError(
+            f"--address {address}: found no address of a Ray dashboard; it should look like http://HOST:8265 "
+            "(ray:// and 'auto' belong into compute.address of a run)"
+        )
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+
+
+def _named_values(names: Sequence[str]) -> dict[str, str]:
+    values = {}
+    for name in names:
+        if not _NAME.fullmatch(name):
+            # Not repeated: NAME=VALUE is the likely mistake, and the value may be secret.
+            raise SpecError("--env: found something that is no name of a variable; give the name alone: --env NAME")
+        if name not in os.environ:
+            raise SpecError(f"--env {name}: the environment variable {name} is not set here; export it and try again")
+        values[name] = os.environ[name]
+    return values
+
+
+def auth_headers() -> dict[str, str]:
+    """Return the HTTP headers for a cluster with token authentication, from ``RAY_AUTH_TOKEN`` or its file.
+
+    Ray's client reads the default file (``~/.ray/auth_token``) itself when ``RAY_AUTH_MODE=token``.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if not token and path:
+        try:
+            token = Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SpecError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}") from error
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
+@contextmanager
+def _address_wins(address: str) -> Iterator[None]:
+    """Keep ``RAY_ADDRESS`` and the like from overruling an address that was given: Ray's client prefers them."""
+    before = os.environ.get(_OVERRIDE_OF_ADDRESS)
+    os.environ[_OVERRIDE_OF_ADDRESS] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_OVERRIDE_OF_ADDRESS]
+        else:
+            os.environ[_OVERRIDE_OF_ADDRESS] = before
+
+
+def connect(address: str) -> "JobSubmissionClient":
+    """Connect to a dashboard, within ten seconds or not at all.
+
+    Raises:
+        ClusterError: Nothing answers there, it is no Ray dashboard, or it wants another token.
+    """
+    import logging
+
+    import requests
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
+        """Ray's client waits for ever on a head that has stopped; this one does not."""
+
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.setdefault("timeout", (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S))
+            return super()._do_request(*args, **kwargs)
+
+    # Uploads are announced here in our words.
+    logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    headers = auth_headers()
+    try:
+        answer = requests.get(f"{address}/api/version", headers=headers, timeout=(CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S))
+        if answer.status_code in {401, 403}:
+            raise ClusterError(
+                f"{address}: the cluster wants a token and {'refused the one given' if headers else 'got none'}; "
+                "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
+            )
+        if answer.status_code != 200 or "ray_version" not in answer.text:
+            raise ClusterError(
+                f"{address}: something answers there (HTTP {answer.status_code}), but no Ray dashboard; give the "
+                "address that 'ray start' printed, usually http://HOST:8265"
+            )
+        with _address_wins(address):
+            return Client(address, headers=headers or None)
+    except requests.exceptions.RequestException as error:
+        raise ClusterError(
+            f"{address}: no Ray dashboard answers there ({_cause(error)}); is the head running and its port "
+            "reachable from here?"
+        ) from error
+    except (RuntimeError, ConnectionError) as error:
+        raise ClusterError(f"{address}: {last_line(str(error))}") from error
+
+
+def _cause(error: Exception) -> str:
+    text = str(error)
+    for words, cause in (
+        ("Connection refused", "connection refused"),
+        ("NameResolution", "no such host"),
+        ("Name or service", "no such host"),
+        ("Network is unreachable", "network unreachable"),
+        ("timed out", "timed out"),
+    ):
+        if words in text:
+            return cause
+    return type(error).__name__
+
+
+def entrypoint(job_name: str, run_options: Sequence[str] = ()) -> str:
+    """Return the shell command that the cluster runs in the job's working directory."""
+    words = [job_name, "--set", "compute.address=auto", *run_options]
+    return "python3 -m batchdet.cluster.entrypoint run " + " ".join(shlex.quote(word) for word in words)
+
+
+def _submit(
+    client: "JobSubmissionClient",
+    bundle: Bundle,
+    values: dict[str, str],
+    pip: bool,
+    run_options: Sequence[str],
+    address: str,
+) -> str:
+    import requests
+
+    runtime_env: dict[str, Any] = {"working_dir": str(bundle.folder)}
+    if values:
+        runtime_env["env_vars"] = values
+    if pip:
+        runtime_env["pip"] = pins(bundle.job.spec.compute.device)
+    try:
+        return str(
+            client.submit_job(
+                entrypoint=entrypoint(bundle.job.name, run_options),
+                runtime_env=runtime_env,
+                metadata={"name": bundle.job.spec.name, "submitted_by": "batchdet"},
+            )
+        )
+    except requests.exceptions.RequestException as error:
+        raise ClusterError(f"{address}: the connection broke while the job was sent ({_cause(error)})") from error
+    except (RuntimeError, ValueError) as error:
+        raise ClusterError(f"{address}: the cluster refused the job: {last_line(str(error))}") from error
