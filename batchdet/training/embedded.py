@@ -18,13 +18,14 @@ def main(arguments: list[str] | None = None) -> None:
     length.add_argument("--minutes", type=float, default=55.0, help="train for so long (default 55)")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint.pt")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the folder's checkpoint.pt, by its own schedule"
+    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "checkpoint.pt"
-    trainer = Trainer(Schedule(steps=options.steps, minutes=options.minutes, seed=options.seed))
-    if options.resume:
-        trainer.load(checkpoint)
+    schedule = Schedule(steps=options.steps, minutes=options.minutes, seed=options.seed)
+    trainer = Trainer.restore(checkpoint) if options.resume else Trainer(schedule)
     trainer.run(checkpoint)
 
 

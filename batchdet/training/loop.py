@@ -1,10 +1,13 @@
 """The training loop: AdamW, warm-up and cosine, and a running mean of the weights."""
 
+import contextlib
 import copy
 import math
+import os
+import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.99))
         self.step = 0
         self.elapsed_s = 0.0
+        self.processor = processor()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, so that a reader never sees half of it."""
@@ -77,17 +81,23 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "schedule": asdict(self.schedule),
+            "processor": self.processor,
         }
         torch.save(state, partial)
         partial.replace(path)
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+    @classmethod
+    def restore(cls, path: Path) -> "Trainer":
+        """Read a checkpoint, to go on from it or to export it; the schedule is its own."""
         state = torch.load(path, weights_only=True)
-        self.net.load_state_dict(state["net"])
-        self.mean.load_state_dict(state["mean"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        trainer = cls(Schedule(**state["schedule"]))
+        trainer.net.load_state_dict(state["net"])
+        trainer.mean.load_state_dict(state["mean"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.step, trainer.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        trainer.processor = state["processor"]
+        return trainer
 
     def run(self, checkpoint: Path, report_every: int = 50, save_every: int = 500) -> DetectorNet:
         """Train to the end of the schedule.
@@ -145,3 +155,12 @@ class Trainer:
                 mean.lerp_(now, 1 - keep)
             else:
                 mean.copy_(now)
+
+
+def processor() -> str:
+    """Name this machine's processor and its cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{os.cpu_count()} cores of {name}"

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from batchdet.decode.canvas import paint
+from batchdet.geometry.letterbox import Letterbox
 from batchdet.sample.scene import TRAINING_SEED_START, render_scene
 from batchdet.training.assignment import Truth
 
-PAD_GREY = 114
 CANVASES_WH_PX = (
     (320, 320), (320, 320), (320, 256), (320, 224), (224, 320), (256, 256), (224, 224), (416, 416)
 )  # fmt: skip
@@ -48,17 +49,17 @@ class SceneStream(IterableDataset[Batch]):
     def batch(self, index: int) -> Batch:
         """Draw one batch."""
         rng = np.random.default_rng([self.seed, index, 1])
-        width_px, height_px = CANVASES_WH_PX[int(rng.integers(len(CANVASES_WH_PX)))]
-        canvases, boxes, class_ids = [], [], []
+        canvas_px = CANVASES_WH_PX[int(rng.integers(len(CANVASES_WH_PX)))]
+        canvases = np.empty((self.batch_rows, canvas_px[1], canvas_px[0], 3), dtype=np.uint8)
+        boxes, class_ids = [], []
         for row in range(self.batch_rows):
             scene = render_scene(self.seed, index * self.batch_rows + row)
             rgb = _through_jpeg(rng, scene.rgb) if rng.random() < JPEG_FRACTION else scene.rgb
-            canvas, scale, left_px, top_px = letterbox(rgb, width_px, height_px)
-            canvases.append(torch.from_numpy(canvas))
-            shift = np.array([left_px, top_px, left_px, top_px], dtype=np.float32)
-            boxes.append(torch.from_numpy(scene.boxes_xyxy * np.float32(scale) + shift))
+            letterbox = Letterbox.centred((rgb.shape[1], rgb.shape[0]), canvas_px)
+            paint(rgb, letterbox, canvases[row])
+            boxes.append(torch.from_numpy(letterbox.to_canvas(scene.boxes_xyxy)))
             class_ids.append(torch.from_numpy(scene.class_ids))
-        images = torch.stack(canvases).permute(0, 3, 1, 2)  # channels last in memory, as the net wants it
+        images = torch.from_numpy(canvases).permute(0, 3, 1, 2)  # channels last in memory, as the net wants it
         return images, pad_truth(boxes, class_ids)
 
 
@@ -87,21 +88,3 @@ def _through_jpeg(rng: np.random.Generator, rgb: npt.NDArray[np.uint8]) -> npt.N
     quality = int(rng.integers(70, 97))
     _, code = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), dtype=np.uint8)
-
-
-def letterbox(
-    rgb: npt.NDArray[np.uint8], width_px: int, height_px: int
-) -> tuple[npt.NDArray[np.uint8], float, int, int]:
-    """Fit an image onto a canvas as inference does: aspect kept, centred, the rest grey.
-
-    Returns:
-        The (height_px, width_px, 3) uint8 canvas, the scale, and the left and top offset in pixels.
-    """
-    scale = min(width_px / rgb.shape[1], height_px / rgb.shape[0])
-    inner_w, inner_h = min(width_px, round(rgb.shape[1] * scale)), min(height_px, round(rgb.shape[0] * scale))
-    left_px, top_px = (width_px - inner_w) // 2, (height_px - inner_h) // 2
-    canvas = np.full((height_px, width_px, 3), PAD_GREY, dtype=np.uint8)
-    canvas[top_px : top_px + inner_h, left_px : left_px + inner_w] = cv2.resize(
-        rgb, (inner_w, inner_h), interpolation=cv2.INTER_LINEAR
-    )
-    return canvas, scale, left_px, top_px

@@ -1,0 +1,109 @@
+"""Average precision of an ONNX file on scenes that it never saw, by pycocotools."""
+
+import contextlib
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from batchdet.decode.canvas import paint
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.sample.dataset import INSTANCES, write_sample
+
+
+@dataclass(frozen=True)
+class Report:
+    """How good a model is on sample scenes.
+
+    Attributes:
+        images: scenes measured on.
+        objects: objects on them.
+        seed: stream the scenes came from.
+        canvas_px: side of the square canvas.
+        ap: mean over IoU 0.50 to 0.95, as COCO defines it.
+        ap50: AP at IoU 0.50.
+        ap75: AP at IoU 0.75.
+        ap50_by_label: AP at IoU 0.50 for each class.
+    """
+
+    images: int
+    objects: int
+    seed: int
+    canvas_px: int
+    ap: float
+    ap50: float
+    ap75: float
+    ap50_by_label: dict[str, float]
+
+
+def evaluate(model: Path, images: int, seed: int, canvas_px: int = 320, threads: int = 1) -> Report:
+    """Write fresh scenes as JPEG files, detect, and compare with the ground truth.
+
+    Args:
+        model: ONNX file as `export_onnx` writes it.
+        images: number of scenes.
+        seed: stream of the scenes, below `TRAINING_SEED_START`.
+        canvas_px: side of the canvas, a multiple of 32.
+        threads: threads of ONNX Runtime.
+
+    Returns:
+        The measures.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample(folder, images, "folder", seed)
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(f"{folder}/{INSTANCES}")
+        found: list[dict[str, Any]] = []
+        paths = {path.name: path for path in Path(folder).glob("images/*/*.jpg")}
+        for image in truth.dataset["images"]:
+            rgb = np.asarray(cv2.imread(str(paths[image["file_name"]]), cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
+            found += [{"image_id": image["id"], **item} for item in detect(session, rgb, canvas_px)]
+    return _measure(truth, found, images, seed, canvas_px)
+
+
+def detect(session: onnxruntime.InferenceSession, rgb: npt.NDArray[np.uint8], canvas_px: int) -> list[dict[str, Any]]:
+    """Detect objects on one image.
+
+    Args:
+        session: the model.
+        rgb: (H, W, 3) uint8.
+        canvas_px: side of the square canvas.
+
+    Returns:
+        COCO results without ``image_id``: ``bbox`` xywh in pixels of the image, ``score``, ``category_id``.
+    """
+    letterbox = Letterbox.centred((rgb.shape[1], rgb.shape[0]), (canvas_px, canvas_px))
+    canvas = np.empty((canvas_px, canvas_px, 3), dtype=np.uint8)
+    paint(rgb, letterbox, canvas)
+    images = (canvas.astype(np.float32) / 255).transpose(2, 0, 1)[None]
+    (output,) = session.run(None, {"images": np.ascontiguousarray(images)})
+    boxes_xyxy = letterbox.to_image(output[0, :, :4])
+    boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+    return [
+        {"bbox": box, "score": score, "category_id": int(class_id)}
+        for box, (score, class_id) in zip(boxes_xywh.tolist(), output[0, :, 4:].tolist(), strict=True)
+    ]
+
+
+def _measure(truth: Any, found: list[dict[str, Any]], images: int, seed: int, canvas_px: int) -> Report:
+    with contextlib.redirect_stdout(io.StringIO()):
+        scoring = COCOeval(truth, truth.loadRes(found), "bbox")
+        scoring.evaluate()
+        scoring.accumulate()
+        scoring.summarize()
+    precision = scoring.eval["precision"][0, :, :, 0, -1]  # IoU 0.50: (recall, class)
+    labels = {category["id"]: category["name"] for category in truth.dataset["categories"]}
+    by_label = {labels[class_id]: float(precision[:, i].mean()) for i, class_id in enumerate(scoring.params.catIds)}
+    ap, ap50, ap75 = (float(value) for value in scoring.stats[:3])
+    return Report(images, len(truth.anns), seed, canvas_px, ap, ap50, ap75, by_label)

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from batchdet.model.nets.detector_net import DetectorNet  # noqa: E402
+from batchdet.sample.scene import TRAINING_SEED_START, render_scene  # noqa: E402
+from batchdet.training.assignment import Truth  # noqa: E402
+from batchdet.training.loop import Schedule, Trainer  # noqa: E402
+from batchdet.training.loss import dual_loss  # noqa: E402
+from batchdet.training.stream import CANVASES_WH_PX, SceneStream  # noqa: E402
+
+
+def test_batches_repeat_and_come_from_training_seeds() -> None:
+    images, truth = SceneStream(seed=2, batch_rows=3).batch(4)
+    again, _ = SceneStream(seed=2, batch_rows=3).batch(4)
+    assert torch.equal(images, again)
+    assert images.dtype == torch.uint8
+    assert tuple(images.shape[:1:-1]) in CANVASES_WH_PX
+    for row in range(3):
+        scene = render_scene(TRAINING_SEED_START + 2, 4 * 3 + row)
+        assert truth.present[row].sum() == len(scene.class_ids)
+    sides = truth.boxes_xyxy[truth.present]
+    assert (sides[:, 2:] <= torch.tensor(images.shape[:1:-1]) + 0.01).all()
+
+
+def test_a_few_steps_on_one_batch_reduce_the_loss() -> None:
+    torch.manual_seed(0)
+    boxes_xyxy = torch.tensor([[[10.0, 12.0, 60.0, 50.0], [50.0, 30.0, 90.0, 90.0]]])
+    truth = Truth(boxes_xyxy, torch.tensor([[3, 7]]), torch.tensor([[True, True]]))
+    images = torch.rand(1, 3, 96, 96)
+    net = DetectorNet(12).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = dual_loss(net(images), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_loss_is_finite_without_objects() -> None:
+    net = DetectorNet(12).train()
+    _, truth = SceneStream(seed=0, batch_rows=2).batch(0)
+    nobody = type(truth)(truth.boxes_xyxy, truth.class_ids, torch.zeros_like(truth.present))
+    loss = dual_loss(net(torch.rand(2, 3, 64, 64)), nobody)
+    assert torch.isfinite(loss)
+    loss.backward()
+
+
+def test_the_rate_rises_and_falls() -> None:
+    schedule = Schedule(steps=1000, warmup_steps=100)
+    rates = [schedule.rate_at(step, schedule.progress(step, 0.0)) for step in range(1001)]
+    assert rates[0] < rates[50] < max(rates)
+    assert max(rates) == pytest.approx(schedule.rate, rel=0.05)
+    assert rates[-1] == pytest.approx(schedule.rate / 100)
+
+
+def test_a_checkpoint_restores_all(tmp_path: Path) -> None:
+    trainer = Trainer(Schedule(steps=10, seed=5))
+    trainer.step, trainer.elapsed_s = 4, 2.5
+    trainer.save(tmp_path / "checkpoint.pt")
+    again = Trainer.restore(tmp_path / "checkpoint.pt")
+    assert again.schedule == trainer.schedule
+    assert (again.step, again.elapsed_s, again.processor) == (4, 2.5, trainer.processor)
+    for name, value in trainer.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], value)
