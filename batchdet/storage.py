@@ -26,6 +26,7 @@ _PACKAGE_OF_SCHEME = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
+_S3 = frozenset({"s3", "s3a"})
 _GLOB = frozenset("*?[")
 T = TypeVar("T")
 
@@ -45,7 +46,16 @@ class TransientError(StorageError):
 
 
 class SizeMismatch(TransientError):
-    """Another number of bytes arrived than was listed."""
+    """Another number of bytes arrived than was listed.
+
+    Args:
+        message: What arrived and what was listed.
+        data: What did arrive.
+    """
+
+    def __init__(self, message: str, data: bytes = b"") -> None:
+        super().__init__(message)
+        self.data = data
 
 
 @dataclass(frozen=True, order=True)
@@ -105,7 +115,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     import fsspec
 
     name = scheme(uri)
-    options: dict[str, Any] = {"use_listings_cache": False} if name in {"s3", "s3a"} else {}
+    options: dict[str, Any] = {}
+    if name in _S3:
+        options = {"use_listings_cache": False, "local_expiry_check": True}
     try:
         # not url_to_fs: it would follow a chain (a::b://c), which a hostile object name may spell
         kind = fsspec.get_filesystem_class(name)
@@ -137,18 +149,24 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
         raise NotFound(f"{uri}: cannot {action}: no such object, folder or bucket") from error
     except PermissionError as error:
         why = error.strerror or " ".join(str(error).split()) or "refused"
-        raise StorageError(f"{uri}: cannot {action}: permission denied ({why}); check the credentials") from error
+        raise StorageError(f"{uri}: cannot {action}: permission denied ({why}); check {_who(uri)}") from error
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise StorageError(f"{uri}: cannot {action}: {error.strerror or error}") from error
     except Exception as error:
         kind = type(error).__name__
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
             text = " ".join(str(error).split()) or kind
+            if kind == "FileExpired":
+                raise StorageError(f"{uri}: cannot {action}: it has changed since it was listed") from error
             if kind in {"NoCredentialsError", "PartialCredentialsError"}:
                 raise StorageError(f"{uri}: cannot {action}: no credentials for {scheme(uri)}:// were found") from error
             failure = StorageError if scheme(uri) in {"file", "memory"} else TransientError
             raise failure(f"{uri}: cannot {action}: {kind}: {text}") from error
         raise
+
+
+def _who(uri: str) -> str:
+    return "the file's permissions" if scheme(uri) == "file" else "the credentials and what they may do"
 
 
 def retry(call: Callable[[], T], tries: int = 4, first_delay_s: float = 0.2) -> T:
@@ -307,6 +325,51 @@ def read_bytes(uri: str, expected_bytes: int = -1) -> bytes:
             data = cast(bytes, fs.cat_file(path, start=0, end=expected_bytes + 1))
     if 0 <= expected_bytes != len(data):
         raise SizeMismatch(f"{uri}: {len(data)} bytes arrived, {expected_bytes} were listed")
+    return data
+
+
+def read_range(obj: StoredObject, start: int, end: int) -> bytes:
+    """Read a range of bytes of a listed object.
+
+    Args:
+        obj: The object. On S3 the store's answer must carry its ETag.
+        start: First byte.
+        end: Behind the last byte, at most the listed size.
+
+    Raises:
+        SizeMismatch: Fewer bytes arrived than were asked for.
+        StorageError: It cannot be read, or has changed.
+    """
+    if start >= end:
+        return b""
+    fs, path = filesystem(obj.uri)
+    with plain_errors(obj.uri, "read"):
+        if scheme(obj.uri) in _S3 and obj.etag and not obj.etag.startswith("mtime:"):
+            with fs.open(path, "rb", cache_type="none", size=obj.size_bytes) as file:
+                # the listing's facts, so that s3fs asks for none and compares the ETag of what it gets
+                file.details = {"name": path, "size": obj.size_bytes, "ETag": f'"{obj.etag}"', "type": "file"}
+                file.seek(start)
+                data = cast(bytes, file.read(end - start))
+        else:
+            data = cast(bytes, fs.cat_file(path, start=start, end=end))
+    if len(data) != end - start:
+        raise SizeMismatch(f"{obj.uri}: {len(data)} bytes arrived, {end - start} were asked for at {start}", data)
+    return data
+
+
+def read_object(obj: StoredObject) -> bytes:
+    """Read a whole listed object and make sure that it is the one that was listed.
+
+    Raises:
+        SizeMismatch: Another number of bytes arrived.
+        StorageError: It cannot be read, or has changed.
+    """
+    if obj.size_bytes < 0 or not obj.etag or scheme(obj.uri) not in _S3:
+        data = read_bytes(obj.uri, obj.size_bytes)
+    else:
+        data = read_range(obj, 0, obj.size_bytes)
+    if scheme(obj.uri) == "file" and obj.etag and obj.etag != (now := stat(obj.uri)).etag:
+        raise StorageError(f"{obj.uri}: it has changed since it was listed ({now.etag}, listed {obj.etag})")
     return data
 
 

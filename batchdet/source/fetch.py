@@ -9,29 +9,29 @@ from batchdet.errors import ImageError, MissingExtra
 from batchdet.source import http
 from batchdet.source.policy import Allowed
 from batchdet.source.rows import ImageRow
-from batchdet.storage import SizeMismatch, StorageError
+from batchdet.storage import SizeMismatch, StorageError, StoredObject
 
 LOCAL_THREADS: Final = 4
 REMOTE_THREADS: Final = 16
 
 
-def read_object(uri: str, size_bytes: int, max_bytes: int) -> bytes:
-    """Read a whole object, with retries.
+def read_object(obj: StoredObject, max_bytes: int) -> bytes:
+    """Read a whole object, with retries, and make sure that it is the one that was listed.
 
     Args:
-        uri: The object.
-        size_bytes: Its listed size, or -1.
+        obj: The object; without a size it is looked up first.
         max_bytes: ``source.max_image_bytes``.
 
     Raises:
         ImageError: With code too_large, size_mismatch or unreadable.
     """
     try:
-        if size_bytes < 0:
-            size_bytes = storage.retry(lambda: storage.stat(uri)).size_bytes
-        if size_bytes > max_bytes:
-            raise ImageError("too_large", f"{uri}: {size_bytes} bytes, source.max_image_bytes is {max_bytes}")
-        return storage.retry(lambda: storage.read_bytes(uri, size_bytes))
+        if obj.size_bytes < 0:
+            uri = obj.uri
+            obj = storage.retry(lambda: storage.stat(uri))
+        if obj.size_bytes > max_bytes:
+            raise ImageError("too_large", f"{obj.uri}: {obj.size_bytes} bytes, source.max_image_bytes is {max_bytes}")
+        return storage.retry(lambda: storage.read_object(obj))
     except SizeMismatch as error:
         raise ImageError("size_mismatch", error.message) from error
     except (StorageError, MissingExtra) as error:
@@ -45,7 +45,7 @@ def read_allowed(allowed: Allowed, max_bytes: int) -> bytes:
         ImageError: It cannot be read.
     """
     if storage.scheme(allowed.uri) not in {"http", "https"}:
-        return read_object(allowed.uri, -1, max_bytes)
+        return read_object(StoredObject(allowed.uri, -1, ""), max_bytes)
     try:
         return storage.retry(lambda: http.fetch(allowed, max_bytes))
     except StorageError as error:

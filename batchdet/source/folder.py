@@ -22,13 +22,15 @@ def read_segments(
 
     def build(index: int, last: bool, places: range) -> Segment:
         rows = []
+        objects = {}
         for i in places:
             obj = shard.objects[i]
             row = ImageRow(obj.uri, shard.shard_uri, members[i], shard.first_position + i, obj.size_bytes)
             if obj.size_bytes > limit:
                 row.fail("too_large", f"{obj.uri}: {obj.size_bytes} bytes, source.max_image_bytes is {limit}")
             rows.append(row)
-        fill(rows, lambda row: read_object(row.uri, row.size_bytes, limit))
+            objects[row.position] = obj
+        fill(rows, lambda row: read_object(objects[row.position], limit))
         return make_segment(shard, index, last, rows, carried)
 
     return cut_known(shard, weights, segment_rows, segment_bytes, done, build)

@@ -75,9 +75,9 @@ class RangeFile(io.RawIOBase):
     """
 
     def __init__(self, obj: StoredObject) -> None:
-        self.uri = obj.uri
+        super().__init__()
         self.size_bytes = obj.size_bytes
-        self._fs, self._path = storage.filesystem(obj.uri)
+        self._obj = obj
         self._at = 0
 
     def fetch(self, start: int, end: int) -> bytes:
@@ -87,22 +87,10 @@ class RangeFile(io.RawIOBase):
             StorageError: The store failed after all retries.
         """
         end = min(end, self.size_bytes)
-        if start >= end:
-            return b""
-        got = b""
-
-        def once() -> bytes:
-            nonlocal got
-            with storage.plain_errors(self.uri, "read"):
-                got = bytes(self._fs.cat_file(self._path, start=start, end=end))
-            if len(got) != end - start:
-                raise SizeMismatch(f"{self.uri}: {len(got)} bytes arrived, {end - start} were asked for at {start}")
-            return got
-
         try:
-            return storage.retry(once)
-        except SizeMismatch:
-            return got[: end - start]
+            return storage.retry(lambda: storage.read_range(self._obj, start, end))
+        except SizeMismatch as error:
+            return error.data
 
     def readable(self) -> bool:
         """Return True."""
