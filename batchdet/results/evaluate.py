@@ -20,7 +20,7 @@ from batchdet import storage
 from batchdet.errors import MissingExtra, SpecError
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.query import escape
-from batchdet.results.show import read_record
+from batchdet.results.record import read_record
 from batchdet.results.tables import quote_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_DETECTIONS: Final = 100
 """COCO's own limit of detections per image and class."""
 
-_NAME_COLUMNS: Final = ("file_name", "image_path", "path", "member", "uri")
+_NAME_COLUMNS: Final = ("file_name", "filename", "file_path", "image_path", "path", "member", "uri")
 """Columns of ``images`` that may name the file, tried in this order."""
 
 _AREAS: Final = ("all", "small", "medium", "large")
@@ -91,7 +91,7 @@ class Evaluation:
 def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int = MAX_DETECTIONS) -> Evaluation:
     """Compare a run's detections with a ground truth.
 
-    Images are matched by file name: a column ``file_name``, ``image_path`` or ``path`` carried over from the source,
+    Images are matched by file name: a column ``file_name``, ``image_path`` or the like carried over from the source,
     else ``member``, else ``uri``; first as it stands, then its last component where that names one image of the truth.
     Classes are matched by label, whatever the case. Where not one label is a category's name, and there are as many
     labels as categories, the n-th class is taken for the n-th category by id, and ``class_matching`` says so.

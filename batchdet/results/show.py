@@ -1,6 +1,5 @@
 """One run at a glance: what was found, how sure the model was, where the time went, where the tables are."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet import storage
 from batchdet.results.open import open_results
 from batchdet.results.query import escape
-from batchdet.table.manifest import TABLES, run_folder
+from batchdet.results.record import read_record
+from batchdet.table.manifest import TABLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,15 +60,6 @@ def show(uri: str, run: str | None = None) -> dict[str, Any]:
         "tables": tables,
         "query": f'batchdet query {shlex.quote(results.uri)} "{sql}"',
     }
-
-
-def read_record(out: str, run_id: str, name: str) -> dict[str, Any]:
-    """Read a JSON record of a run; empty when it is missing or damaged, which ``verify`` reports."""
-    try:
-        raw = json.loads(storage.read_bytes(storage.join(run_folder(out, run_id), name)))
-    except (storage.NotFound, ValueError):
-        return {}
-    return raw if isinstance(raw, dict) else {}
 
 
 def render_show(shown: Mapping[str, Any], console: "Console") -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.query import escape
-from batchdet.results.show import format_bytes, format_duration, read_record
+from batchdet.results.record import read_record
+from batchdet.results.show import format_bytes, format_duration
 from batchdet.table.manifest import list_runs, load_manifest
 from batchdet.table.staging import staged_folder
 
