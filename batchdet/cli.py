@@ -60,11 +60,11 @@ def run(
 ) -> None:
     """Label what is new and commit it; after a crash the same command goes on."""
     from batchdet.job import run_job
-    from batchdet.progress import watcher_for
+    from batchdet.progress import hushed, watcher_for
     from batchdet.specfile import load_job
 
     spec = load_job(job, set_ or ())
-    with watcher_for() as watcher:
+    with hushed(verbose), watcher_for() as watcher:
         done = run_job(spec, fresh=fresh, watcher=watcher, verbose=verbose)
     if as_json:
         _print_json(

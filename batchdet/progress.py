@@ -1,6 +1,8 @@
 """How a run shows itself: a bar with rate, ETA and failures on a terminal, plain lines elsewhere."""
 
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from batchdet.errors import BatchdetError
 
 _LINE_EVERY_S: Final = 10.0
 
@@ -162,6 +166,40 @@ class ProgressBar:
     def stop(self) -> None:
         """Close the bar."""
         self._bar.stop()
+
+
+@contextmanager
+def hushed(verbose: bool = False) -> Iterator[None]:
+    """Send what native libraries write to standard error into a file, and leave the screen to Python.
+
+    Ray's C++ core writes to file descriptor 2 whatever its settings say. The file is kept, and named, only when the
+    block ends with an error that is none of ours.
+
+    Args:
+        verbose: Change nothing.
+    """
+    if verbose:
+        yield
+        return
+    screen, python_stderr = os.dup(2), sys.stderr
+    with tempfile.NamedTemporaryFile("w", prefix="batchdet-", suffix=".log", delete=False) as log:
+        sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, BatchdetError | SystemExit):
+                print(f"what Ray wrote is in {log.name}", file=sys.stderr)
+                raise
+            os.unlink(log.name)
+            raise
+        else:
+            os.unlink(log.name)
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+            sys.stderr.close()
+            sys.stderr = python_stderr
 
 
 def watcher_for(file: IO[str] | None = None) -> ProgressBar | ProgressLog:

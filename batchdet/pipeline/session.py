@@ -119,6 +119,5 @@ def _silence(verbose: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not verbose:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)

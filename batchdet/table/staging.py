@@ -47,7 +47,7 @@ def read_staged(uri: str) -> LabelledSegment:
     data = storage.read_bytes(uri)
     try:
         (segment,) = LabelledSegment.from_rows(table_from_ipc(data))
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
         raise storage.StorageError(
             f"{uri}: not a whole staged file ({error}); delete it and run the same command again"
         ) from error

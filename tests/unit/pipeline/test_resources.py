@@ -1,0 +1,47 @@
+import pytest
+
+from batchdet.errors import ClusterError
+from batchdet.pipeline.resources import READER_CPUS, WRITER_CPUS, plan_workers
+from batchdet.pipeline.session import Capacity, usable_cpus
+from batchdet.spec import ComputeSpec
+
+
+def cluster(*cpus: float, gpus: float = 0) -> Capacity:
+    return Capacity(sum(cpus), gpus, len(cpus), cpus)
+
+
+@pytest.mark.parametrize("cpus", [(1,), (2,), (2, 2), (4, 16), (64,)])
+def test_cpu_actors_leave_room_for_a_reader_and_a_writer_on_every_node(cpus: tuple[float, ...]) -> None:
+    workers = plan_workers(ComputeSpec(), cluster(*cpus), "cpu", "why")
+    assert workers.actors == sum(cpus)
+    for node in cpus:
+        assert node * workers.actor_cpus + READER_CPUS + WRITER_CPUS <= node
+    assert workers.choices["device"] == "cpu: why"
+
+
+@pytest.mark.parametrize(("gpus", "cpus", "actors"), [(1, 4, "auto"), (1, 1, "auto"), (8, 64, "auto"), (2, 16, 6)])
+def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
+    compute = ComputeSpec.model_validate({"actors": actors})
+    workers = plan_workers(compute, cluster(cpus, gpus=gpus), "gpu", "why")
+    assert workers.actors * workers.actor_gpus <= gpus
+    assert workers.actors * workers.actor_cpus + READER_CPUS + WRITER_CPUS <= cpus
+    assert workers.threads >= 1
+
+
+@pytest.mark.parametrize(
+    ("compute", "capacity", "device", "sentence"),
+    [
+        ({"actors": 3}, cluster(2), "cpu", "compute.actors: 3 actors need a CPU core each, the cluster has 2 on 1 nodes"),
+        ({}, cluster(0.5), "cpu", "the cluster has 0.5 CPUs"),
+        ({}, cluster(8), "gpu", "compute.device: gpu, but the cluster has no GPU"),
+        ({"actors": 99}, cluster(64, gpus=1), "gpu", "compute.actors: 99 actors on 1 GPUs are more than 10 per GPU"),
+        ({"actors": 8}, cluster(2, gpus=8), "gpu", "compute.actors: 8 GPU actors need at least 0.4 CPUs each"),
+    ],
+)
+def test_a_cluster_too_small_is_said(compute: object, capacity: Capacity, device: str, sentence: str) -> None:
+    with pytest.raises(ClusterError, match=f"^{sentence}"):
+        plan_workers(ComputeSpec.model_validate(compute), capacity, device, "why")  # type: ignore[arg-type]
+
+
+def test_usable_cpus() -> None:
+    assert usable_cpus() >= 1

@@ -1,0 +1,175 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from batchdet import storage
+from batchdet.errors import ConservationError, TooManyFailures
+from batchdet.records.segment import LabelledSegment
+from batchdet.spec import JobSpec
+from batchdet.specfile import dump_job
+from batchdet.table.commit import ExpectedShard, commit_run
+from batchdet.table.lineage import Lineage, now
+from batchdet.table.manifest import Manifest, committed_runs, load_manifest, run_folder
+from batchdet.table.staging import list_staged, staged_folder, write_staged
+
+from .conftest import CARRIED, RUN_ID, Maker
+
+SHARDS = [
+    ExpectedShard(f"{0:032x}", "/data/0.tar", 0, -1),
+    ExpectedShard(f"{1:032x}", "/data/1.tar", 10, 3),
+]
+
+
+def spec_for(out: Path | str, **changes: object) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "name": "t",
+            "source": {"uri": "/data"},
+            "model": {"uri": "m.onnx"},
+            "output": {"uri": str(out), **changes},
+            "policy": {"max_failed_fraction": 0.5},
+        }
+    )
+
+
+def stage(out: Path | str, segments: list[LabelledSegment]) -> None:
+    for each in segments:
+        write_staged(staged_folder(str(out), RUN_ID), each)
+
+
+def commit(out: Path | str, shards: list[ExpectedShard] = SHARDS, **changes: object) -> Manifest:
+    spec = spec_for(out, **changes)
+    storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
+    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
+    labels = [f"class_{i}" for i in range(5)]
+    return commit_run(str(out), spec, dump_job(spec), lineage, shards, CARRIED, labels, 2.0)
+
+
+@pytest.fixture
+def segments(segment: Maker) -> list[LabelledSegment]:
+    return [
+        segment(0, 0, False, 0, ["ok", "ok", "truncated"]),
+        segment(0, 1, True, 3, ["ok"]),
+        segment(1, 0, True, 10, ["ok", "ok", "ok"], ["Bonn", "Köln/Süd", None]),
+    ]
+
+
+def test_commit_makes_tables_manifest_and_markers(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    stage(tmp_path, segments[::-1])
+    manifest = commit(tmp_path)
+    assert (manifest.images_listed, manifest.images_ok, manifest.images_failed) == (7, 6, 1)
+    assert load_manifest(str(tmp_path), RUN_ID) == manifest == committed_runs(str(tmp_path))[0]
+    images = ds.dataset(tmp_path / "images", partitioning="hive").to_table().to_pylist()
+    assert [row["position"] for row in images] == [0, 1, 2, 3, 10, 11, 12]
+    assert {row["run_date"] for row in images} == {"2026-11-23"}
+    detections = pq.read_table(tmp_path / manifest.detections[0].path)
+    assert detections["class_id"].to_pylist() == sorted(detections["class_id"].to_pylist())
+    assert detections.num_rows == sum(row["detection_count"] for row in images)
+    assert detections.schema.metadata[b"batchdet.run_id"] == RUN_ID.encode()
+    assert detections.schema.metadata[b"batchdet.schema_version"] == b"1"
+    assert (tmp_path / "_SUCCESS").read_text() == f"{RUN_ID}\n"
+    run = tmp_path / "_batchdet/runs" / RUN_ID
+    assert sorted(p.name for p in run.iterdir()) == ["_SUCCESS", "lineage.json", "manifest.json", "spec.yaml", "stats.json"]
+    stats = json.loads((run / "stats.json").read_text())
+    assert stats["images"]["by_error_code"] == {"truncated": 1}
+    assert stats["run"]["images_per_s"] == 3.5
+
+
+def test_commit_after_a_crash_anywhere_gives_the_same_bytes(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path / "undisturbed", segments)
+    expected = commit(tmp_path / "undisturbed")
+    steps = ["move", "write_bytes"]
+    for step in steps:
+        for crash_at in range(8):
+            out = tmp_path / f"{step}{crash_at}"
+            stage(out, segments)
+            real, calls = getattr(storage, step), 0
+
+            def crash(*args: object, real=real, crash_at=crash_at) -> object:  # type: ignore[no-untyped-def]
+                nonlocal calls
+                calls += 1
+                if calls > crash_at:
+                    raise KeyboardInterrupt
+                return real(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(storage, step, crash)
+                try:
+                    commit(out)
+                except KeyboardInterrupt:
+                    assert not (out / "_SUCCESS").exists()
+            if load_manifest(str(out), RUN_ID) is None:
+                again = commit(out)
+                assert (again.images, again.detections) == (expected.images, expected.detections)
+
+
+def test_a_segment_staged_twice_counts_once(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    stage(tmp_path, [*segments, segments[0], segments[2]])
+    assert commit(tmp_path).images_listed == 7
+
+
+@pytest.mark.parametrize(
+    ("lost", "sentence"),
+    [(0, "/data/0.tar: 1 segments of shard"), (1, "/data/0.tar: 1 segments"), (2, "/data/1.tar: 0 segments")],
+)
+def test_a_missing_segment_stops_the_commit(
+    tmp_path: Path, segments: list[LabelledSegment], lost: int, sentence: str
+) -> None:
+    stage(tmp_path, segments[:lost] + segments[lost + 1 :])
+    with pytest.raises(ConservationError, match=f"^{sentence}"):
+        commit(tmp_path)
+    assert committed_runs(str(tmp_path)) == []
+    assert not (tmp_path / "images").exists()
+
+
+def test_an_image_lost_or_skipped_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    short = replace(segments[2], images=segments[2].images.slice(0, 2))
+    stage(tmp_path / "lost", [segments[0], segments[1], short])
+    with pytest.raises(ConservationError, match="3 images were listed in shard .* 2 were recorded"):
+        commit(tmp_path / "lost")
+    gap = replace(segments[2], images=segments[2].images.take([0, 2]))
+    stage(tmp_path / "gap", [segments[0], segments[1], gap])
+    with pytest.raises(ConservationError, match="does not begin at image 10 or skips one"):
+        commit(tmp_path / "gap")
+
+
+def test_too_many_failures_commit_nothing_and_keep_what_is_staged(tmp_path: Path, segment: Maker) -> None:
+    stage(tmp_path, [segment(0, 0, True, 0, ["ok", "empty", "empty"])])
+    with pytest.raises(TooManyFailures, match=r"2 of 3 images failed \(empty 2\); policy.max_failed_fraction allows 0.5"):
+        commit(tmp_path, SHARDS[:1])
+    assert not (tmp_path / "images").exists()
+    assert list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].complete
+
+
+def test_empty_shards_give_empty_tables_with_their_columns(tmp_path: Path, segment: Maker) -> None:
+    stage(tmp_path, [segment(0, 0, True, 0, [])])
+    manifest = commit(tmp_path, SHARDS[:1])
+    assert manifest.images_listed == 0
+    images = ds.dataset(tmp_path / "images", partitioning="hive").to_table()
+    assert images.num_rows == 0
+    assert {"image_id", "city", "run_date"} <= set(images.schema.names)
+
+
+def test_partitions_by_carried_column(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    stage(tmp_path, segments)
+    commit(tmp_path, partition_by=("run_date", "city"))
+    for table in ("images", "detections"):
+        folders = sorted(p.name for p in (tmp_path / table / "run_date=2026-11-23").iterdir())
+        assert folders == ["city=Bonn", "city=K%C3%B6ln%2FS%C3%BCd", "city=__HIVE_DEFAULT_PARTITION__"]
+    images = ds.dataset(tmp_path / "images", partitioning="hive").to_table().to_pylist()
+    assert {row["member"]: row["city"] for row in images}["11.jpg"] == "Köln/Süd"
+
+
+def test_commit_on_any_store(segments: list[LabelledSegment]) -> None:
+    out = "memory://commit-test"
+    stage(out, segments)
+    manifest = commit(out)
+    names = {o.uri for o in storage.find_all(out)}
+    assert {storage.join("memory://commit-test", p.path) for p in manifest.images + manifest.detections} <= names
+    assert not any("staged" in name or "/parts/" in name for name in names)

@@ -1,0 +1,53 @@
+import pytest
+
+from batchdet import storage
+from batchdet.errors import OutputError
+from batchdet.table.lineage import fingerprint, new_run_id, run_date
+from batchdet.table.manifest import Manifest, PartFile, committed_runs, list_runs
+
+from .test_commit import spec_for
+
+
+def test_json_round_trip() -> None:
+    part = PartFile("images/part-0.parquet", 3, 100, "0" * 64)
+    manifest = Manifest("r", "n", "t", 1, "f", "i", ("run_date",), 3, 2, 1, (part,), (part, part), "s", "t")
+    assert Manifest.from_json(manifest.to_json(), "x") == manifest
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"images": 1}', b"\xff"])
+def test_not_a_manifest(data: bytes) -> None:
+    with pytest.raises(OutputError, match=r"^x: not a manifest of batchdet"):
+        Manifest.from_json(data, "x")
+
+
+def test_runs_without_manifest_are_not_committed() -> None:
+    out = "memory://manifest-test"
+    storage.write_bytes(f"{out}/_batchdet/runs/a/spec.yaml", b"x")
+    assert list_runs(out) == ["a"]
+    assert committed_runs(out) == []
+
+
+def test_run_ids_sort_by_time_and_carry_the_date() -> None:
+    name = new_run_id()
+    assert len(name) == 20
+    assert run_date("20261123-120000-abcd") == "2026-11-23"
+
+
+def test_fingerprint_changes_with_results_only() -> None:
+    base = spec_for("/out")
+    same = [
+        base.model_copy(update={"name": "other"}),
+        spec_for("/elsewhere"),
+        base.model_copy(update={"source": base.source.model_copy(update={"uri": "/other"})}),
+        base.model_copy(update={"compute": base.compute.model_copy(update={"actors": 7})}),
+    ]
+    assert {fingerprint(s, "m", "") for s in same} == {fingerprint(base, "m", "")}
+    other = [
+        (base.model_copy(update={"model": base.model.model_copy(update={"score_threshold": 0.5})}), "m", ""),
+        (base.model_copy(update={"model": base.model.model_copy(update={"classes": ("a",)})}), "m", ""),
+        (base.model_copy(update={"source": base.source.model_copy(update={"max_pixels": 10})}), "m", ""),
+        (base.model_copy(update={"compute": base.compute.model_copy(update={"segment_rows": 7})}), "m", ""),
+        (base, "n", ""),
+        (base, "m", "labels"),
+    ]
+    assert len({fingerprint(*o) for o in other} | {fingerprint(base, "m", "")}) == len(other) + 1
