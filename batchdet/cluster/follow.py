@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import signal
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
-from batchdet.errors import ClusterError
+from batchdet.errors import ClusterError, Interrupted
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -78,8 +80,39 @@ def follow_job(client: "JobSubmissionClient", job_id: str, address: str, show: C
 
     Raises:
         ClusterError: The dashboard has not answered for a minute; what became of the job is then unknown.
+        Interrupted: SIGINT or SIGTERM arrived; the job goes on.
     """
-    return asyncio.run(_follow(client, job_id, address, Lines(show)))
+    return asyncio.run(_until_signal(_follow(client, job_id, address, Lines(show))))
+
+
+async def _until_signal(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine until it ends or SIGINT or SIGTERM arrives.
+
+    A handler that raises would raise wherever the event loop happens to be, and some of its callbacks swallow that.
+    """
+    task = asyncio.ensure_future(work)
+    stopped: list[int] = []
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+
+        def stop(number: int) -> None:
+            stopped.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if stopped:
+            raise Interrupted("stopped", 128 + stopped[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 async def _follow(client: "JobSubmissionClient", job_id: str, address: str, lines: Lines) -> Any:

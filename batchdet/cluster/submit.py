@@ -94,7 +94,7 @@ def submit_job(
     Raises:
         SpecError: The job, the address or a variable's name is wrong.
         ClusterError: The cluster does not answer, refuses, or could not start the job.
-        Interrupted: Ctrl-C while following; the job goes on, and the message says how to follow and stop it.
+        Interrupted: Ctrl-C while following; the job goes on, and the message says how to follow it and how to stop it.
     """
     address = dashboard_address(address)
     values = _named_values(env)
@@ -111,9 +111,10 @@ def submit_job(
         return job
     try:
         info = follow_job(client, job_id, address, on_log or print)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
-            f"the job {job_id} goes on; follow it with '{job.follow_command}', stop it with '{job.stop_command}'"
+            f"the job {job_id} goes on; follow it with '{job.follow_command}', stop it with '{job.stop_command}'",
+            error.exit_status if isinstance(error, Interrupted) else 130,
         ) from None
     status = str(info.status)
     if status != "STOPPED" and info.driver_exit_code is None:
@@ -213,9 +214,9 @@ def connect(address: str) -> "JobSubmissionClient":
             kwargs.setdefault("timeout", (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S))
             return super()._do_request(*args, **kwargs)
 
-    # Uploads are announced here in our words.
-    logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    # Ray's client announces uploads and closed connections; what matters of that is said here, in one place.
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     headers = auth_headers()
     try:
         answer = requests.get(f"{address}/api/version", headers=headers, timeout=(CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S))
