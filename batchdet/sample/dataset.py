@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any
 
 import cv2
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchdet import storage
 from batchdet.errors import OutputError, SpecError
 from batchdet.sample.scene import CLASSES, Scene, render_scene
 
@@ -47,7 +47,7 @@ class SampleDataset:
     """What `write_sample` wrote.
 
     Attributes:
-        uri: the destination as it was given.
+        uri: the destination, a local path made absolute.
         format: one of `FORMATS`.
         images: number of images.
         objects: number of objects on them.
@@ -101,21 +101,23 @@ def write_sample(
         OutputError: if the destination is not empty.
     """
     _check(images, format, seed, shard_rows)
-    fs, root = fsspec.core.url_to_fs(destination)
-    root = root.rstrip("/")
-    if fs.exists(root) and (fs.isfile(root) or fs.ls(root, detail=False)):
-        raise OutputError(f"{destination} is not empty; name a folder that is empty or does not exist")
+    root = storage.normalize(destination)
+    if storage.list_names(root):
+        raise OutputError(f"{root} is not empty; name a folder that is empty or does not exist")
+    if storage.exists(root) and not storage.is_folder(root):
+        raise OutputError(f"{root} is a file; name a folder that is empty or does not exist")
     write = {"webdataset": _write_tar, "folder": _write_folder, "parquet": _write_parquet}[format]
     examples = (_encode(render_scene(seed, index), index) for index in range(images))
     coco = _CocoTruth()
     for shard_index in range(-(-images // shard_rows)):
-        write(fs, root, shard_index, coco.pass_on(islice(examples, shard_rows)))
+        write(root, shard_index, coco.pass_on(islice(examples, shard_rows)))
         if progress is not None:
             progress(len(coco.images), images)
-    _put(fs, f"{root}/{INSTANCES}", coco.to_json(seed))
-    base = destination.rstrip("/")
+    instances_uri = storage.join(root, INSTANCES)
+    storage.write_bytes(instances_uri, coco.to_json(seed))
     pattern = {"webdataset": "shards/*.tar", "folder": "images", "parquet": "data/*.parquet"}[format]
-    return SampleDataset(destination, format, images, len(coco.annotations), f"{base}/{pattern}", f"{base}/{INSTANCES}")
+    source_uri = storage.join(root, pattern)
+    return SampleDataset(root, format, images, len(coco.annotations), source_uri, instances_uri)
 
 
 class _CocoTruth:
@@ -167,7 +169,7 @@ def _encode(scene: Scene, index: int) -> _Example:
     return _Example(f"scene-{index:06d}.jpg", code.tobytes(), width_px, height_px, objects)
 
 
-def _write_tar(fs: Any, root: str, shard_index: int, examples: Iterator[_Example]) -> None:
+def _write_tar(root: str, shard_index: int, examples: Iterator[_Example]) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for example in examples:
@@ -178,17 +180,16 @@ def _write_tar(fs: Any, root: str, shard_index: int, examples: Iterator[_Example
                 member = tarfile.TarInfo(name)  # time, user and group stay 0: the bytes must not vary
                 member.size = len(body)
                 tar.addfile(member, io.BytesIO(body))
-    _put(fs, f"{root}/shards/sample-{shard_index:06d}.tar", buffer.getvalue())
+    storage.write_bytes(storage.join(root, f"shards/sample-{shard_index:06d}.tar"), buffer.getvalue())
 
 
-def _write_folder(fs: Any, root: str, shard_index: int, examples: Iterator[_Example]) -> None:
-    folder = f"{root}/images/{shard_index:03d}"
-    fs.makedirs(folder, exist_ok=True)
+def _write_folder(root: str, shard_index: int, examples: Iterator[_Example]) -> None:
     for example in examples:
-        fs.pipe_file(f"{folder}/{example.file_name}", example.jpeg)
+        uri = storage.join(root, f"images/{shard_index:03d}/{example.file_name}")
+        storage.write_bytes(uri, example.jpeg)
 
 
-def _write_parquet(fs: Any, root: str, shard_index: int, examples: Iterator[_Example]) -> None:
+def _write_parquet(root: str, shard_index: int, examples: Iterator[_Example]) -> None:
     rows = [
         {
             "file_name": example.file_name,
@@ -200,12 +201,7 @@ def _write_parquet(fs: Any, root: str, shard_index: int, examples: Iterator[_Exa
     buffer = io.BytesIO()
     table = pa.Table.from_pylist(rows, schema=_PARQUET_SCHEMA)
     pq.write_table(table, buffer, row_group_size=100, compression="snappy")
-    _put(fs, f"{root}/data/part-{shard_index:05d}.parquet", buffer.getvalue())
-
-
-def _put(fs: Any, path: str, body: bytes) -> None:
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    fs.pipe_file(path, body)
+    storage.write_bytes(storage.join(root, f"data/part-{shard_index:05d}.parquet"), buffer.getvalue())
 
 
 def _json(value: object) -> bytes:

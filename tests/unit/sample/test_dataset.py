@@ -120,3 +120,9 @@ def test_a_destination_that_holds_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not empty"):
         write_sample(str(tmp_path), 1, "folder", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_destination_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(OutputError, match="is a file"):
+        write_sample(str(tmp_path / "mine.txt"), 1, "folder", 1)
