@@ -5,7 +5,7 @@ An expanded spec would carry the values of this machine's environment to the clu
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from batchdet.spec import JobSpec
 from batchdet.specfile import parse_job, parse_yaml
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MARKED = re.compile("\ue000([A-Za-z0-9_]+)\ue001")
 # What stands for a variable that is not set here while the rest is checked: one fits text, the other a sha256.
 _PLACEHOLDERS = ("placeholder", "0" * 64)
 
@@ -42,13 +43,13 @@ class JobFile:
     written: dict[str, Any]
 
 
-def read_job_file(path: str, overrides: Sequence[str] = (), known: Iterable[str] = ()) -> JobFile:
+def read_job_file(path: str, overrides: Sequence[str] = (), hide_environment: bool = False) -> JobFile:
     """Read a job's YAML, apply settings to it and check it.
 
     Args:
         path: A YAML file; any fsspec URI.
         overrides: Settings on top of it, each ``key.path=value``.
-        known: Variables that count as unset even where this machine has them, so that their values are not looked at.
+        hide_environment: Treat every variable as unset, so that no value of this machine's is looked at.
 
     Raises:
         SpecError: The file does not exist, or something in it or in the settings is wrong.
@@ -60,10 +61,9 @@ def read_job_file(path: str, overrides: Sequence[str] = (), known: Iterable[str]
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: byte {error.start} is not UTF-8; a job spec is text") from error
     used = tuple(sorted({name for source in (text, *overrides) for name in _VARIABLE.findall(source)}))
-    hidden = set(known)
-    unset = tuple(name for name in used if name not in os.environ or name in hidden)
+    unset = tuple(name for name in used if hide_environment or name not in os.environ)
     spec = _check(text, path, overrides, unset)
-    document = parse_yaml(text, path).data
+    document = _written(parse_yaml(text, path).data)
     for override in overrides:
         _set(document, override)
     return JobFile(
@@ -100,7 +100,16 @@ def _set(document: dict[str, Any], override: str) -> None:
         if document.get(parent) is None:
             document[parent] = {}
         document = document[parent]
-    document[last] = parse_yaml(text, f"--set {key}").data
+    document[last] = _written(parse_yaml(text, f"--set {key}").data)
+
+
+def _written(value: Any) -> Any:
+    """Put ``${NAME}`` back where the reader of YAML holds a mark for it."""
+    if isinstance(value, dict):
+        return {key: _written(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item) for item in value]
+    return _MARKED.sub(r"${\1}", value) if isinstance(value, str) else value
 
 
 class _Quoting(yaml.SafeDumper):
