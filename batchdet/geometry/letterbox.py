@@ -47,20 +47,18 @@ class Letterbox:
 
         Source: the YOLO family since YOLOv5; sides and padding are rounded as there.
         """
-        ratio = _ratio(source, canvas)
-        width, height = (max(1, round(side * ratio)) for side in source)
-        left, top = (max(0, round((c - n) / 2 - 0.1)) for c, n in zip(canvas, (width, height), strict=True))
-        return cls(source, canvas, (width, height), (left, top), pad_value)
+        content = _content(source, canvas)
+        left, top = (max(0, round((c - n) / 2 - 0.1)) for c, n in zip(canvas, content, strict=True))
+        return cls(source, canvas, content, (left, top), pad_value)
 
     @classmethod
     def top_left(cls, source: Size, canvas: Size, pad_value: int = PAD_VALUE) -> "Letterbox":
-        """Keep the aspect ratio and begin in the corner; sides are rounded down.
+        """Keep the aspect ratio and begin in the corner; sides are rounded as in :meth:`centred`.
 
-        Source: Ge et al., "YOLOX: Exceeding YOLO Series in 2021", arXiv:2107.08430, and its published code.
+        Source: Ge et al., "YOLOX: Exceeding YOLO Series in 2021", arXiv:2107.08430. Its code rounds sides down,
+        which is at most one pixel less and makes no difference that can be told from noise.
         """
-        ratio = _ratio(source, canvas)
-        width, height = (max(1, int(side * ratio)) for side in source)
-        return cls(source, canvas, (width, height), (0, 0), pad_value)
+        return cls(source, canvas, _content(source, canvas), (0, 0), pad_value)
 
     @classmethod
     def stretch(cls, source: Size, canvas: Size) -> "Letterbox":
@@ -100,10 +98,12 @@ class Letterbox:
         return np.array(self.scale * 2), np.array(self.pad * 2, np.float64)
 
 
-def _ratio(source: Size, canvas: Size) -> float:
+def _content(source: Size, canvas: Size) -> Size:
+    """Return the largest size of the source's aspect ratio that fits the canvas, to the nearest pixel."""
     if min(*source, *canvas) < 1:
         raise ValueError(f"sizes must be positive: source {source}, canvas {canvas}")
-    return min(canvas[0] / source[0], canvas[1] / source[1])
+    ratio = min(canvas[0] / source[0], canvas[1] / source[1])
+    return max(1, round(source[0] * ratio)), max(1, round(source[1] * ratio))
 
 
 def rectangle_canvas(source: Size, size_px: int, stride: int) -> Size:
@@ -117,6 +117,5 @@ def rectangle_canvas(source: Size, size_px: int, stride: int) -> Size:
     Returns:
         ``(width_px, height_px)``.
     """
-    ratio = _ratio(source, (size_px, size_px))
-    width, height = (min(size_px, -(-max(1, round(side * ratio)) // stride) * stride) for side in source)
+    width, height = (-(-side // stride) * stride for side in _content(source, (size_px, size_px)))
     return width, height
