@@ -162,11 +162,16 @@ def show(
     if pictures is not None:
         from batchdet.results.pictures import write_pictures
 
-        found["pictures"] = [str(p) for p in write_pictures(out, run_id, count, str(pictures))]
+        written = write_pictures(out, str(pictures), run_id, count)
+        found["pictures"] = {"contact_sheet": written.contact_sheet, "files": list(written.files)}
+        for sentence in written.skipped:
+            print(f"no picture: {_plain(sentence)}", file=sys.stderr)
     if as_json:
         _print_json(found)
     else:
         render_show(found, _console())
+        if pictures is not None:
+            print(f"pictures: {found['pictures']['contact_sheet'] or 'none, no image could be read again'}")
 
 
 def _console() -> Any:
@@ -180,15 +185,18 @@ def query(
     out: Out,
     sql: Annotated[str, typer.Argument(help="One SELECT over the views images, detections and runs.")],
     as_json: Json = False,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Print at most this many rows.")] = 40,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets.")] = False,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Print at most this many rows as a table.")] = 40,
 ) -> None:
     """Ask the tables in SQL (DuckDB); committed rows only, each image from its newest run."""
     from batchdet.results.query import query as ask
-    from batchdet.results.query import render_table
+    from batchdet.results.query import render_table, to_csv, to_json
 
-    table = ask(out, sql)
+    table = ask(out, sql, max_rows=None if as_json or as_csv else rows + 1)
     if as_json:
-        _print_json(table.to_pylist())
+        print(to_json(table))
+    elif as_csv:
+        print(to_csv(table), end="")
     else:
         render_table(table, rows, _console())
 
@@ -210,7 +218,7 @@ def verify(out: Out, run_id: RunId = None, as_json: Json = False) -> None:
     from batchdet.results.verify import verify as check
 
     report = check(out, run_id)
-    _print_json(report) if as_json else render_verify(report, _console())
+    _print_json(report.to_dict()) if as_json else render_verify(report, _console())
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -282,6 +290,42 @@ def doctor(
     _print_json([check.to_dict() for check in checks]) if as_json else render_doctor(checks, _console())
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(5)
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def submit(
+    job: Job,
+    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard, such as http://head:8265.")],
+    set_: Set = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Label everything again.")] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME", help="Pass this environment variable on to the job."),
+    ] = None,
+    pip: Annotated[bool, typer.Option("--pip", help="Let the cluster install batchdet's packages first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a job on a Ray cluster, follow its log, and exit as it does."""
+    from batchdet.cluster.submit import submit_job
+
+    note = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    done = submit_job(
+        job,
+        address,
+        set_ or (),
+        wait=not no_wait,
+        env=env or (),
+        pip=pip,
+        run_options=["--fresh"] if fresh else [],
+        on_log=note if as_json else None,
+        on_note=note,
+    )
+    if as_json:
+        _print_json({"job_id": done.job_id, "status": done.status, "exit_status": done.exit_status})
+    elif no_wait:
+        print(f"{done.job_id}\nfollow: {done.follow_command}\nstop:   {done.stop_command}")
+    raise typer.Exit(done.exit_status)
 
 
 def _fail(error: BatchdetError) -> NoReturn:
