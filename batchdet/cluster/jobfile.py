@@ -28,9 +28,8 @@ class JobFile:
 
     Args:
         name: The file's name, safe for a shell and for a ConfigMap.
-        text: The YAML with settings applied and no variable expanded.
+        text: The YAML with settings applied and no variable expanded; without comments, in which anything may stand.
         variables: The environment variables that the text uses, sorted.
-        unset: Those of them that are not set here.
         spec: What the text says, with placeholders for the unset ones.
         written: The same document as plain values, nothing expanded.
     """
@@ -38,7 +37,6 @@ class JobFile:
     name: str
     text: str
     variables: tuple[str, ...]
-    unset: tuple[str, ...]
     spec: JobSpec
     written: dict[str, Any]
 
@@ -60,23 +58,21 @@ def read_job_file(path: str, overrides: Sequence[str] = (), hide_environment: bo
         raise SpecError(f"{path}: there is no such job spec; give the path of a YAML file") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: byte {error.start} is not UTF-8; a job spec is text") from error
-    used = tuple(sorted({name for source in (text, *overrides) for name in _VARIABLE.findall(source)}))
-    unset = tuple(name for name in used if hide_environment or name not in os.environ)
-    spec = _check(text, path, overrides, unset)
+    mentioned = {name for source in (text, *overrides) for name in _VARIABLE.findall(source)}
+    spec = _check(text, path, overrides, {n for n in mentioned if hide_environment or n not in os.environ})
     document = _written(parse_yaml(text, path).data)
     for override in overrides:
         _set(document, override)
     return JobFile(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", storage.basename(path)).lstrip(".-") or "job.yaml",
-        text=dump_plain(document) if overrides else text,
-        variables=used,
-        unset=unset,
+        text=dump_plain(document),
+        variables=tuple(sorted(_used(document))),
         spec=spec,
         written=document,
     )
 
 
-def _check(text: str, path: str, overrides: Sequence[str], unset: Sequence[str]) -> JobSpec:
+def _check(text: str, path: str, overrides: Sequence[str], unset: set[str]) -> JobSpec:
     """Parse a spec with something in the place of each variable that is not set."""
     first: SpecError | None = None
     for placeholder in _PLACEHOLDERS if unset else ("",):
@@ -101,6 +97,15 @@ def _set(document: dict[str, Any], override: str) -> None:
             document[parent] = {}
         document = document[parent]
     document[last] = _written(parse_yaml(text, f"--set {key}").data)
+
+
+def _used(value: Any) -> set[str]:
+    """Collect the variables of all text in a document."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return {name for item in value for name in _used(item)}
+    return set(_VARIABLE.findall(value)) if isinstance(value, str) else set()
 
 
 def _written(value: Any) -> Any:

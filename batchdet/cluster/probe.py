@@ -1,0 +1,92 @@
+"""Cheap looks at a machine: processors, memory, disk, sockets; a container's limits count."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_CGROUP = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def cpu_limit() -> tuple[float, int]:
+    """Return how many CPUs this process may use (affinity and cgroup quota), and how many the machine has."""
+    machine = os.cpu_count() or 1
+    count = float(len(os.sched_getaffinity(0)))
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read(_CGROUP / "cpu/cpu.cfs_quota_us"), _read(_CGROUP / "cpu/cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit() and int(period):
+        count = min(count, int(quota) / int(period))
+    return count, machine
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Return the memory that this process may use in all, and what of it is free."""
+    fields = {}
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) * 1024
+    total, available = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _read(_CGROUP / limit_file), _read(_CGROUP / used_file)
+        if limit.isdigit() and int(limit) < min(total, _UNLIMITED):
+            total = int(limit)
+            available = min(available, max(0, total - int(used or 0)))
+    return total, available
+
+
+def shared_memory_bytes() -> int:
+    """Return the size of /dev/shm, where Ray keeps objects; 0 where there is none."""
+    try:
+        return shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return 0
+
+
+def free_bytes(folder: str) -> tuple[int, int]:
+    """Return free and total bytes of the disk below a folder (or below its nearest parent that exists)."""
+    path = Path(folder)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    usage = shutil.disk_usage(path)
+    return usage.free, usage.total
+
+
+def reachable(address: str, timeout_s: float = 2.0) -> bool:
+    """Tell whether something listens at ``HOST:PORT`` or ``scheme://HOST:PORT``."""
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    try:
+        port = parts.port or (10001 if parts.scheme == "ray" else 6379)
+        with socket.create_connection((parts.hostname or "", port), timeout=timeout_s):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
+    """Run a short command.
+
+    Returns:
+        Its exit status (124 when it was ended for its time) and what it wrote to either stream.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return 124, ""
+    except OSError as error:
+        return 127, str(error)
+    return done.returncode, done.stdout if done.returncode == 0 else done.stderr
