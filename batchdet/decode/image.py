@@ -192,6 +192,8 @@ def _classified(format_: str, error: Exception) -> ImageError:
     low = text.lower()
     if isinstance(error, MemoryError):
         code, text = "too_large", "not enough memory for the pixels"
+    elif isinstance(error, Image.DecompressionBombError):  # of WebP, above 178 million pixels, whatever the spec allows
+        code = "too_large"
     elif "premature end" in low or "truncated" in low or isinstance(error, EOFError):
         code = "truncated"
     elif "unknown pixel mode" in low or "unsupported" in low:

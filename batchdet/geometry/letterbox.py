@@ -102,8 +102,12 @@ def _content(source: Size, canvas: Size) -> Size:
     """Return the largest size of the source's aspect ratio that fits the canvas, to the nearest pixel."""
     if min(*source, *canvas) < 1:
         raise ValueError(f"sizes must be positive: source {source}, canvas {canvas}")
-    ratio = min(canvas[0] / source[0], canvas[1] / source[1])
-    return max(1, round(source[0] * ratio)), max(1, round(source[1] * ratio))
+    ratios = sorted(c / n for c, n in zip(canvas, source, strict=True))
+    for ratio in reversed(ratios):  # the larger one fits when the other side is only rounded away from the canvas's
+        width, height = (max(1, round(side * ratio)) for side in source)
+        if width <= canvas[0] and height <= canvas[1]:
+            break
+    return width, height
 
 
 def rectangle_canvas(source: Size, size_px: int, stride: int) -> Size:
