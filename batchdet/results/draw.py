@@ -102,7 +102,7 @@ def _scaled(box: Box, scale: float) -> Rectangle:
 def _tag(canvas: Pixels, box: Rectangle, what: Box, taken: Iterable[Rectangle]) -> Rectangle:
     """Write label and score beside a box, where no other tag is; return where."""
     text = what.label if what.score is None else f"{what.label} {what.score:.2f}"
-    scale = max(canvas.shape[:2]) / 1400 + 0.05
+    scale = max(canvas.shape[:2]) / 1600 + 0.06
     thickness = 1 if scale < 0.8 else 2
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
     pad = max(round(height * 0.3), 2)

@@ -146,6 +146,8 @@ def _load_truth(truth: str) -> dict[str, Any]:
     uri = storage.normalize(truth)
     try:
         raw = json.loads(storage.read_bytes(uri))
+        if not isinstance(raw, dict):
+            raise ValueError("an object with images, annotations and categories is needed")
         images = [{"id": n, "file_name": str(one["file_name"])} for n, one in enumerate(raw["images"], 1)]
         number_of = {one["id"]: n for n, one in enumerate(raw["images"], 1)}
         named = sorted((int(one["id"]), str(one["name"])) for one in raw["categories"])

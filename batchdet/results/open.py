@@ -180,7 +180,7 @@ class TableView:
         return self._results.connection.view(self._name)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read rows into an Arrow table.
+        """Read rows into an Arrow table; with several runs, their order is not fixed.
 
         Args:
             columns: Only these; null takes all.

@@ -67,12 +67,12 @@ class RunTables:
             try:
                 with storage.open_read(uri) as file:
                     return pq.read_schema(file)
-            except pa.ArrowInvalid as error:
-                raise OutputError(f"{uri}: not a Parquet file ({error}); see batchdet verify {self.out}") from error
             except storage.NotFound as error:
                 raise OutputError(
                     f"{uri}: the manifest of run {manifest.run_id} lists this file, and it is not there"
                 ) from error
+            except (pa.ArrowInvalid, storage.StorageError) as error:
+                raise OutputError(f"{uri}: cannot be read ({error}); see batchdet verify {self.out}") from error
         return pa.schema([f for f in _SCHEMAS[self.table] if f.name not in manifest.partition_by])
 
     def _unified(self) -> pa.Schema:

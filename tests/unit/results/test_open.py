@@ -1,0 +1,245 @@
+"""Opening results: committed runs only, the newest row of each image, the same rows in every tool."""
+
+import os
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from batchdet import storage
+from batchdet.errors import OutputError
+from batchdet.records.schema import DETECTIONS, IMAGES
+from batchdet.results.open import open_results, readable, reason
+from batchdet.results.tables import partition_values
+
+FIRST, SECOND = "20261122-100000-aaaa", "20261123-100000-bbbb"
+
+
+def keys(table):
+    return sorted(zip(table["run_id"].to_pylist(), table["image_id"].to_pylist(), strict=True))
+
+
+def ordered(detections):
+    return detections.sort_by([(name, "ascending") for name in ("image_id", "run_id", "detection_index")])
+
+
+def test_one_run_gives_its_rows_and_its_partition(output, make_images):
+    output.add_run(FIRST, make_images(25))
+    results = open_results(output.uri)
+    images, detections = results.images().to_arrow(), results.detections().to_arrow()
+    assert images.schema.names == [*IMAGES.names, "run_date"]
+    assert detections.schema.names == [*DETECTIONS.names, "run_date"]
+    assert images.schema.field("run_date").type == pa.string()
+    assert set(images["run_date"].to_pylist()) == {"2026-11-22"}
+    assert images.num_rows == 25
+    assert detections.num_rows == sum(images["detection_count"].to_pylist())
+    assert [f.type for f in images.schema][:-1] == [f.type for f in IMAGES]
+    assert results.manifest.run_id == FIRST
+
+
+def test_the_newest_run_of_each_image_wins(output, make_images):
+    old, new = make_images(20, seed=1), make_images(12, seed=2, first=12)
+    output.add_run(FIRST, old)
+    output.add_run(SECOND, new)
+    results = open_results(output.uri)
+    images, detections = results.images().to_arrow(), results.detections().to_arrow()
+    rows = dict(zip(images["member"].to_pylist(), images["run_id"].to_pylist(), strict=True))
+    assert rows == {f"{n:04d}.jpg": (FIRST if n < 12 else SECOND) for n in range(24)}
+    assert set(keys(detections)) <= set(keys(images))
+    assert detections.num_rows == sum(images["detection_count"].to_pylist())
+    assert results.hides_rows
+    assert results.images().to_dataset().count_rows() == 24
+
+    everything = open_results(output.uri, latest=False)
+    assert everything.images().to_arrow().num_rows == 32
+    assert not everything.hides_rows
+    assert everything.images().to_dataset().count_rows() == 32
+
+
+def test_runs_without_a_shard_in_common_hide_nothing(output, make_images):
+    output.add_run(FIRST, make_images(9), shard_uri="s3://b/0.tar")
+    output.add_run(SECOND, make_images(9), shard_uri="s3://b/1.tar")
+    results = open_results(output.uri)
+    assert results.images().to_arrow().num_rows == 18
+    assert not results.hides_rows
+
+
+def test_one_run_can_be_chosen(output, make_images):
+    output.add_run(FIRST, make_images(20))
+    output.add_run(SECOND, make_images(12, first=12))
+    chosen = open_results(output.uri, run=FIRST)
+    assert set(chosen.images().to_arrow()["run_id"].to_pylist()) == {FIRST}
+    assert chosen.images().to_arrow().num_rows == 20
+    assert [m.run_id for m in open_results(output.uri).runs] == [FIRST, SECOND]
+
+
+def test_what_no_manifest_lists_is_not_seen(output, make_images):
+    output.add_run(FIRST, make_images(20))
+    output.add_run(SECOND, make_images(30, first=20), commit=False)
+    stray = output.folder / "images" / "run_date=2026-11-22" / "part-stray.parquet"
+    stray.write_bytes(b"half a file")
+    results = open_results(output.uri)
+    assert results.images().to_arrow().num_rows == 20
+    assert results.images().to_dataset().count_rows() == 20
+    assert results.sql("SELECT count(*) FROM images").fetchall() == [(20,)]
+
+
+@pytest.mark.parametrize("latest", [True, False])
+def test_every_tool_sees_the_same_rows(output, make_images, latest):
+    output.add_run(FIRST, make_images(20))
+    output.add_run(SECOND, make_images(12, seed=3, first=12))
+    view = open_results(output.uri, latest=latest).detections()
+    arrow = ordered(view.to_arrow())
+    assert ordered(view.to_dataset().to_table().select(arrow.schema.names)) == arrow
+    keys = ["image_id", "run_id", "detection_index"]
+    pd.testing.assert_frame_equal(view.to_pandas().sort_values(keys, ignore_index=True), arrow.to_pandas())
+    assert view.to_duckdb().aggregate("count(*), sum(class_id)").fetchall() == [
+        (arrow.num_rows, sum(arrow["class_id"].to_pylist()))
+    ]
+
+
+def test_columns_can_be_chosen(output, make_images):
+    output.add_run(FIRST, make_images(8))
+    view = open_results(output.uri).images()
+    assert view.to_arrow(["member", "run_date"]).schema.names == ["member", "run_date"]
+    assert list(view.to_pandas(["uri"]).columns) == ["uri"]
+
+
+def test_a_relation_outlives_the_results(output, make_images):
+    output.add_run(FIRST, make_images(8))
+    relation = open_results(output.uri).images().to_duckdb()
+    assert relation.filter("status = 'failed'").aggregate("count(*)").fetchall() == [(1,)]
+
+
+def test_runs_with_other_columns_and_partitions_fit_together(output, fake_image):
+    carried = (("camera", "north side"), ("lens", 7))
+    output.add_run(FIRST, [fake_image("a.jpg", ((1, 0.5, 1, 2, 3, 4),), carried=carried)], partition_by=("camera",))
+    output.add_run(SECOND, [fake_image("b.jpg", ((2, 0.5, 1, 2, 3, 4),), carried=(("weather", "rain"),))])
+    results = open_results(output.uri)
+    rows = {row["member"]: row for row in results.images().to_arrow().to_pylist()}
+    assert (rows["a.jpg"]["camera"], rows["a.jpg"]["lens"], rows["a.jpg"]["run_date"]) == ("north side", 7, None)
+    assert (rows["b.jpg"]["camera"], rows["b.jpg"]["lens"], rows["b.jpg"]["run_date"]) == (None, None, "2026-11-23")
+    assert rows["b.jpg"]["weather"] == "rain"
+    plain = results.images().to_dataset().to_table().select(results.images().schema.names)
+    assert sorted(plain.to_pylist(), key=str) == sorted(rows.values(), key=str)
+    labels = dict(zip(*results.detections().to_arrow(["camera", "label"]).to_pydict().values(), strict=True))
+    assert labels == {"north side": "dog", None: "person"}
+
+
+def test_columns_that_do_not_fit_together_are_told(output, fake_image):
+    output.add_run(FIRST, [fake_image("a.jpg", carried=(("lens", 7),))])
+    output.add_run(SECOND, [fake_image("b.jpg", carried=(("lens", "wide"),))])
+    with pytest.raises(OutputError, match=r"different types.*lens.*--run"):
+        open_results(output.uri).images().to_arrow()
+    assert open_results(output.uri, run=SECOND).images().to_arrow(["lens"]).to_pydict() == {"lens": ["wide"]}
+
+
+@pytest.mark.parametrize("folder", ["a=b/out", "we[ird]*?", "it's", "ümlaut und leer"])
+def test_an_output_with_an_awkward_path_is_read(output, make_images, tmp_path, folder):
+    output.folder = tmp_path / folder
+    output.uri = str(output.folder)
+    output.add_run(FIRST, make_images(9))
+    results = open_results(output.uri)
+    assert results.images().to_arrow().schema.names == [*IMAGES.names, "run_date"]
+    assert results.images().to_arrow() == results.images().to_dataset().to_table().select(results.images().schema.names)
+
+
+def test_a_run_without_detections_has_an_empty_table(output, fake_image):
+    output.add_run(FIRST, [fake_image("a.jpg"), fake_image("b.jpg", error_code="empty")])
+    view = open_results(output.uri).detections()
+    assert view.to_arrow().num_rows == 0
+    assert view.to_arrow().schema.names == [*DETECTIONS.names, "run_date"]
+    assert view.to_pandas().empty
+
+
+def test_no_partitions(output, make_images):
+    output.add_run(FIRST, make_images(9), partition_by=())
+    assert open_results(output.uri).images().to_arrow().schema.names == IMAGES.names
+
+
+def test_other_storage_than_local_files(output, make_images, tmp_path):
+    output.add_run(FIRST, make_images(20))
+    output.add_run(SECOND, make_images(12, first=12))
+    fs, _ = storage.filesystem("memory://")
+    root = f"memory://opened-{os.getpid()}-{tmp_path.name}"
+    for one in storage.find_all(output.uri):
+        with storage.open_read(one.uri) as file:
+            storage.write_bytes(root + one.uri.removeprefix(output.uri), file.read())
+    try:
+        here, there = open_results(output.uri), open_results(root)
+        assert ordered(there.detections().to_arrow()) == ordered(here.detections().to_arrow())
+        assert (
+            open_results(root, run=FIRST).images().to_dataset().to_table(filter=ds.field("position") < 3).num_rows == 3
+        )
+    finally:
+        fs.rm(root.removeprefix("memory:/"), recursive=True)
+
+
+def test_no_output_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match="no results here"):
+        open_results(str(tmp_path / "nothing"))
+
+
+def test_an_uncommitted_run_is_one_sentence(output, make_images):
+    output.add_run(FIRST, make_images(3), commit=False)
+    with pytest.raises(OutputError, match=f"run {FIRST} is not committed"):
+        open_results(output.uri)
+
+
+def test_an_unknown_run_lists_the_known_ones(output, make_images):
+    output.add_run(FIRST, make_images(3))
+    with pytest.raises(OutputError, match=rf"no committed run 'yesterday'; there are: {FIRST}"):
+        open_results(output.uri, run="yesterday")
+
+
+def test_a_missing_part_file_is_named(output, make_images):
+    manifest = output.add_run(FIRST, make_images(25))
+    (output.folder / manifest.images[0].path).unlink()
+    with pytest.raises(OutputError, match=r"part-.*-00000\.parquet"):
+        open_results(output.uri).images().to_arrow()
+
+
+def test_a_damaged_part_file_is_told(output, make_images):
+    manifest = output.add_run(FIRST, make_images(25))
+    for part in manifest.images:
+        (output.folder / part.path).write_bytes(b"not parquet at all, but long enough")
+    with pytest.raises(OutputError, match="verify"):
+        open_results(output.uri).images().to_arrow()
+    (output.folder / manifest.detections[-1].path).write_bytes(b"not parquet at all, but long enough")
+    with pytest.raises(OutputError, match="verify"):
+        open_results(output.uri).detections().to_arrow()
+
+
+def test_partition_values_are_unquoted():
+    path = "images/run_date=2026-11-23/camera=north%20side%2F1/lens=__HIVE_DEFAULT_PARTITION__/part-0.parquet"
+    assert partition_values(path) == {"run_date": "2026-11-23", "camera": "north side/1", "lens": None}
+
+
+def test_mistakes_in_sql_stay_duckdbs(output):
+    with pytest.raises(duckdb.Error) as caught, readable("out"):
+        duckdb.sql("SELECT nothing FROM nowhere")
+    assert "\n" not in reason(caught.value)
+
+
+class TestPlainGlob:
+    """The tables need no batchdet to be read."""
+
+    def test_duckdb(self, output, make_images):
+        manifest = output.add_run(FIRST, make_images(40))
+        glob = f"{output.uri}/detections/**/*.parquet"
+        rows = duckdb.sql(f"SELECT count(*), any_value(run_date)::VARCHAR FROM read_parquet('{glob}')").fetchall()
+        assert rows == [(sum(p.rows for p in manifest.detections), "2026-11-22")]
+
+    def test_pandas(self, output, make_images):
+        manifest = output.add_run(FIRST, make_images(40))
+        frame = pd.read_parquet(f"{output.uri}/detections")
+        assert len(frame) == sum(p.rows for p in manifest.detections)
+        assert set(frame["run_date"].astype(str)) == {"2026-11-22"}
+
+    def test_pyarrow(self, output, make_images):
+        manifest = output.add_run(FIRST, make_images(40))
+        for table in (pq.read_table(f"{output.uri}/detections"), ds.dataset(f"{output.uri}/detections").to_table()):
+            assert table.num_rows == sum(p.rows for p in manifest.detections)
