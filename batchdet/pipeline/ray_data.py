@@ -91,50 +91,69 @@ def label_segments(
         ClusterError: Workers or nodes were lost for good.
         BatchdetError: What a step raised.
     """
+    with warnings.catch_warnings():
+        # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
+        warnings.simplefilter("ignore")
+        with DataContext.current(_context()):
+            yield from _staged(spec, out, run_id, shards, carried, done, model_sha256, workers)
+
+
+def _context() -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block per row: a segment moves on as soon as it is read
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.actor_init_max_retries = 3
-    with DataContext.current(context), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few shards make Ray Data warn of idle actors, which is no news
-        source = SegmentDatasource(shards, spec, carried, done)
-        rows = ray.data.read_datasource(
-            source,
-            num_cpus=READER_CPUS,
-            concurrency=min(workers.readers, max(1, len(source))),
-            override_num_blocks=max(1, len(source)),
-        )
-        labelled = rows.map_batches(
-            DetectorActor,
-            fn_constructor_kwargs={
-                "spec": spec,
-                "model_sha256": model_sha256,
-                "run_id": run_id,
-                "batch_rows": workers.batch_rows,
-                "device": workers.device,
-                "threads": workers.threads,
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
-            num_cpus=workers.actor_cpus,
-            num_gpus=workers.actor_gpus or None,
-        )
-        staged = labelled.map_batches(
-            _stage,
-            fn_kwargs={"folder": staged_folder(out, run_id)},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=WRITER_CPUS,
-        )
-        try:
-            for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from (StagedSegment(**row) for row in batch.to_pylist())
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BatchdetError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayError as error:
-            text = " ".join(str(error).split())[:300]
-            raise ClusterError(f"the pipeline was lost: {type(error).__name__}: {text}") from error
+    return context
+
+
+def _staged(
+    spec: JobSpec,
+    out: str,
+    run_id: str,
+    shards: Sequence[Shard],
+    carried: pa.Schema,
+    done: Mapping[str, frozenset[int]],
+    model_sha256: str,
+    workers: Workers,
+) -> Iterator[StagedSegment]:
+    source = SegmentDatasource(shards, spec, carried, done)
+    rows = ray.data.read_datasource(
+        source,
+        num_cpus=READER_CPUS,
+        concurrency=min(workers.readers, max(1, len(source))),
+        override_num_blocks=max(1, len(source)),
+    )
+    labelled = rows.map_batches(
+        DetectorActor,
+        fn_constructor_kwargs={
+            "spec": spec,
+            "model_sha256": model_sha256,
+            "run_id": run_id,
+            "batch_rows": workers.batch_rows,
+            "device": workers.device,
+            "threads": workers.threads,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=workers.actor_cpus,
+        num_gpus=workers.actor_gpus or None,
+    )
+    staged = labelled.map_batches(
+        _stage,
+        fn_kwargs={"folder": staged_folder(out, run_id)},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=WRITER_CPUS,
+    )
+    try:
+        for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from (StagedSegment(**row) for row in batch.to_pylist())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, BatchdetError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())[:300]
+        raise ClusterError(f"the pipeline was lost: {type(error).__name__}: {text}") from error
