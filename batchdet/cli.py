@@ -268,11 +268,14 @@ def sample(
 
 
 @app.command(rich_help_panel=_SET_UP)
-def schema() -> None:
+def schema(
+    table: Annotated[bool, typer.Option("--table", help="Print a Markdown table of all keys instead.")] = False,
+) -> None:
     """Print the JSON Schema of job specs, for editors."""
     from batchdet.spec import JobSpec
+    from batchdet.spec_reference import spec_table
 
-    _print_json(JobSpec.model_json_schema())
+    print(spec_table(), end="") if table else _print_json(JobSpec.model_json_schema())
 
 
 @app.command(rich_help_panel=_SET_UP)
