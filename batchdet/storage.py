@@ -75,8 +75,9 @@ class StoredObject:
 
 def normalize(uri: str) -> str:
     """Return the one spelling of a URI: local paths absolute without ``file://``, no trailing slash."""
-    if uri.startswith("file://"):
-        uri = uri[len("file://") :]
+    if "://" in uri:
+        name, rest = uri.split("://", 1)
+        uri = rest if name.lower() == "file" else f"{name.lower()}://{rest}"
     if "://" not in uri:
         uri = os.path.abspath(os.path.expanduser(uri))
     return uri.rstrip("/") or "/"

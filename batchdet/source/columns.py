@@ -41,6 +41,17 @@ def is_image_struct(type_: pa.DataType) -> bool:
     )
 
 
+def refuse_repeated(names: Sequence[str], where: str) -> None:
+    """Refuse a table in which two columns have one name.
+
+    Raises:
+        SourceError: It does.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise SourceError(f"source.uri: {where} has {names.count(name)} columns named {name!r}; names must differ")
+
+
 def require_column(name: str, names: Sequence[str], key: str, where: str) -> None:
     """Refuse a column that does not exist.
 
@@ -127,7 +138,9 @@ def _refuse(candidates: Sequence[str], names: Sequence[str], where: str) -> Neve
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
-    """Return the type under which a column travels: extension and dictionary types by what they hold."""
+    """Return the type under which a column travels: what extensions and dictionaries hold; text for only nulls."""
+    if pa.types.is_null(type_):
+        return pa.string()
     if isinstance(type_, pa.BaseExtensionType):
         return plain_type(type_.storage_type)
     if pa.types.is_dictionary(type_):

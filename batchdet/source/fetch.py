@@ -66,6 +66,8 @@ def fill(rows: Sequence[ImageRow], read: Callable[[ImageRow], bytes]) -> None:
             row.size_bytes = len(row.data)
         except ImageError as error:
             row.fail(error.code, error.message)
+        except Exception as error:  # whatever a client raises about one object, its neighbours go on
+            row.fail("unreadable", f"{row.uri}: {type(error).__name__}: {error}")
 
     todo = [row for row in rows if row.error_code is None]
     if not todo:

@@ -35,7 +35,8 @@ def fetch(allowed: Allowed, max_bytes: int) -> bytes:
         connection = _Connection(host, port, address, url.scheme == "https")
         try:
             connection.request("GET", target, headers={"Accept": "*/*", "User-Agent": "batchdet"})
-            return _body(connection.getresponse(), allowed.uri, max_bytes)
+            with connection.getresponse() as response:
+                return _body(response, allowed.uri, max_bytes)
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -45,11 +46,17 @@ def fetch(allowed: Allowed, max_bytes: int) -> bytes:
 def _resolve(host: str, port: int, allowed: Allowed) -> str:
     addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in addresses:
-        if allowed.public_only and not ipaddress.ip_address(str(address).split("%")[0]).is_global:
+        if allowed.public_only and not _is_public(str(address)):
             raise ImageError(
                 "refused_uri", f"{allowed.uri!r}: {host} is {address}, not a public address; name it in source.allow"
             )
     return str(addresses[0])
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.split("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_global
 
 
 class _Connection(http.client.HTTPConnection):

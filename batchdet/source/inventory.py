@@ -44,7 +44,8 @@ class Inventory:
     @cached_property
     def digest(self) -> str:
         """sha256 over format and objects, in hex."""
-        digest = hashlib.sha256(f"{self.format}\0{self.root}\0{self.objects.schema.names}".encode())
+        root = self.root if self.format == "folder" else ""  # names within the folder depend on it
+        digest = hashlib.sha256(f"{self.format}\0{root}\0{self.objects.schema.names}".encode())
         for batch in self.objects.to_batches(max_chunksize=65536):
             keys = pc.binary_join_element_wise(
                 *[batch[n].cast(pa.string()) for n in _KEY], "\0", null_handling="replace"

@@ -19,6 +19,7 @@ from batchdet.source.columns import (
     find_image_column,
     is_image_struct,
     is_text,
+    refuse_repeated,
     require_column,
     select_columns,
 )
@@ -58,6 +59,7 @@ def _first_schema(objects: Sequence[StoredObject]) -> tuple[pa.Schema, str]:
     for obj in objects[:_TRIES]:
         try:
             with _open(obj) as file:
+                refuse_repeated(file.schema_arrow.names, obj.uri)
                 return file.schema_arrow, obj.uri
         except (StorageError, pa.ArrowException, OSError) as error:
             failure = failure or f"{obj.uri}: {error}"
@@ -136,7 +138,10 @@ class _FileReader:
         self._source = source
         self._carried = carried
         schema = file.schema_arrow
+        refuse_repeated(schema.names, shard.shard_uri)
         self._image = find_image_column(schema, source.image_column, shard.shard_uri)
+        if is_text(schema.field(self._image).type):
+            raise SourceError(f"column {self._image!r} holds text here and images in the first file")
         self._fields = _fields(schema, self._image, source, shard.shard_uri)
         self._policy = UriPolicy(shard.shard_uri, source.allow)
         counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
@@ -166,7 +171,8 @@ class _FileReader:
     def _mean(self, group: int) -> int:
         row_group = self._file.metadata.row_group(group)
         columns = [row_group.column(i) for i in range(row_group.num_columns)]
-        total = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == self._image)
+        mine = [c for c in columns if f"{c.path_in_schema}.".startswith(f"{self._image}.")]
+        total = sum(c.total_uncompressed_size for c in mine)
         return int(total // max(1, row_group.num_rows))
 
     def _ids(self, column: str) -> tuple[list[str], list[str | None]]:

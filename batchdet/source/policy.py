@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -10,6 +11,8 @@ from batchdet import storage
 from batchdet.errors import ImageError
 
 _DEFAULT_SCHEMES: Final = frozenset({"s3", "gs", "az", "abfs", "hf"})
+_WEB: Final = frozenset({"http", "https"})
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 @dataclass(frozen=True)
@@ -41,47 +44,50 @@ class UriPolicy:
         if not allow and storage.scheme(list_uri) == "file":
             self._prefixes = [_split(self.folder)]
 
-    def check(self, listed: str) -> Allowed:
-        """Resolve a listed URI and decide.
-
-        Raises:
-            ImageError: It is refused, with code ``refused_uri``.
-        """
-        if "\0" in listed or any(c in listed for c in "\r\n"):
-            raise _refused(listed, "it holds control characters")
-        if "::" in listed:
-            raise _refused(listed, "chained URIs (::) are not followed")
-        head = listed.split("/", 1)[0]
-        if ":" in head and "://" not in listed:
-            raise _refused(listed, f"{head.split(':', 1)[0]}: is not allowed")
-        relative = "://" not in listed and not listed.startswith(("/", "~"))
-        uri = self._join(listed) if relative else listed
-        if storage.scheme(uri) == "file":
-            return Allowed(self._check_local(listed, uri), False)
-        part = _split(uri)
-        if ".." in unquote(part.path).replace("\\", "/").split("/"):
-            raise _refused(listed, "its path holds '..'")
-        if "@" in part.host or "\\" in part.host:
-            raise _refused(listed, "it holds a user name")
-        if part.scheme in self._schemes:
-            return Allowed(uri, False)
-        return self._by_prefix(listed, part)
-
-    def _join(self, listed: str) -> str:
-        """Resolve a relative entry; one that climbs out of its bucket keeps its dots, and is refused."""
+    def resolve(self, listed: str) -> str:
+        """Return the full URI of an entry; nothing is decided yet. One that climbs out of its bucket keeps its dots."""
+        if "://" in listed:
+            scheme, rest = listed.split("://", 1)
+            return storage.normalize(listed) if scheme.lower() == "file" else f"{scheme.lower()}://{rest}"
+        if listed.startswith(("/", "~")) or _SCHEME.match(listed):
+            return listed
         uri = storage.join(self.folder, listed)
         if "://" not in uri:
-            return uri
+            return storage.normalize(uri)
         scheme, rest = uri.split("://", 1)
         root, _, path = rest.partition("/")
         resolved = posixpath.normpath(path)
         return uri if resolved.startswith("..") else f"{scheme}://{root}/{resolved}"
 
+    def check(self, listed: str) -> Allowed:
+        """Resolve an entry and decide.
+
+        Raises:
+            ImageError: It is refused, with code ``refused_uri``.
+        """
+        if any(c in listed for c in "\0\r\n"):
+            raise _refused(listed, "it holds control characters")
+        if "::" in listed:
+            raise _refused(listed, "chained URIs (::) are not followed")
+        if "://" not in listed and _SCHEME.match(listed):
+            raise _refused(listed, f"{listed.split(':', 1)[0]}: is not allowed")
+        uri = self.resolve(listed)
+        if storage.scheme(uri) == "file":
+            return Allowed(self._check_local(listed, uri), False)
+        part = _split(uri)
+        if ".." in unquote(part.path).replace("\\", "/").split("/"):
+            raise _refused(listed, "its path holds '..'")
+        if part.scheme in _WEB and ("@" in part.host or "\\" in part.host):
+            raise _refused(listed, "it holds a user name")
+        if part.scheme in self._schemes:
+            return Allowed(uri, False)
+        return self._by_prefix(listed, part)
+
     def _by_prefix(self, listed: str, part: "_Parts") -> Allowed:
         matching = [p for p in self._prefixes if p.scheme == part.scheme and _covers(p, part)]
         if not matching:
             raise _refused(listed, f"no prefix in source.allow covers it{self._default_text()}")
-        return Allowed(part.uri, part.scheme in {"http", "https"} and not any(p.host for p in matching))
+        return Allowed(part.uri, part.scheme in _WEB and not any(p.host for p in matching))
 
     def _check_local(self, listed: str, uri: str) -> str:
         path = storage.normalize(uri)

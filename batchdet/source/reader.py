@@ -70,6 +70,6 @@ def read_image(source: SourceSpec, uri: str, shard_uri: str, member: str, positi
         except StorageError as error:
             raise ImageError("unreadable", error.message) from error
         return parquet.read_image(source, obj, position) if is_parquet else webdataset.read_image(obj, member)
-    if uri == storage.join(shard_uri, member):
+    if uri == f"{shard_uri.rstrip('/')}/{member}":
         return read_object(StoredObject(uri, -1, ""), source.max_image_bytes)
     return read_allowed(UriPolicy(shard_uri, source.allow).check(uri), source.max_image_bytes)

@@ -45,13 +45,19 @@ class LocalStream:
 
     def __init__(self, path: str, size_bytes: int) -> None:
         self._file: IO[bytes] = open(path, "rb", buffering=_SKIP_BYTES)  # noqa: SIM115
+        self._path = path
         self._end = self._file.seek(0, io.SEEK_END)
         self._size_bytes = size_bytes
         self._file.seek(0)
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes."""
-        return self._file.read(count)
+        """Return the next bytes.
+
+        Raises:
+            StorageError: The file system failed.
+        """
+        with storage.plain_errors(self._path, "read"):
+            return self._file.read(min(count, max(0, self._end - self._file.tell())))
 
     def skip(self, count: int) -> int:
         """Seek forward, to the end at most."""
@@ -287,7 +293,10 @@ def check_unchanged(obj: StoredObject) -> StoredObject:
         SizeMismatch: Its size is another.
         StorageError: It is gone, unreadable, or its ETag is another.
     """
-    now = storage.retry(lambda: storage.stat(obj.uri))
+    try:
+        now = storage.retry(lambda: storage.stat(obj.uri))
+    except ValueError as error:
+        raise StorageError(f"{obj.uri}: cannot read: {error}") from error
     if 0 <= obj.size_bytes != now.size_bytes >= 0:
         raise SizeMismatch(f"{obj.uri}: {now.size_bytes} bytes now, {obj.size_bytes} were listed")
     if obj.etag and now.etag and obj.etag != now.etag:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from batchdet import storage
 from batchdet.errors import ImageError, SourceError
 from batchdet.records.segment import Segment
-from batchdet.source.columns import find_uri_column, require_column, select_columns
+from batchdet.source.columns import find_uri_column, refuse_repeated, require_column, select_columns
 from batchdet.source.fetch import fill, read_allowed
 from batchdet.source.policy import UriPolicy
 from batchdet.source.rows import UNKNOWN_SIZE_BYTES, ImageRow, cut_known, make_segment
@@ -34,8 +34,8 @@ def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.
         objects: The lists.
 
     Returns:
-        The inventory's table, one row per listed image: ``uri`` (as it is listed), ``size_bytes`` (-1), ``etag``
-        (""), ``list_uri``, ``member``, ``error_code`` and the columns carried over; and those columns' schema.
+        The inventory's table, one row per listed image: ``uri`` (resolved), ``size_bytes`` (-1), ``etag`` (""),
+        ``list_uri``, ``member`` (as listed), ``error_code`` and the columns carried over; and their schema.
 
     Raises:
         SourceError: A list cannot be read, its columns are not clear, or differ from the first list's.
@@ -44,6 +44,7 @@ def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.
     carried = pa.schema([])
     for number, obj in enumerate(objects):
         raw = _read_list(obj)
+        refuse_repeated(raw.schema.names, obj.uri)
         column = find_uri_column(raw.schema, source.image_column, obj.uri)
         if source.id_column is not None:
             require_column(source.id_column, raw.schema.names, "source.id_column", obj.uri)
@@ -68,9 +69,10 @@ def _inventory_rows(
     if id_column is not None:
         ids = raw[id_column].cast(pa.string()).to_pylist()
         names = [uri if name is None else name for name, uri in zip(ids, uri_texts, strict=True)]
+    policy = UriPolicy(list_uri, ())
     members, codes = unique_members(names, ["null_image" if not uri else None for uri in uri_texts])
     arrays: dict[str, pa.Array] = {
-        "uri": pa.array(uri_texts, pa.string()),
+        "uri": pa.array([policy.resolve(uri) if uri else "" for uri in uri_texts], pa.string()),
         "size_bytes": pa.repeat(pa.scalar(-1, pa.int64()), count),
         "etag": pa.repeat("", count),
         "list_uri": pa.repeat(list_uri, count),
@@ -148,7 +150,7 @@ def _read_list(obj: StoredObject) -> pa.Table:
 
 def _read_csv(data: bytes, delimiter: str) -> pa.Table:
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    header = data.splitlines()[0] + b"\n"
+    header = next(line for line in data.splitlines() if line.strip()) + b"\n"
     names = pa.csv.read_csv(pa.BufferReader(header), parse_options=parse).schema.names
     # everything as text first: Arrow guesses from the first block and fails on a later one
     convert = pa.csv.ConvertOptions(
@@ -190,7 +192,7 @@ def read_segments(
             row = ImageRow(uri, shard.shard_uri, members[i], position, -1)
             rows.append(row)
             if codes[i] is not None:
-                row.fail(codes[i], _MESSAGES[codes[i]].format(uri=uri))
+                row.fail(codes[i], _MESSAGES[codes[i]].format(name=members[i].rsplit("#", 1)[0]))
                 continue
             try:
                 allowed[position] = policy.check(uri)
@@ -207,5 +209,5 @@ def read_segments(
 
 _MESSAGES: Final = {
     "null_image": "the list names no URI in this row",
-    "duplicate_member": "{uri}: the list names it a second time",
+    "duplicate_member": "{name}: the list names it a second time",
 }

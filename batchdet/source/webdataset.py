@@ -1,7 +1,8 @@
 """WebDataset: tar shards, gzipped or not. Members of one key belong together; sidecars are carried over.
 
 The key is the path up to the first dot of the base name. A sample's members stand next to each other, as
-WebDataset writes them; its ``.json`` and ``.txt`` may come before or behind the images.
+WebDataset writes them; its ``.json`` and ``.txt`` may come before or behind the images. Names that begin with a
+dot are passed over, as in folders (macOS puts ``._x.jpg`` beside ``x.jpg``).
 """
 
 import logging
@@ -79,7 +80,7 @@ class _TarRows:
                     sample, held = [], 0
                     texts = {} if member_key != key else texts
                     key = member_key
-                if member.is_folder:
+                if member.is_folder or base.startswith("."):
                     continue
                 if is_image_name(member.name):
                     sample.append(self._image(member, walker))
