@@ -192,7 +192,7 @@ def _classified(format_: str, error: Exception) -> ImageError:
     low = text.lower()
     if isinstance(error, MemoryError):
         code, text = "too_large", "not enough memory for the pixels"
-    elif isinstance(error, Image.DecompressionBombError):  # of WebP, above 178 million pixels, whatever the spec allows
+    elif isinstance(error, Image.DecompressionBombError):  # WebP and TIFF above 178 million pixels
         code = "too_large"
     elif "premature end" in low or "truncated" in low or isinstance(error, EOFError):
         code = "truncated"
