@@ -4,6 +4,7 @@ A local path is written absolute and without ``file://``; everything else keeps 
 text wherever it is seen, and ``image_id`` with it.
 """
 
+import io
 import os
 import posixpath
 import random
@@ -379,6 +380,11 @@ def open_write(uri: str) -> Iterator[IO[bytes]]:
     """Open an object for writing; it appears whole when the block ends, or not at all when it raises."""
     fs, path = filesystem(uri)
     with plain_errors(uri, "write"):
+        if scheme(uri) == "memory":  # fsspec's memory files appear as soon as they are opened
+            buffer = io.BytesIO()
+            yield buffer
+            fs.pipe_file(path, buffer.getvalue())
+            return
         if scheme(uri) != "file":
             file = fs.open(path, "wb")
             try:

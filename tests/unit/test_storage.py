@@ -1,0 +1,245 @@
+import os
+import pickle
+import stat as stat_module
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from batchdet import storage
+from batchdet.errors import MissingExtra
+from batchdet.storage import NotFound, SizeMismatch, StorageError, StoredObject, TransientError
+from tests.s3_server import S3Server
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr("batchdet.storage.time.sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    yield "memory://storage-test"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.mark.parametrize(
+    ("uri", "want"),
+    [
+        ("/a/b/", "/a/b"), ("/a/../b", "/b"), ("file:///a/b", "/a/b"), ("FILE:///a", "/a"), ("/", "/"),
+        ("s3://b/x/", "s3://b/x"), ("S3://B/x", "s3://B/x"), ("s3://b/a//b", "s3://b/a//b"),
+    ],
+)  # fmt: skip
+def test_one_spelling(uri: str, want: str) -> None:
+    assert storage.normalize(uri) == want
+    assert storage.normalize(want) == want
+
+
+def test_relative_and_home_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/x")
+    assert storage.normalize("a/b") == f"{tmp_path}/a/b"
+    assert storage.normalize("~/a") == "/home/x/a"
+
+
+def test_parts() -> None:
+    assert storage.scheme("S3://b") == "s3"
+    assert storage.scheme("/a") == "file"
+    assert storage.join("s3://b/", "c", "d") == "s3://b/c/d"
+    assert storage.join("/", "c") == "/c"
+    assert storage.basename("s3://b/c/") == "c"
+    assert [storage.is_glob(name) for name in ("a*", "a[1]", "a?", "a")] == [True, True, True, False]
+
+
+def test_chains_are_never_followed(tmp_path: Path) -> None:
+    fs, path = storage.filesystem(f"{tmp_path}/simplecache::memory:")
+    assert type(fs) is LocalFileSystem
+    assert path == f"{tmp_path}/simplecache::memory:"
+    with pytest.raises(StorageError, match="no known scheme"):
+        storage.filesystem("simplecache::memory://x")
+
+
+def test_unknown_scheme_and_missing_package() -> None:
+    with pytest.raises(StorageError, match="s4://b: 's4' is no known scheme"):
+        storage.filesystem("s4://b")
+    with pytest.raises(MissingExtra, match="pip install gcsfs"):
+        storage.filesystem("gs://b")
+
+
+def test_listing_passes_over_hidden_names(tmp_path: Path) -> None:
+    for name in ["a", "sub/b", ".hidden", "_SUCCESS", "_tmp/c", ".git/d", "_keep.jpg", "sub/_keep.jpg"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"12")
+    names = [os.path.relpath(o.uri, tmp_path) for o in storage.list_objects(str(tmp_path))]
+    assert names == ["a", "sub/b"]
+    kept = storage.list_objects(str(tmp_path), keep_underscore=lambda name: name.endswith(".jpg"))
+    assert [os.path.relpath(o.uri, tmp_path) for o in kept] == ["_keep.jpg", "a", "sub/_keep.jpg", "sub/b"]
+    assert len(storage.find_all(str(tmp_path))) == 8
+    assert storage.list_names(str(tmp_path)) == [".git", ".hidden", "_SUCCESS", "_keep.jpg", "_tmp", "a", "sub"]
+
+
+def test_listing_one_object_a_glob_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a[1].tar").write_bytes(b"123")
+    (tmp_path / "b.tar").write_bytes(b"1")
+    (tmp_path / "empty").mkdir()
+    (found,) = storage.list_objects(f"{tmp_path}/a[1].tar")
+    assert (found.uri, found.size_bytes) == (f"{tmp_path}/a[1].tar", 3)
+    assert found.etag.startswith("mtime:")
+    assert [o.uri for o in storage.list_objects(f"{tmp_path}/b*.tar")] == [f"{tmp_path}/b.tar"]
+    assert storage.list_objects(f"{tmp_path}/c*") == []
+    assert storage.list_objects(f"{tmp_path}/empty") == []
+    with pytest.raises(NotFound, match="cannot list: no such object, folder or bucket"):
+        storage.list_objects(f"{tmp_path}/no")
+    assert storage.list_names(f"{tmp_path}/no") == []
+    assert storage.find_all(f"{tmp_path}/no") == []
+
+
+def test_listing_keeps_the_scheme(memory: str) -> None:
+    storage.write_bytes(f"{memory}/x/a", b"1")
+    assert [o.uri for o in storage.list_objects(f"{memory}/x")] == ["memory://storage-test/x/a"]
+
+
+@pytest.mark.parametrize("kind", ["local", "memory", "s3"])
+def test_write_read_stat_delete(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    base = {"local": str(tmp_path), "memory": "memory://storage-test/rw"}.get(kind)
+    if base is None:
+        base = request.getfixturevalue("s3").bucket("storage-rw")
+    uri = f"{base}/deep/er/x.bin"
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"first")
+    storage.write_bytes(uri, b"second")
+    assert storage.read_bytes(uri) == b"second"
+    assert storage.read_bytes(uri, 6) == b"second"
+    found = storage.stat(uri)
+    assert (found.uri, found.size_bytes) == (uri, 6)
+    assert storage.exists(uri)
+    assert [storage.is_folder(u) for u in (f"{base}/deep", uri)] == [True, False]
+    assert storage.read_object(found) == b"second"
+    assert storage.read_range(found, 1, 3) == b"ec"
+    assert storage.read_range(found, 3, 3) == b""
+    with storage.open_read(uri) as file:
+        assert file.read(3) == b"sec"
+    with storage.open_write(f"{base}/deep/y.bin") as file:
+        file.write(b"12")
+    assert storage.read_bytes(f"{base}/deep/y.bin") == b"12"
+    with pytest.raises(ZeroDivisionError), storage.open_write(f"{base}/deep/z.bin") as file:
+        file.write(b"1" * (100 // 0))
+    assert storage.list_names(f"{base}/deep") == ["er", "y.bin"]
+    storage.write_bytes(f"{base}/deep/empty.bin", b"")
+    assert storage.read_object(storage.stat(f"{base}/deep/empty.bin")) == b""
+    storage.delete([uri, uri])
+    assert not storage.exists(uri)
+    storage.delete_folder(f"{base}/deep")
+    storage.delete_folder(f"{base}/deep")
+    assert storage.find_all(base) == []
+    with pytest.raises(NotFound, match=r"cannot read: no such object"):
+        storage.read_bytes(uri)
+
+
+def test_local_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    storage.write_bytes(f"{tmp_path}/x", b"1")
+    (tmp_path / "y").write_bytes(b"1")
+    modes = {stat_module.S_IMODE((tmp_path / name).stat().st_mode) for name in "xy"}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("listed", [3, 5, 0, 400])
+def test_other_sizes_than_listed_are_found_out(tmp_path: Path, memory: str, listed: int) -> None:
+    for base in (str(tmp_path), memory):
+        storage.write_bytes(f"{base}/x", b"1234")
+        with pytest.raises(SizeMismatch, match=f"bytes arrived, {listed} were listed"):
+            storage.read_bytes(f"{base}/x", listed)
+
+
+def test_body_cut_short_is_found_out(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{memory}/x", b"1234")
+    real = MemoryFileSystem.cat_file
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **kwargs: real(*args, **kwargs)[:2])
+    with pytest.raises(SizeMismatch, match="2 bytes arrived, 4 were listed"):
+        storage.read_bytes(f"{memory}/x")
+    with pytest.raises(SizeMismatch, match="2 bytes arrived, 4 were asked for at 0") as caught:
+        storage.read_range(StoredObject(f"{memory}/x", 4, ""), 0, 4)
+    assert caught.value.data == b"12"
+
+
+def test_object_that_changed_is_found_out(tmp_path: Path, s3: S3Server) -> None:
+    bucket = s3.bucket("storage-changed")
+    for base in (str(tmp_path), bucket):
+        storage.write_bytes(f"{base}/x", b"1234")
+        listed = storage.stat(f"{base}/x")
+        assert storage.read_object(listed) == b"1234"
+        storage.write_bytes(f"{base}/x", b"5678")
+        if base == str(tmp_path):
+            os.utime(tmp_path / "x", (1, 1))
+        with pytest.raises(StorageError, match="has changed since it was listed"):
+            storage.read_object(listed)
+
+
+def test_retry_waits_longer_and_longer(pauses: list[float]) -> None:
+    calls: list[int] = []
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) < 4:
+            raise TransientError("again")
+        return "done"
+
+    assert storage.retry(call) == "done"
+    assert len(pauses) == 3
+    for pause, mean in zip(pauses, (0.2, 0.4, 0.8), strict=True):
+        assert mean * 0.5 <= pause <= mean * 1.5
+
+
+def test_retry_gives_up_and_leaves_other_errors_alone(pauses: list[float]) -> None:
+    calls: list[int] = []
+
+    def call(error: Exception) -> Any:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(TransientError):
+        storage.retry(lambda: call(TransientError("x")), tries=3)
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(NotFound):
+        storage.retry(lambda: call(NotFound("x")))
+    assert len(calls) == 1
+    assert len(pauses) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "kind", "text"),
+    [
+        ("s3://b/x", FileNotFoundError(), NotFound, "no such object"),
+        ("s3://b/x", PermissionError(13, "Forbidden"), StorageError, r"denied \(Forbidden\); check the credentials"),
+        ("/x", PermissionError(13, "Permission denied"), StorageError, "check the file's permissions"),
+        ("/x", IsADirectoryError(21, "Is a directory"), StorageError, "Is a directory"),
+        ("s3://b/x", OSError(5, "a\nb"), TransientError, "OSError: .Errno 5. a b"),
+        ("/x", OSError(5, "io"), StorageError, "io"),
+        ("s3://b/x", TimeoutError(), TransientError, "TimeoutError"),
+    ],
+)
+def test_errors_in_plain_words(uri: str, error: Exception, kind: type[StorageError], text: str) -> None:
+    with pytest.raises(StorageError, match=text) as caught, storage.plain_errors(uri, "read"):
+        raise error
+    assert type(caught.value) is kind
+    assert caught.value.message.startswith(f"{uri}: cannot read: ")
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(ZeroDivisionError), storage.plain_errors("/x", "read"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("error", [StorageError("a"), NotFound("b"), TransientError("c"), SizeMismatch("d", b"12")])
+def test_errors_pickle(error: StorageError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert again.message == error.message
+    assert getattr(again, "data", None) == getattr(error, "data", None)
