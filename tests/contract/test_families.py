@@ -1,0 +1,231 @@
+"""One suite that every family passes: known from its outputs, decoded to original pixels, sorted, limited."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchdet.errors import ModelError
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.families import FAMILIES, DecodeSettings, Family, Signature, find_family
+from batchdet.model.families.yolox import grid
+from batchdet.model.runtimes import Tensor, TensorInfo
+
+CANVAS = (64, 64)
+SOURCE = (128, 64)
+OBJECTS = np.array(
+    [  # xyxy in original pixels, score, class
+        [8, 8, 40, 40, 0.9, 1],
+        [64, 16, 112, 56, 0.75, 2],
+        [0, 0, 24, 24, 0.5, 0],
+    ],
+    np.float32,
+)
+CLASSES = 3
+
+
+def letterbox(family: Family) -> Letterbox:
+    return family.preprocess.place(SOURCE, CANVAS)
+
+
+def end2end_outputs(rows: Any) -> dict[str, Tensor]:
+    box = letterbox(FAMILIES["yolo_end2end"])
+    output = np.zeros((1, 10, 6), np.float32)
+    output[0, : len(rows)] = np.column_stack([box.to_canvas(rows[:, :4]), rows[:, 4:]])
+    return {"output0": output}
+
+
+def _centres(family: Family, rows: Any) -> Any:
+    xyxy = letterbox(family).to_canvas(rows[:, :4])
+    return np.column_stack([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]])
+
+
+def dense_outputs(rows: Any) -> dict[str, Tensor]:
+    output = np.zeros((1, 4 + CLASSES, 84), np.float32)
+    output[0, :4, : len(rows)] = _centres(FAMILIES["yolo_dense"], rows).T
+    output[0, 4 + rows[:, 5].astype(int), np.arange(len(rows))] = rows[:, 4]
+    return {"output0": output}
+
+
+def yolox_outputs(rows: Any) -> dict[str, Tensor]:
+    corner, stride = grid(CANVAS)
+    output = np.zeros((1, 84, 5 + CLASSES), np.float32)
+    at = np.arange(len(rows)) * 7
+    boxes = _centres(FAMILIES["yolox"], rows)
+    output[0, at, :2] = boxes[:, :2] / stride[at] - corner[at]
+    output[0, at, 2:4] = np.log(boxes[:, 2:] / stride[at])
+    output[0, at, 4] = np.sqrt(rows[:, 4])
+    output[0, at, 5 + rows[:, 5].astype(int)] = np.sqrt(rows[:, 4])
+    return {"output": output}
+
+
+def detr_outputs(rows: Any) -> dict[str, Tensor]:
+    padded = np.zeros((10, 6), np.float32)
+    padded[: len(rows)] = rows
+    return {
+        "labels": padded[None, :, 5].astype(np.int64),
+        "boxes": padded[None, :, :4],
+        "scores": padded[None, :, 4],
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    family: Family
+    outputs: Callable[[Any], dict[str, Tensor]]
+
+    def signature(self) -> Signature:
+        inputs = [TensorInfo("images", "float32", (None, 3, 64, 64))]
+        if self.family.name == "detr":
+            inputs.append(TensorInfo("orig_target_sizes", "int64", (None, 2)))
+        outputs = self.outputs(OBJECTS).items()
+        return Signature(tuple(inputs), tuple(TensorInfo(n, a.dtype.name, a.shape) for n, a in outputs), CANVAS)
+
+    def decode(self, rows: Any = OBJECTS, **settings: Any) -> Any:
+        (found,) = self.family.decode(self.outputs(rows), [letterbox(self.family)], DecodeSettings(**settings))
+        return found
+
+
+CASES = {
+    name: Case(FAMILIES[name], outputs)
+    for name, outputs in {
+        "yolo_end2end": end2end_outputs,
+        "yolo_dense": dense_outputs,
+        "yolox": yolox_outputs,
+        "detr": detr_outputs,
+    }.items()
+}
+every_family = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def test_every_family_is_tested() -> None:
+    assert set(CASES) == set(FAMILIES)
+
+
+@every_family
+def test_it_is_known_from_its_outputs(case: Case) -> None:
+    family, reason = find_family("auto", case.signature(), {})
+    assert family is case.family
+    assert reason.startswith("recognised by")
+
+
+@every_family
+def test_it_can_be_named(case: Case) -> None:
+    for asked, metadata in ((case.family.name, {}), ("auto", {"family": case.family.name})):
+        assert find_family(asked, case.signature(), metadata)[0] is case.family
+
+
+@every_family
+def test_a_wrong_name_is_refused(case: Case) -> None:
+    others = [name for name, family in FAMILIES.items() if family.fits(case.signature())]
+    assert others
+    for other in others:
+        with pytest.raises(ModelError, match=f"names the family {other}, but it has"):
+            find_family(other, case.signature(), {})
+
+
+@every_family
+def test_boxes_come_back_in_original_pixels_by_falling_score(case: Case) -> None:
+    found = case.decode()
+    np.testing.assert_allclose(found.boxes_xyxy, OBJECTS[:, :4], atol=1e-3)
+    np.testing.assert_allclose(found.scores, OBJECTS[:, 4], rtol=1e-5)
+    assert found.class_ids.tolist() == [1, 2, 0]
+
+
+@every_family
+def test_order_in_the_outputs_does_not_matter(case: Case) -> None:
+    np.testing.assert_allclose(case.decode(OBJECTS[::-1]).boxes_xyxy, case.decode().boxes_xyxy, atol=1e-3)
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("settings", "classes"),
+    [
+        ({"score_threshold": 0.6}, [1, 2]),
+        ({"score_threshold": 0.95}, []),
+        ({"max_detections": 1}, [1]),
+        ({"class_ids": (0, 2)}, [2, 0]),
+        ({"class_ids": (0,), "max_detections": 1}, [0]),
+        ({"class_ids": ()}, []),
+    ],
+)
+def test_what_is_kept(case: Case, settings: dict[str, Any], classes: list[int]) -> None:
+    found = case.decode(**settings)
+    assert found.class_ids.tolist() == classes
+    assert found.boxes_xyxy.shape == (len(classes), 4)
+
+
+@every_family
+def test_nothing_found(case: Case) -> None:
+    assert len(case.decode(np.zeros((0, 6), np.float32))) == 0
+
+
+@every_family
+def test_boxes_are_clipped_and_those_outside_are_dropped(case: Case) -> None:
+    rows = np.array([[-20, -20, 30, 30, 0.9, 0], [200, 200, 240, 240, 0.8, 1]], np.float32)
+    found = case.decode(rows)
+    np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, 30, 30]], atol=1e-3)
+
+
+@every_family
+def test_what_is_not_a_number_is_dropped(case: Case) -> None:
+    outputs = {name: np.full_like(a, np.nan) if a.dtype.kind == "f" else a for name, a in case.outputs(OBJECTS).items()}
+    with np.errstate(all="ignore"):
+        (found,) = case.family.decode(outputs, [letterbox(case.family)], DecodeSettings())
+    assert len(found) == 0
+
+
+@every_family
+def test_images_of_a_batch_stay_apart(case: Case) -> None:
+    one, other = case.outputs(OBJECTS), case.outputs(OBJECTS[:1])
+    both = {name: np.concatenate([one[name], other[name]]) for name in one}
+    found = case.family.decode(both, [letterbox(case.family)] * 2, DecodeSettings())
+    assert [len(f) for f in found] == [3, 1]
+
+
+@every_family
+def test_sizes_are_fed_where_they_are_wanted(case: Case) -> None:
+    feeds = case.family.feeds(case.signature(), [letterbox(case.family)] * 2)
+    if case.family.name != "detr":
+        assert feeds == {}
+        return
+    assert feeds["orig_target_sizes"].dtype == np.int64
+    assert feeds["orig_target_sizes"].tolist() == [[128, 64], [128, 64]]
+
+
+@pytest.mark.parametrize("name", ["yolo_dense", "yolox"])
+def test_dense_families_suppress_within_a_class(name: str) -> None:
+    rows = np.array([[8, 8, 40, 40, 0.9, 1], [9, 8, 41, 40, 0.8, 1], [9, 8, 41, 40, 0.7, 2]], np.float32)
+    assert CASES[name].decode(rows).class_ids.tolist() == [1, 2]
+    assert CASES[name].decode(rows, iou_threshold=0.99).class_ids.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["yolo_end2end", "detr"])
+def test_families_without_nms_keep_what_the_model_gives(name: str) -> None:
+    rows = np.repeat(OBJECTS[:1], 2, axis=0)
+    assert len(CASES[name].decode(rows)) == 2
+
+
+@pytest.mark.parametrize(("name", "count"), [("yolo_dense", 3), ("yolox", 3), ("yolo_end2end", None), ("detr", None)])
+def test_class_counts(name: str, count: int | None) -> None:
+    assert CASES[name].family.class_count(CASES[name].signature()) == count
+
+
+@pytest.mark.parametrize(
+    ("shapes", "metadata", "words"),
+    [
+        ([(1, 1000)], {}, ["no family of detectors", "o0 float32 [1, 1000]", "yolo_end2end:", "detr:"]),
+        ([(1, 116, 84), (1, 32, 16, 16)], {}, ["no family of detectors"]),
+        ([(1, 7, 84)], {"task": "segment"}, ["the task 'segment'"]),
+        ([(1, 7, 84)], {"family": "yolo99"}, ["'yolo99'", "known are yolo_end2end"]),
+    ],
+)
+def test_other_models_are_refused_with_what_was_seen(
+    shapes: list[tuple[int, ...]], metadata: dict[str, str], words: list[str]
+) -> None:
+    outputs = tuple(TensorInfo(f"o{i}", "float32", shape) for i, shape in enumerate(shapes))
+    with pytest.raises(ModelError) as caught:
+        find_family("auto", Signature((), outputs, CANVAS), metadata)
+    assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -1,0 +1,124 @@
+"""One suite that every runtime passes."""
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchdet.errors import ClusterError, MissingExtra, ModelError
+from batchdet.model.runtimes import Runtime, TensorInfo, load_runtime
+from tests import tiny_onnx
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_onnx.convolution(tmp_path_factory.mktemp("model") / "convolution.onnx")
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest, model: Path) -> Runtime:
+    pytest.importorskip(request.param)
+    return load_runtime(request.param, str(model), "cpu", 1)
+
+
+def images(batch: int, height: int, width: int) -> Any:
+    return np.random.default_rng(0).normal(size=(batch, 3, height, width)).astype(np.float32)
+
+
+def test_it_says_what_it_is(runtime: Runtime) -> None:
+    assert runtime.name.split()[0] in RUNTIMES
+    assert runtime.name.split()[1][0].isdigit()
+    assert "CPU" in runtime.provider
+
+
+def test_signatures(runtime: Runtime) -> None:
+    assert list(runtime.inputs) == [TensorInfo("images", "float32", (None, 3, None, None))]
+    assert [o.name for o in runtime.outputs] == ["features", "squares"]
+    assert [o.shape[1] for o in runtime.outputs] == [4, 4]
+    assert str(runtime.inputs[0]) == "images float32 [?, 3, ?, ?]"
+
+
+def test_metadata_comes_from_the_file(runtime: Runtime) -> None:
+    assert runtime.metadata == {"stride": "2", "note": "ünïcode"}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (2, 6, 4)])
+def test_free_axes_are_free(runtime: Runtime, shape: tuple[int, int, int]) -> None:
+    outputs = runtime.run({"images": images(*shape)})
+    assert {name: a.shape for name, a in outputs.items()} == dict.fromkeys(
+        ("features", "squares"), (shape[0], 4, shape[1] // 2, shape[2] // 2)
+    )
+    np.testing.assert_allclose(outputs["squares"], outputs["features"] ** 2, rtol=1e-6)
+
+
+def test_images_of_a_batch_do_not_touch_each_other(runtime: Runtime) -> None:
+    batch = images(3, 8, 8)
+    whole = runtime.run({"images": batch})["features"]
+    alone = np.concatenate([runtime.run({"images": batch[i : i + 1]})["features"] for i in range(3)])
+    np.testing.assert_allclose(whole, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_result_is_not_overwritten_by_the_next(runtime: Runtime) -> None:
+    first = runtime.run({"images": images(1, 8, 8)})["features"]
+    kept = first.copy()
+    runtime.run({"images": images(1, 8, 8) * 2})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_wrong_input_is_a_model_error_of_one_line(runtime: Runtime) -> None:
+    with pytest.raises(ModelError) as caught:
+        runtime.run({"images": np.zeros((1, 5, 8, 8), np.float32)})
+    assert "\n" not in str(caught.value)
+
+
+def test_runtimes_agree(model: Path) -> None:
+    for name in RUNTIMES:
+        pytest.importorskip(name)
+    batch = images(2, 32, 32)
+    one, other = (load_runtime(name, str(model), "cpu", 1).run({"images": batch}) for name in RUNTIMES)
+    np.testing.assert_allclose(one["features"], other["features"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_graph_that_makes_no_sense_is_a_model_error(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    node = helper.make_node("NoSuchOperator", ["images"], ["output0"])
+    infos = [value("images", TensorProto.FLOAT, [1])], [value("output0", TensorProto.FLOAT, [1])]
+    path = tiny_onnx.save(tmp_path / "odd.onnx", helper.make_graph([node], "odd", *infos), {})
+    with pytest.raises(ModelError, match="cannot load the model") as caught:
+        load_runtime(name, str(path), "cpu", 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "device", "extra"), [
+    ("onnxruntime", "cpu", "cpu"), ("onnxruntime", "gpu", "gpu"), ("openvino", "cpu", "cpu"),
+])  # fmt: skip
+def test_a_missing_package_is_named_with_its_extra(
+    name: str, device: Any, extra: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def fails(module: str, *rest: Any) -> Any:
+        if module == name:
+            raise ImportError(module)
+        return real(module, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", fails)
+    with pytest.raises(MissingExtra, match=rf"{name} is not installed: pip install \"batchdet\[{extra}\]\""):
+        load_runtime(name, str(model), device, 1)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_no_gpu_is_an_error_and_never_the_cpu(name: str, model: Path) -> None:
+    package = pytest.importorskip(name)
+    if name == "onnxruntime" and "CUDAExecutionProvider" in package.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(ClusterError, match=r"compute\.device: gpu"):
+        load_runtime(name, str(model), "gpu", 1)

@@ -1,0 +1,134 @@
+"""Small ONNX models made on the spot, right and wrong ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array = npt.NDArray[Any]
+Shape = Sequence[int | str]
+DYNAMIC: Shape = ("N", 3, "H", "W")
+
+
+def save(
+    path: Path, graph: onnx.GraphProto, metadata: Mapping[str, str], opsets: Mapping[str, int] | None = None
+) -> Path:
+    """Write a graph as a model file with key-value texts."""
+    imports = [helper.make_opsetid(domain, version) for domain, version in (opsets or {"": 17}).items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8, producer_name="tests")
+    helper.set_model_props(model, dict(metadata))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def constant(
+    path: Path, outputs: Mapping[str, Array], images: Shape = DYNAMIC, sizes: bool = False, **metadata: str
+) -> Path:
+    """Write a model that gives the same outputs for every image.
+
+    Args:
+        path: The file.
+        outputs: Name to the array of one image, without the batch axis.
+        images: Shape of the input ``images``.
+        sizes: Add the input ``orig_target_sizes`` int64 ``(N, 2)``.
+        metadata: Key-value texts.
+    """
+    nodes, initializers, infos = [], [], []
+    nodes.append(helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0))
+    nodes.append(helper.make_node("Mul", ["mean", "zero"], ["nothing"]))
+    initializers.append(numpy_helper.from_array(np.float32(0), "zero"))
+    for name, array in outputs.items():
+        initializers.append(numpy_helper.from_array(array[None], f"{name}_value"))
+        initializers.append(numpy_helper.from_array(np.array([-1] + [1] * array.ndim), f"{name}_axes"))
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        nodes.append(helper.make_node("Reshape", ["nothing", f"{name}_axes"], [f"{name}_nothing"]))
+        nodes.append(helper.make_node("Cast", [f"{name}_nothing"], [f"{name}_zero"], to=kind))
+        nodes.append(helper.make_node("Add", [f"{name}_zero", f"{name}_value"], [name]))
+        infos.append(helper.make_tensor_value_info(name, kind, [images[0], *array.shape]))
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, list(images))]
+    if sizes:
+        inputs.append(helper.make_tensor_value_info("orig_target_sizes", TensorProto.INT64, [images[0], 2]))
+    return save(path, helper.make_graph(nodes, "constant", inputs, infos, initializers), metadata)
+
+
+def end2end(path: Path, rows: Sequence[Sequence[float]] = ((8, 8, 24, 24, 0.9, 1),), **options: Any) -> Path:
+    """Write a detector of the family yolo_end2end that always finds ``rows`` (canvas xyxy, score, class)."""
+    return constant(path, {"output0": np.array(rows, np.float32)}, **options)
+
+
+def convolution(path: Path) -> Path:
+    """Write a model that computes: a 3 x 3 convolution of stride 2, then its square; two outputs."""
+    weight = np.random.default_rng(3).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["images", "weight"], ["features"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Mul", ["features", "features"], ["squares"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "convolution",
+        [value("images", TensorProto.FLOAT, list(DYNAMIC))],
+        [value(name, TensorProto.FLOAT, ["N", 4, "h", "w"]) for name in ("features", "squares")],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    return save(path, graph, {"stride": "2", "note": "ünïcode"})
+
+
+def classifier(path: Path) -> Path:
+    """Write a model that is no detector: ``(N, 1000)`` class scores."""
+    return constant(path, {"logits": np.linspace(0, 1, 1000, dtype=np.float32)}, ("N", 3, 224, 224))
+
+
+def with_external_data(path: Path, location: str) -> Path:
+    """Write a model whose weights would be read from another file."""
+    weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["images", "weight"], ["output0"])],
+        "external",
+        [value("images", TensorProto.FLOAT, [4])],
+        [value("output0", TensorProto.FLOAT, [4])],
+        [weight],
+    )
+    return save(path, graph, {})
+
+
+def with_custom_operator(path: Path) -> Path:
+    """Write a model that needs somebody's library of operators."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Evil", ["images"], ["output0"], domain="com.example.evil")],
+        "custom",
+        [value("images", TensorProto.FLOAT, list(DYNAMIC))],
+        [value("output0", TensorProto.FLOAT, ["N", 300, 6])],
+    )
+    return save(path, graph, {}, {"": 17, "com.example.evil": 1})
+
+
+def one_image_only(path: Path, rows: Array) -> Path:
+    """Write a model that declares a free batch and canvas but whose graph works with 1 x 64 x 64 only."""
+    nodes = [
+        helper.make_node("Reshape", ["images", "axes"], ["flat"]),
+        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "rows"], ["output0"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [value("images", TensorProto.FLOAT, list(DYNAMIC))],
+        [value("output0", TensorProto.FLOAT, ["N", *rows.shape])],
+        [
+            numpy_helper.from_array(np.array([1, 3 * 64 * 64]), "axes"),
+            numpy_helper.from_array(np.float32(0), "zero"),
+            numpy_helper.from_array(rows[None].astype(np.float32), "rows"),
+        ],
+    )
+    return save(path, graph, {"imgsz": "[64, 64]", "names": "['cat', 'dog']"})
