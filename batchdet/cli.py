@@ -331,6 +331,45 @@ def submit(
     raise typer.Exit(done.exit_status)
 
 
+@app.command(rich_help_panel=_CLUSTER)
+def render(
+    job: Job,
+    target: Annotated[Literal["rayjob", "raycronjob"], typer.Option("--target", help="Once, or on a schedule.")],
+    set_: Set = None,
+    image: Annotated[str, typer.Option("--image", help="Image of all pods; default: the one of infra/README.md.")] = "",
+    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes namespace.")] = "",
+    schedule: Annotated[str, typer.Option("--schedule", metavar="CRON", help="Five cron fields; raycronjob.")] = "",
+    time_zone: Annotated[str, typer.Option("--time-zone", help="Of the schedule, such as Europe/Berlin.")] = "",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker pods; default: by actors.")] = None,
+    max_workers: Annotated[int | None, typer.Option("--max-workers", min=1, help="Autoscale up to this many.")] = None,
+    worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="CPUs of a worker pod.")] = 4,
+    worker_memory: Annotated[str, typer.Option("--worker-memory", help="Memory of a worker pod.")] = "8Gi",
+    secret: Annotated[str, typer.Option("--secret", help="Secret with the job's variables.")] = "",
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME", help="A further variable to take from the Secret.")
+    ] = None,
+    service_account: Annotated[str, typer.Option("--service-account", help="Service account of the pods.")] = "",
+) -> None:
+    """Write KubeRay manifests (ray.io/v1) for a job to standard output."""
+    from batchdet.cluster.render import RenderOptions
+    from batchdet.cluster.render import render as write
+
+    options = RenderOptions(
+        image=image,
+        namespace=namespace,
+        schedule=schedule,
+        time_zone=time_zone,
+        workers=workers,
+        max_workers=max_workers,
+        worker_cpus=worker_cpus,
+        worker_memory=worker_memory,
+        secret=secret,
+        env=tuple(env or ()),
+        service_account=service_account,
+    )
+    print(write(job, target, set_ or (), options), end="")
+
+
 def _fail(error: BatchdetError) -> NoReturn:
     text = error.message
     for line in text.splitlines() or [""]:

@@ -79,7 +79,16 @@ def test_every_image_is_one_row_whatever_happens_to_its_neighbours(batch_rows: i
     data = [png(50), b"", png(0), None, png(250), b"<html>", png(60, (30, 40)), png(70)]
     labelled = labeller(BrightSpot(), batch_rows, threads).label(segment(data))
     rows = labelled.images.to_pylist()
-    assert [row["error_code"] for row in rows] == [None, "empty", "inference", "unreadable", None, "not_an_image", None, None]
+    assert [row["error_code"] for row in rows] == [
+        None,
+        "empty",
+        "inference",
+        "unreadable",
+        None,
+        "not_an_image",
+        None,
+        None,
+    ]
     assert [row["status"] for row in rows] == ["ok", "failed", "failed", "failed", "ok", "failed", "ok", "ok"]
     assert [row["detection_count"] for row in rows] == [2, 0, 0, 0, 0, 0, 2, 2]
     assert [(row["width_px"], row["height_px"]) for row in rows][5:7] == [(None, None), (30, 40)]

@@ -31,7 +31,12 @@ def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
 @pytest.mark.parametrize(
     ("compute", "capacity", "device", "sentence"),
     [
-        ({"actors": 3}, cluster(2), "cpu", "compute.actors: 3 actors need a CPU core each, the cluster has 2 on 1 nodes"),
+        (
+            {"actors": 3},
+            cluster(2),
+            "cpu",
+            "compute.actors: 3 actors need a CPU core each, the cluster has 2 on 1 nodes",
+        ),
         ({}, cluster(0.5), "cpu", "the cluster has 0.5 CPUs"),
         ({}, cluster(8), "gpu", "compute.device: gpu, but the cluster has no GPU"),
         ({"actors": 99}, cluster(64, gpus=1), "gpu", "compute.actors: 99 actors on 1 GPUs are more than 10 per GPU"),

@@ -73,7 +73,13 @@ def test_commit_makes_tables_manifest_and_markers(tmp_path: Path, segments: list
     assert detections.schema.metadata[b"batchdet.schema_version"] == b"1"
     assert (tmp_path / "_SUCCESS").read_text() == f"{RUN_ID}\n"
     run = tmp_path / "_batchdet/runs" / RUN_ID
-    assert sorted(p.name for p in run.iterdir()) == ["_SUCCESS", "lineage.json", "manifest.json", "spec.yaml", "stats.json"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        "_SUCCESS",
+        "lineage.json",
+        "manifest.json",
+        "spec.yaml",
+        "stats.json",
+    ]
     stats = json.loads((run / "stats.json").read_text())
     assert stats["images"]["by_error_code"] == {"truncated": 1}
     assert stats["run"]["images_per_s"] == 3.5
@@ -131,7 +137,7 @@ def test_a_missing_segment_stops_the_commit(
 def test_an_image_lost_or_skipped_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
     short = replace(segments[2], images=segments[2].images.slice(0, 2))
     stage(tmp_path / "lost", [segments[0], segments[1], short])
-    with pytest.raises(ConservationError, match="3 images were listed in shard .* 2 were recorded"):
+    with pytest.raises(ConservationError, match=r"3 images were listed in shard .* 2 were recorded"):
         commit(tmp_path / "lost")
     gap = replace(segments[2], images=segments[2].images.take([0, 2]))
     stage(tmp_path / "gap", [segments[0], segments[1], gap])
@@ -141,7 +147,9 @@ def test_an_image_lost_or_skipped_stops_the_commit(tmp_path: Path, segments: lis
 
 def test_too_many_failures_commit_nothing_and_keep_what_is_staged(tmp_path: Path, segment: Maker) -> None:
     stage(tmp_path, [segment(0, 0, True, 0, ["ok", "empty", "empty"])])
-    with pytest.raises(TooManyFailures, match=r"2 of 3 images failed \(empty 2\); policy.max_failed_fraction allows 0.5"):
+    with pytest.raises(
+        TooManyFailures, match=r"2 of 3 images failed \(empty 2\); policy.max_failed_fraction allows 0.5"
+    ):
         commit(tmp_path, SHARDS[:1])
     assert not (tmp_path / "images").exists()
     assert list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].complete
