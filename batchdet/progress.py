@@ -59,10 +59,11 @@ class _Meter:
     @property
     def eta(self) -> str:
         """Time left as ``1:02:03``, or ``-:--``."""
-        fraction = self.fraction
-        if not 0 < fraction <= 1:
+        before = self.skipped / self.total_images if self.total_images else 0.0
+        gained = self.fraction - before  # what an earlier run staged took none of this run's time
+        if gained <= 0:
             return "-:--"
-        left = int((time.monotonic() - self._started) * (1 - fraction) / fraction)
+        left = int((time.monotonic() - self._started) * (1 - self.fraction) / gained)
         hours, rest = divmod(left, 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 

@@ -142,20 +142,23 @@ async def _follow(client: "JobSubmissionClient", job_id: str, address: str, line
 async def _read(client: "JobSubmissionClient", job_id: str, lines: Lines) -> None:
     """Read one connection to its end; a long silence is no end while the job runs."""
     pieces = cast("AsyncGenerator[str, None]", client.tail_job_logs(job_id))
+    piece: asyncio.Future[str | None] | None = None
     try:
         while True:
             piece = asyncio.ensure_future(anext(pieces, None))
             while not (await asyncio.wait({piece}, timeout=QUIET_S))[0]:
                 info = await _info(client, job_id)
                 if info is None or info.status.is_terminal():
-                    piece.cancel()
-                    await asyncio.wait({piece})
                     return
             text = piece.result()
             if text is None:
                 return
             lines.add(text)
     finally:
+        # A generator that is still being asked cannot be closed, and saying so would hide why this ends.
+        if piece is not None and not piece.done():
+            piece.cancel()
+            await asyncio.wait({piece})
         await pieces.aclose()
 
 

@@ -79,6 +79,7 @@ def test_images_of_one_side_only_are_counted_and_left_out(fill, truth_file, fake
     e = evaluate(fill(found), truth_file())
     assert (e.images, e.images_only_in_run, e.images_only_in_truth) == (1, 1, 1)
     assert (e.ap, e.detections) == (pytest.approx(1), 1)
+    assert [c.truth_boxes for c in e.by_class] == [0, 1]
 
 
 def test_failed_images_count_as_empty(fill, truth_file, fake_image):

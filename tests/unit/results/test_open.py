@@ -38,6 +38,7 @@ def test_one_run_gives_its_rows_and_its_partition(output, make_images):
     assert detections.num_rows == sum(images["detection_count"].to_pylist())
     assert [f.type for f in images.schema][:-1] == [f.type for f in IMAGES]
     assert results.manifest.run_id == FIRST
+    assert results.sql("SELECT DISTINCT typeof(run_date) FROM images").fetchall() == [("VARCHAR",)]
 
 
 def test_the_newest_run_of_each_image_wins(output, make_images):
@@ -137,13 +138,18 @@ def test_columns_that_do_not_fit_together_are_told(output, fake_image):
     assert open_results(output.uri, run=SECOND).images().to_arrow(["lens"]).to_pydict() == {"lens": ["wide"]}
 
 
-@pytest.mark.parametrize("folder", ["a=b/out", "we[ird]*?", "it's", "ümlaut und leer"])
+@pytest.mark.parametrize("folder", ["a=b/run_date=1999/out", "we[ird]*?", "it's", "ümlaut und leer"])
 def test_an_output_with_an_awkward_path_is_read(output, make_images, tmp_path, folder):
+    if "[" in folder:
+        output.folder = tmp_path / "wei"  # what DuckDB would read in its stead
+        output.add_run(FIRST, make_images(5))
     output.folder = tmp_path / folder
     output.uri = str(output.folder)
     output.add_run(FIRST, make_images(9))
     results = open_results(output.uri)
     assert results.images().to_arrow().schema.names == [*IMAGES.names, "run_date"]
+    assert set(results.images().to_arrow()["run_date"].to_pylist()) == {"2026-11-22"}
+    assert results.images().to_arrow().num_rows == 9
     assert results.images().to_arrow() == results.images().to_dataset().to_table().select(results.images().schema.names)
 
 

@@ -63,17 +63,17 @@ def test_reading_stops_after_enough_rows(filled, rows):
 
 @pytest.mark.parametrize(
     "sql",
-    [
+    [  # without USE_TMP_FILE false, DuckDB's own check of allowed_paths would hide a hole in ours
         "COPY images TO '{outside}'",
-        "COPY (SELECT 1) TO '{part}'",
-        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{part}'",
-        "explain  analyze\tcopy (select 1) to '{part}'",
-        "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{part}'",
-        "/* hidden */ EXPLAIN ANALYZE COPY (SELECT 1) TO '{part}'",
-        "-- hidden\nEXPLAIN ANALYZE COPY (SELECT 1) TO '{part}'",
-        "EXPLAIN EXPLAIN ANALYZE COPY (SELECT 1) TO '{part}'",
-        "SELECT 1; COPY (SELECT 1) TO '{part}'",
-        "EXPLAIN SELECT 1; COPY (SELECT 1) TO '{part}'",
+        "COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "explain  analyze\tcopy (select 1) to '{part}' (format csv, use_tmp_file false)",
+        "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "/* hidden */ EXPLAIN ANALYZE COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "-- hidden\nEXPLAIN ANALYZE COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "EXPLAIN EXPLAIN ANALYZE COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "SELECT 1; COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
+        "EXPLAIN SELECT 1; COPY (SELECT 1) TO '{part}' (FORMAT csv, USE_TMP_FILE false)",
         "EXPORT DATABASE '{outside}'",
         "ATTACH '{outside}'",
         "ATTACH '{part}' AS p",
