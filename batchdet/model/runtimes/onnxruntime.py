@@ -1,5 +1,7 @@
 """ONNX Runtime, on the CPU or by CUDA."""
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -42,6 +44,9 @@ class OnnxRuntime:
                 f"compute.device: gpu needs ONNX Runtime's {self.provider}, and the installed {self.name} has none: "
                 'pip install "batchdet[gpu]", or set compute.device to cpu'
             )
+        if device == "gpu" and hasattr(onnxruntime, "preload_dlls"):
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's nvidia packages, or torch's
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # exports cause dozens of graph warnings that tell a user nothing
         options.intra_op_num_threads = threads
