@@ -84,10 +84,16 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", port: int, folder: Path) 
     limit = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < limit and process.poll() is None:
         if b"will now block forever" in (folder / "head.log").read_bytes():
-            with suppress(urllib.error.URLError, OSError):
+            try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=5) as answer:
                     answer.read()
                 return
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 401:
+                    return
+            except OSError:
+                pass
         time.sleep(0.2)
     raise RuntimeError(f"the Ray head did not start:\n{(folder / 'head.log').read_text()[-3000:]}")
 

@@ -135,7 +135,7 @@ def dashboard_address(address: str) -> str:
     Raises:
         SpecError: It is no HTTP address, or carries a user name or password.
     """
-    text = address.strip().rstrip("/")
+    text = address.strip()
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and text != "auto"
@@ -150,7 +150,7 @@ def dashboard_address(address: str) -> str:
             "(ray:// and 'auto' belong into compute.address of a run)"
         )
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
 
 
 def _named_values(names: Sequence[str]) -> dict[str, str]:

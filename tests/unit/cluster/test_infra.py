@@ -1,0 +1,117 @@
+"""What can be checked of the images and the cluster without Docker or Kubernetes."""
+
+import fnmatch
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import batchdet
+
+ROOT = Path(__file__).parents[3]
+INFRA = ROOT / "infra"
+DOCKERFILES = sorted(INFRA.glob("Dockerfile.*"))
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """Return a Dockerfile's instructions, continued lines joined and comments gone."""
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n", " ", "\n".join(lines))
+    return [
+        (word.upper(), " ".join(rest.split()))
+        for line in joined.splitlines()
+        if line.strip()
+        for word, _, rest in [line.strip().partition(" ")]
+    ]
+
+
+def constraints() -> dict[str, str]:
+    pairs = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    return {name.lower(): version for name, version in pairs}
+
+
+def test_there_are_two_images() -> None:
+    assert [path.name for path in DOCKERFILES] == ["Dockerfile.cpu", "Dockerfile.gpu"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+class TestDockerfile:
+    def test_every_copied_file_exists_and_is_not_ignored(self, path: Path) -> None:
+        kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+        for word, rest in instructions(path):
+            if word == "COPY" and "--from" not in rest:
+                *sources, _ = rest.split()
+                for source in sources:
+                    assert (ROOT / source).exists(), source
+                    assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
+
+    def test_it_runs_as_an_ordinary_user(self, path: Path) -> None:
+        users = [rest for word, rest in instructions(path) if word == "USER"]
+        assert users == ["1000:1000"]
+        words = [word for word, _ in instructions(path)]
+        assert "RUN" not in words[words.index("USER") :]
+
+    def test_base_images_have_a_version(self, path: Path) -> None:
+        stages: set[str] = set()
+        for word, rest in instructions(path):
+            if word == "FROM":
+                image, *alias = rest.split()
+                assert image in stages or re.search(r":\d+\.\d+", image), image
+                stages.update(alias[1:])
+
+    def test_the_command_line_is_the_entrypoint(self, path: Path) -> None:
+        found = dict(instructions(path))
+        assert found["ENTRYPOINT"] == '["batchdet"]'
+        assert found["CMD"] == '["--help"]'
+
+    def test_all_packages_are_constrained(self, path: Path) -> None:
+        text = " ".join(rest for word, rest in instructions(path) if word == "RUN" and "pip install" in rest)
+        assert "--constraint /opt/batchdet/constraints.txt" in text
+        assert f"[{path.suffix[1:]}]" in text
+
+    def test_no_secret_is_built_in(self, path: Path) -> None:
+        assert not re.search(r"(?i)(secret|token|password|access_key)", path.read_text())
+
+    def test_the_tag_is_of_this_version(self, path: Path) -> None:
+        assert f"batchdet:{batchdet.__version__}-{path.suffix[1:]}" in path.read_text()
+
+
+def cluster() -> Any:
+    return yaml.safe_load((INFRA / "kuberay" / "cluster.yaml").read_text())
+
+
+def test_the_cluster_is_of_the_version_of_the_images() -> None:
+    spec = cluster()["spec"]
+    assert spec["rayVersion"] == constraints()["ray"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["template"]["spec"]["containers"][0]["image"] == f"batchdet:{batchdet.__version__}-cpu"
+
+
+def test_the_cluster_is_closed_and_unprivileged() -> None:
+    spec = cluster()["spec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+
+
+def test_the_readme_names_the_files_and_versions() -> None:
+    text = (INFRA / "README.md").read_text()
+    for name in ("Dockerfile.cpu", "Dockerfile.gpu", "kuberay/cluster.yaml"):
+        assert name in text
+        assert (INFRA / name).exists()
+    for tag in re.findall(r"batchdet:(\S+?)-[cg]pu", text):
+        assert tag == batchdet.__version__
+
+
+def test_constraints_hold_the_ray_that_is_tested() -> None:
+    if metadata.version("ray") != constraints()["ray"]:
+        pytest.skip("another Ray is installed than constraints.txt names")
