@@ -20,6 +20,8 @@ from batchdet.spec import ModelSpec
 
 _DEFAULT_SIZE_PX: Final = 640
 _DEFAULT_STRIDE: Final = 32
+_MAX_SIDE_PX: Final = 8192
+_MAX_BATCH: Final = 256
 
 
 class Detector:
@@ -185,9 +187,14 @@ class Detector:
                 raise SpecError(
                     f"model.canvas.size_px: {asked}, but the model is made for {width} x {height} only; leave it out"
                 )
+            if max(width, height) > _MAX_SIDE_PX or (self._fixed_batch or 1) > _MAX_BATCH:
+                raise ModelError(
+                    f"the model wants {self._image}; sides of {_MAX_SIDE_PX} px and batches of {_MAX_BATCH} are the limit"
+                )
             return width, height
         sizes = labels.numbers(self._runtime.metadata.get("imgsz", ""))
-        size = asked or (max(sizes) if sizes else _DEFAULT_SIZE_PX)
+        usual = min(max(sizes, default=_DEFAULT_SIZE_PX), _MAX_SIDE_PX)
+        size = asked or max(usual // self.stride, 1) * self.stride
         if size % self.stride:
             near = max(self.stride, round(size / self.stride) * self.stride)
             raise SpecError(

@@ -184,3 +184,16 @@ def test_models_that_are_no_detectors(tmp_path: Path) -> None:
         opened(tiny_onnx.with_custom_operator(tmp_path / "custom.onnx"))
     with pytest.raises(ModelError, match="names the family yolox, but it has one output"):
         opened(tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **ABOUT), family="yolox")
+
+
+@pytest.mark.parametrize("images", [("N", 3, 64, 100_000), (100_000, 3, 64, 64)])
+def test_sizes_without_measure_are_refused(tmp_path: Path, images: tuple[Any, ...]) -> None:
+    with pytest.raises(ModelError, match="are the limit"):
+        opened(tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, images=images))
+
+
+@pytest.mark.parametrize(
+    ("about", "canvas"), [({"imgsz": "[100, 100]"}, 96), ({"imgsz": "x"}, 640), ({"imgsz": "8"}, 32)]
+)
+def test_the_usual_size_is_made_to_fit_the_stride(tmp_path: Path, about: dict[str, str], canvas: int) -> None:
+    assert opened(tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **about)).canvas == (canvas, canvas)
