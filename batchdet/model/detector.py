@@ -189,7 +189,7 @@ class Detector:
                 )
             if max(width, height) > _MAX_SIDE_PX or (self._fixed_batch or 1) > _MAX_BATCH:
                 raise ModelError(
-                    f"the model wants {self._image}; sides of {_MAX_SIDE_PX} px and batches of {_MAX_BATCH} are the limit"
+                    f"the model wants {self._image}; sides of {_MAX_SIDE_PX} px and {_MAX_BATCH} images are the limit"
                 )
             return width, height
         sizes = labels.numbers(self._runtime.metadata.get("imgsz", ""))
