@@ -98,7 +98,7 @@ def doctor(spec: JobSpec | None = None) -> list[Check]:
     if spec is not None:
         looks.append(("output", lambda: _output(spec)))
         if spec.compute.address:
-            looks.append(("ray", lambda: _ray(spec)))
+            looks.append(("ray cluster", lambda: _ray(spec)))
     return [check for checks in _side_by_side(looks) for check in checks]
 
 
@@ -312,11 +312,13 @@ def _ray(spec: JobSpec) -> list[Check]:
         named = os.environ.get("RAY_ADDRESS") or _running_ray()
         if not named:
             advice = "start one with 'ray start --head', or take compute.address: null"
-            return [Check("ray", "fail", "auto: no cluster runs here and RAY_ADDRESS is not set", advice)]
+            return [Check("ray cluster", "fail", "auto: no cluster runs here and RAY_ADDRESS is not set", advice)]
         address = named
     if reachable(address):
-        return [Check("ray", "ok", f"{address} answers")]
-    return [Check("ray", "fail", f"{address} does not answer", "see compute.address, and whether the head runs")]
+        return [Check("ray cluster", "ok", f"{address} answers")]
+    return [
+        Check("ray cluster", "fail", f"{address} does not answer", "see compute.address, and whether the head runs")
+    ]
 
 
 def _running_ray() -> str:
