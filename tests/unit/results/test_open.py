@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchdet import storage
-from batchdet.errors import OutputError
+from batchdet.errors import OutputError, SpecError
 from batchdet.records.schema import DETECTIONS, IMAGES
 from batchdet.results.open import open_results, readable, reason
+from batchdet.results.query import query
 from batchdet.results.tables import partition_values
+from batchdet.results.verify import inspect_output
 
 FIRST, SECOND = "20261122-100000-aaaa", "20261123-100000-bbbb"
 
@@ -141,7 +143,7 @@ def test_columns_that_do_not_fit_together_are_told(output, fake_image):
 @pytest.mark.parametrize("folder", ["a=b/run_date=1999/out", "we[ird]*?", "it's", "ümlaut und leer"])
 def test_an_output_with_an_awkward_path_is_read(output, make_images, tmp_path, folder):
     if "[" in folder:
-        output.folder = tmp_path / "wei"  # what DuckDB would read in its stead
+        output.folder = tmp_path / "weird"  # what DuckDB would read in its stead
         output.add_run(FIRST, make_images(5))
     output.folder = tmp_path / folder
     output.uri = str(output.folder)
@@ -182,6 +184,24 @@ def test_other_storage_than_local_files(output, make_images, tmp_path):
         )
     finally:
         fs.rm(root.removeprefix("memory:/"), recursive=True)
+
+
+def test_a_real_s3_server(output, make_images, s3):
+    output.add_run(FIRST, make_images(20))
+    output.add_run(SECOND, make_images(12, seed=2, first=12))
+    root = f"{s3.bucket('opened')}/labels/of/{os.getpid()}"
+    for one in storage.find_all(output.uri):
+        storage.write_bytes(root + one.uri.removeprefix(output.uri), storage.read_bytes(one.uri))
+    here, there = open_results(output.uri), open_results(root)
+    assert ordered(there.detections().to_arrow()) == ordered(here.detections().to_arrow())
+    assert there.images().to_dataset().count_rows() == 24
+    assert open_results(root, latest=False).images().to_dataset().count_rows() == 32
+    assert query(root, "SELECT count(*) AS n FROM images").to_pylist() == [{"n": 24}]
+    with pytest.raises(SpecError, match="disabled by configuration"):
+        query(root, f"SELECT * FROM read_text('{root}/_batchdet/runs/{FIRST}/spec.yaml')")
+    assert inspect_output(root).problems == []
+    with pytest.raises(OutputError, match="no results here"):
+        open_results("s3://there-is-no-such-bucket/labels")
 
 
 def test_no_output_is_one_sentence(tmp_path):
