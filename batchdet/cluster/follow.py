@@ -122,11 +122,15 @@ async def _follow(client: "JobSubmissionClient", job_id: str, address: str, line
         try:
             await _read(client, job_id, lines)
         except Exception:
-            # The connection broke; whether the job, too, has ended is asked next.
+            # The connection broke, or a proxy lets no web socket through: the log is then asked for whole.
             await asyncio.sleep(_PAUSE_S)
-        info = await _info(client, job_id)
+        info = await _asked(client.get_job_info, job_id)
         if info is not None:
             answered = time.monotonic()
+            log = await _asked(client.get_job_logs, job_id)
+            if log is not None:
+                lines.restart()
+                lines.add(log)
             if info.status.is_terminal():
                 lines.end()
                 return info
@@ -147,7 +151,7 @@ async def _read(client: "JobSubmissionClient", job_id: str, lines: Lines) -> Non
         while True:
             piece = asyncio.ensure_future(anext(pieces, None))
             while not (await asyncio.wait({piece}, timeout=QUIET_S))[0]:
-                info = await _info(client, job_id)
+                info = await _asked(client.get_job_info, job_id)
                 if info is None or info.status.is_terminal():
                     return
             text = piece.result()
@@ -162,9 +166,9 @@ async def _read(client: "JobSubmissionClient", job_id: str, lines: Lines) -> Non
         await pieces.aclose()
 
 
-async def _info(client: "JobSubmissionClient", job_id: str) -> Any:
-    """Ask how the job stands; None when the dashboard does not answer."""
+async def _asked(question: Callable[[str], Any], job_id: str) -> Any:
+    """Ask the dashboard something about a job; None when it does not answer."""
     try:
-        return await asyncio.to_thread(client.get_job_info, job_id)
+        return await asyncio.to_thread(question, job_id)
     except Exception:
         return None

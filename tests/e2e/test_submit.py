@@ -17,6 +17,8 @@ from tests.ray_head import RayHead, start_ray_head
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(240),
+    # Ray's client hands aiohttp an argument that aiohttp would have otherwise.
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
     # aiohttp closes the transports of a web socket one turn of the event loop after its session.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]

@@ -1,6 +1,5 @@
 import os
 import signal
-import threading
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,12 @@ class Status(str):
 
 
 class Client:
-    """Plays connections: each a list of pieces, or an error at its end; and answers to the question for the state."""
+    """Plays connections: each a list of pieces, or an error at its end; states of the job; and whole logs."""
 
-    def __init__(self, connections: Sequence[Sequence[Any]], states: Sequence[Any]) -> None:
+    def __init__(self, connections: Sequence[Sequence[Any]], states: Sequence[Any], logs: Sequence[str] = ()) -> None:
         self.connections = list(connections)
         self.states = list(states)
-        self.waiting = threading.Event()
+        self.logs = list(logs)
 
     async def tail_job_logs(self, job_id: str) -> AsyncGenerator[str, None]:
         for piece in self.connections.pop(0):
@@ -36,6 +35,11 @@ class Client:
         if isinstance(state, Exception):
             raise state
         return SimpleNamespace(status=Status(state), driver_exit_code=0)
+
+    def get_job_logs(self, job_id: str) -> str:
+        if not self.logs:
+            raise RuntimeError("no log")
+        return self.logs.pop(0) if len(self.logs) > 1 else self.logs[0]
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +77,15 @@ def test_an_outage_is_survived() -> None:
         [["a\n", ConnectionError()], [ConnectionError()], ["a\nb\n"]], [ConnectionError(), OSError(), "SUCCEEDED"]
     )
     assert run(client)[1] == ["a", "b"]
+
+
+def test_a_proxy_without_web_sockets() -> None:
+    client = Client([[OSError()]] * 3, ["RUNNING", "RUNNING", "SUCCEEDED"], ["a\nb", "a\nbc\nd\n"])
+    assert run(client)[1] == ["a", "bc", "d"]
+
+
+def test_what_a_connection_left_out_at_the_end_is_fetched() -> None:
+    assert run(Client([["a\n"]], ["FAILED"], ["a\nerror: why\n"]))[1] == ["a", "error: why"]
 
 
 @pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
