@@ -163,8 +163,19 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
             if kind in {"NoCredentialsError", "PartialCredentialsError"}:
                 raise StorageError(f"{uri}: cannot {action}: no credentials for {scheme(uri)}:// were found") from error
             failure = StorageError if scheme(uri) in {"file", "memory"} else TransientError
-            raise failure(f"{uri}: cannot {action}: {kind}: {text}") from error
+            raise failure(f"{uri}: cannot {action}{_at(uri)}: {kind}: {text}") from error
         raise
+
+
+def endpoint(uri: str) -> str:
+    """Return the address of an S3 URI's server where the environment names one, else ""."""
+    if scheme(uri) not in _S3:
+        return ""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def _at(uri: str) -> str:
+    return f" at {endpoint(uri)}" if endpoint(uri) else ""
 
 
 def _who(uri: str) -> str:

@@ -1,5 +1,6 @@
 """What a URI names, and in which format: decided from one listing, by extension."""
 
+import difflib
 import posixpath
 import re
 from collections import Counter
@@ -72,7 +73,7 @@ def _what_exists(uri: str) -> str:
     uri = storage.normalize(uri)
     scheme, _, path = uri.partition("://") if "://" in uri else ("", "", uri)
     if scheme and "/" not in path.strip("/"):
-        return f"there is no bucket of that name at {_endpoint(scheme)}"
+        return f"there is no bucket of that name at {storage.endpoint(uri) or f'{scheme}://'}"
     parent = posixpath.dirname(uri)
     try:
         names = storage.list_names(parent)
@@ -80,14 +81,11 @@ def _what_exists(uri: str) -> str:
         names = []
     if not names:
         return f"check the path ({parent} does not exist either, or is empty)"
+    close = difflib.get_close_matches(posixpath.basename(uri), names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{parent} holds {shown}"
-
-
-def _endpoint(scheme: str) -> str:
-    import os
-
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or f"{scheme}://"
 
 
 def resolve_format(source: SourceSpec, objects: Sequence[StoredObject]) -> str:

@@ -225,11 +225,21 @@ def test_retry_gives_up_and_leaves_other_errors_alone(pauses: list[float]) -> No
         ("s3://b/x", TimeoutError(), TransientError, "TimeoutError"),
     ],
 )
-def test_errors_in_plain_words(uri: str, error: Exception, kind: type[StorageError], text: str) -> None:
+def test_errors_in_plain_words(
+    uri: str, error: Exception, kind: type[StorageError], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with pytest.raises(StorageError, match=text) as caught, storage.plain_errors(uri, "read"):
         raise error
     assert type(caught.value) is kind
     assert caught.value.message.startswith(f"{uri}: cannot read: ")
+
+
+def test_failures_of_a_store_name_its_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    text = r"^s3://b/x: cannot list at http://127\.0\.0\.1:1: OSError: slow down$"
+    with pytest.raises(TransientError, match=text), storage.plain_errors("s3://b/x", "list"):
+        raise OSError("slow down")
 
 
 def test_other_errors_pass_through() -> None:

@@ -52,7 +52,8 @@ def test_auto_decides_by_what_is_listed(tmp_path: Path, names: list[str], uri: s
     [
         ([], "", r"source\.uri: .* is an empty folder"),
         ([], "/*.tar", r"source\.uri: .*\*\.tar matches no file"),
-        (["a.tar"], "/b.tar", r"source\.uri: .*b\.tar does not exist; .* holds a\.tar"),
+        (["a.tar"], "/xyz.csv", r"source\.uri: .*xyz\.csv does not exist; .* holds a\.tar"),
+        (["images.tar"], "/image.tar", r"source\.uri: .*image\.tar does not exist; did you mean 'images\.tar'\?"),
         ([], "/no/where", r"does not exist; check the path \(.*/no does not exist either"),
         (
             ["a.tar", "b.parquet"],
@@ -198,4 +199,6 @@ def test_a_hundred_thousand_shards_are_planned_in_seconds() -> None:
     assert len(ids) == len(plan) == count
     assert inventory.without(objects.slice(1)).objects.num_rows == 1
     assert len(inventory.digest) == 64
+    left = inventory.without(objects.filter(pa.array([i % 3 == 0 for i in range(count)])))
+    assert left.objects["size_bytes"].to_pylist() == [i for i in range(count) if i % 3]
     assert time.perf_counter() - start < 20

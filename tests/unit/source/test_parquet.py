@@ -192,7 +192,7 @@ def test_only_the_first_footer_is_read_to_list(tmp_path: Path, monkeypatch: pyte
     for i in range(10):
         _write(tmp_path / f"{i}.parquet", {"image": [b"1"]})
     opened = []
-    monkeypatch.setattr(parquet, "_open", lambda obj, real=parquet._open: opened.append(obj.uri) or real(obj))
+    monkeypatch.setattr(parquet, "open_file", lambda obj, real=parquet.open_file: opened.append(obj.uri) or real(obj))
     list_inventory(SourceSpec(uri=str(tmp_path)))
     assert set(opened) == {f"{tmp_path}/0.parquet"}
 
@@ -222,3 +222,12 @@ def test_bytes_limit_uses_the_mean_of_a_row_group(tmp_path: Path) -> None:
     got = read_all(tmp_path, segment_bytes=51_000)
     assert [s.members.num_rows for s in got.segments] == [5, 5, 5, 5]
     assert got.data == images
+
+
+@pytest.mark.parametrize("segment_rows", [1, 100, 256, 600])
+def test_row_groups_of_several_batches(tmp_path: Path, segment_rows: int) -> None:
+    images = [image(i, 8) for i in range(1000)]
+    _write(tmp_path / "a.parquet", {"image": images, "n": range(1000)}, 600)
+    got = read_all(tmp_path, segment_rows=segment_rows)
+    assert got.data == images
+    assert [r["n"] for r in got.rows] == list(range(1000))

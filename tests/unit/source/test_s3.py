@@ -85,7 +85,8 @@ def test_object_that_changed_or_vanished(bucket: str, what: str) -> None:
         ("s3://no-such-bucket-here/x/*.tar", "no-such-bucket-here"),
         ("s3://no-such-bucket-here/x", "does not exist"),
         ("s3://source-test/no/such", r"does not exist; check the path"),
-        ("s3://source-test/nothing", r"does not exist; s3://source-test holds .*shards"),
+        ("s3://source-test/nothing", r"does not exist; s3://source-test holds .*folder"),
+        ("s3://source-test/shard", r"does not exist; did you mean 'shards'\?"),
         ("s3://source-test/folder/*.png", "matches no file"),
     ],
 )

@@ -9,14 +9,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from batchdet import storage
 from batchdet.source import stream as streams
+from batchdet.source.range_file import RangeFile, check_unchanged
 from batchdet.source.stream import (
     BlockStream,
     GzipStream,
     LocalStream,
-    RangeFile,
     StreamCorrupt,
     StreamTruncated,
-    check_unchanged,
     open_stream,
 )
 from batchdet.storage import SizeMismatch, StorageError, StoredObject, TransientError

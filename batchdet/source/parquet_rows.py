@@ -1,0 +1,235 @@
+"""The rows of one Parquet file: opened for streaming, read a few at a time, turned into images."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchdet import storage
+from batchdet.errors import ImageError, SourceError
+from batchdet.records.segment import Segment
+from batchdet.source.columns import (
+    find_image_column,
+    is_image_struct,
+    is_text,
+    refuse_repeated,
+    require_column,
+    select_columns,
+)
+from batchdet.source.fetch import fill, read_allowed
+from batchdet.source.policy import UriPolicy
+from batchdet.source.range_file import RangeFile, check_unchanged
+from batchdet.source.rows import ImageRow, make_segment
+from batchdet.source.shards import Shard
+from batchdet.source.uri_list import unique_members
+from batchdet.spec import SourceSpec
+from batchdet.storage import StorageError, StoredObject
+
+_BUFFER_BYTES: Final = 4 * 1024 * 1024
+_BATCH_ROWS: Final = 256
+_BATCH_BYTES: Final = 8 * 1024 * 1024
+_PATH_COLUMN: Final = "image_path"
+
+
+def open_file(obj: StoredObject) -> pq.ParquetFile:
+    """Open a file for streaming.
+
+    Raises:
+        StorageError: It cannot be read or has changed.
+        pa.ArrowException: It is no Parquet.
+    """
+    obj = check_unchanged(obj)
+    if storage.scheme(obj.uri) == "file":
+        with storage.plain_errors(obj.uri, "read"):
+            return pq.ParquetFile(obj.uri, buffer_size=_BUFFER_BYTES, memory_map=False)
+    return pq.ParquetFile(pa.PythonFile(RangeFile(obj), "r"), buffer_size=_BUFFER_BYTES)
+
+
+def fields_of(schema: pa.Schema, image: str, source: SourceSpec, where: str) -> dict[str, pa.Field]:
+    """Map columns of a file to fields of the images table; the struct's path goes under ``IMAGE.path``."""
+    types = {f.name: f.type for f in schema}
+    columns = source.columns
+    has_path = is_image_struct(types[image]) and types[image].get_field_index("path") >= 0
+    wants_path = has_path and (columns is None or _PATH_COLUMN in columns)
+    if has_path and columns is not None and _PATH_COLUMN not in types:
+        columns = tuple(c for c in columns if c != _PATH_COLUMN)
+    fields = select_columns(types, columns, (image,), where)
+    if wants_path:
+        name = _PATH_COLUMN
+        while name in {f.name for f in fields.values()}:
+            name = f"source_{name}"
+        fields[f"{image}.path"] = pa.field(name, pa.string(), nullable=True)
+    return fields
+
+
+class ParquetRows:
+    """Reads ranges of rows of one file, front to back, with one batch in hand."""
+
+    def __init__(self, file: pq.ParquetFile, shard: Shard, source: SourceSpec, carried: pa.Schema) -> None:
+        self._file = file
+        self._shard = shard
+        self._source = source
+        self._carried = carried
+        schema = file.schema_arrow
+        refuse_repeated(schema.names, shard.shard_uri)
+        self._image = find_image_column(schema, source.image_column, shard.shard_uri)
+        if is_text(schema.field(self._image).type):
+            raise SourceError(f"column {self._image!r} holds text here and images in the first file")
+        self._fields = fields_of(schema, self._image, source, shard.shard_uri)
+        self._policy = UriPolicy(shard.shard_uri, source.allow)
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+        self._means = [self._mean(i) for i in range(len(counts))]
+        self._names: list[str] | None = None
+        self._codes: list[str | None] = []
+        if source.id_column is not None:
+            self._names, self._codes = self._ids(source.id_column)
+        self._check_types(schema)
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch | None = None
+        self._batch_start = 0
+        self._failure: tuple[str, str] | None = None
+
+    def _check_types(self, schema: pa.Schema) -> None:
+        for source_name, field in self._fields.items():
+            wanted = self._carried.field(field.name).type if field.name in self._carried.names else field.type
+            try:
+                pa.nulls(0, field.type).cast(wanted)
+            except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+                raise SourceError(
+                    f"column {source_name!r} is {field.type} here and {wanted} in the first file"
+                ) from error
+
+    def _mean(self, group: int) -> int:
+        row_group = self._file.metadata.row_group(group)
+        columns = [row_group.column(i) for i in range(row_group.num_columns)]
+        mine = [c for c in columns if f"{c.path_in_schema}.".startswith(f"{self._image}.")]
+        total = sum(c.total_uncompressed_size for c in mine)
+        return int(total // max(1, row_group.num_rows))
+
+    def _ids(self, column: str) -> tuple[list[str], list[str | None]]:
+        require_column(column, self._file.schema_arrow.names, "source.id_column", self._shard.shard_uri)
+        values = self._file.read([column])[column].cast(pa.string()).to_pylist()
+        return unique_members([value or "" for value in values], [None] * len(values))
+
+    def weights(self) -> Iterator[int]:
+        """Yield what each row weighs in the cut."""
+        for group, mean in enumerate(self._means):
+            for _ in range(self._starts[group], self._starts[group + 1]):
+                yield mean
+
+    def segment(self, index: int, last: bool, places: range) -> Segment:
+        """Read one segment."""
+        rows: list[ImageRow] = []
+        tables = [self._carried.empty_table()]
+        linked: dict[int, str] = {}
+        at = places.start
+        while at < places.stop:
+            batch, failure = self._batch_at(at, places.stop)
+            count = failure[2] if failure else batch.num_rows
+            new = [self._row(i) for i in range(at, at + count)]
+            carried = None
+            if failure is None:
+                carried, failure = self._carry(batch)
+            if failure is not None:
+                for row in new:
+                    row.fail(failure[0], failure[1])
+                carried = pa.table([pa.nulls(count, f.type) for f in self._carried], schema=self._carried)
+            else:
+                self._take_images(batch.column(self._image), new, linked)
+            rows += new
+            tables.append(carried)
+            at += count
+        if linked:
+            fill([row for row in rows if row.position in linked], lambda row: self._read_linked(row, linked))
+        return make_segment(self._shard, index, last, rows, self._carried, pa.concat_tables(tables))
+
+    def _row(self, position: int) -> ImageRow:
+        uri = self._shard.shard_uri
+        member = str(position) if self._names is None else self._names[position]
+        row = ImageRow(f"{uri}#{position}", uri, member, position, -1)
+        if self._names is not None and self._codes[position] is not None:
+            row.fail("duplicate_member", f"{row.uri}: column {self._source.id_column!r} holds this value twice")
+        return row
+
+    def _batch_at(self, at: int, stop: int) -> tuple[pa.RecordBatch, tuple[str, str, int] | None]:
+        """Return rows from ``at`` on, at most to ``stop``; or why the rest of their row group cannot be read."""
+        group = bisect_right(self._starts, at) - 1
+        group_end = self._starts[group + 1]
+        if group != self._group:
+            self._group, self._batch, self._failure = group, None, None
+            self._batch_start = self._starts[group]
+            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, self._means[group])))
+            names = sorted({self._image, *(n for n in self._fields if n in self._file.schema_arrow.names)})
+            self._batches = self._file.iter_batches(batch_rows, row_groups=[group], columns=names, use_threads=False)
+        while self._failure is None and (self._batch is None or at >= self._batch_start + self._batch.num_rows):
+            self._batch_start += self._batch.num_rows if self._batch is not None else 0
+            try:
+                self._batch = next(self._batches)
+            except StopIteration:
+                self._failure = "shard_corrupt", f"{self._shard.shard_uri}: row group {group} has too few rows"
+            except StorageError as error:
+                self._failure = "unreadable", error.message
+            except (pa.ArrowException, OSError, MemoryError) as error:
+                self._failure = "shard_corrupt", f"{self._shard.shard_uri}: {' '.join(str(error).split())}"
+        if self._failure is not None:
+            return None, (*self._failure, min(group_end, stop) - at)
+        assert self._batch is not None
+        return self._batch.slice(at - self._batch_start, stop - at), None
+
+    def _carry(self, batch: pa.RecordBatch) -> tuple[pa.Table | None, tuple[str, str, int] | None]:
+        arrays = {}
+        for source_name, field in self._fields.items():
+            if field.name not in self._carried.names:
+                continue
+            column, _, child = source_name.rpartition(".") if source_name not in batch.schema.names else ("", "", "")
+            array = pc.struct_field(batch.column(column), child) if column else batch.column(source_name)
+            try:
+                arrays[field.name] = _plain(array).cast(self._carried.field(field.name).type)
+            except pa.ArrowException as error:
+                message = f"{self._shard.shard_uri}: column {source_name!r}: {error}"
+                return None, ("unreadable", message, batch.num_rows)
+        columns = [arrays.get(f.name, pa.nulls(batch.num_rows, f.type)) for f in self._carried]
+        return pa.table(columns, schema=self._carried), None
+
+    def _take_images(self, array: pa.Array, rows: Sequence[ImageRow], linked: dict[int, str]) -> None:
+        paths: Sequence[str | None] = [None] * len(rows)
+        if pa.types.is_struct(array.type):
+            if array.type.get_field_index("path") >= 0:
+                paths = pc.struct_field(array, "path").to_pylist()
+            array = pc.struct_field(array, "bytes")
+        for row, value, path in zip(rows, array, paths, strict=True):
+            if row.error_code is not None:
+                continue
+            if value.is_valid:
+                self._take(row, value)
+            elif path:
+                linked[row.position] = path
+            else:
+                row.fail("null_image", f"{row.uri}: column {self._image!r} holds nothing")
+
+    def _take(self, row: ImageRow, value: Any) -> None:
+        row.size_bytes = len(value.as_buffer())
+        limit = self._source.max_image_bytes
+        if row.size_bytes > limit:
+            row.fail("too_large", f"{row.uri}: {row.size_bytes} bytes, source.max_image_bytes is {limit}")
+        else:
+            row.data = value.as_py()
+
+    def _read_linked(self, row: ImageRow, linked: dict[int, str]) -> bytes:
+        try:
+            allowed = self._policy.check(linked[row.position])
+        except ImageError as error:
+            raise ImageError("null_image", f"{row.uri}: no bytes, and its path is refused: {error}") from error
+        return read_allowed(allowed, self._source.max_image_bytes)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """Unwrap extension and dictionary arrays."""
+    if isinstance(array, pa.ExtensionArray):
+        return _plain(array.storage)
+    return _plain(array.dictionary_decode()) if pa.types.is_dictionary(array.type) else array
