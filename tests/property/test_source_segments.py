@@ -1,6 +1,8 @@
 """Segments partition what a shard holds, whatever the limits and whatever is done already."""
 
+import atexit
 import gzip
+import shutil
 import tempfile
 from functools import cache
 from itertools import pairwise
@@ -29,6 +31,7 @@ def _data(i: int) -> bytes:
 @cache
 def _sources() -> dict[str, SourceSpec]:
     folder = Path(tempfile.mkdtemp(prefix="batchdet-segments-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     names = [f"{i:02d}.jpg" for i in range(len(SIZES))]
     members: list[tuple[Any, bytes]] = []
     (folder / "img").mkdir()
