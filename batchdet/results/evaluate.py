@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchdet import storage
-from batchdet.errors import MissingExtra, SpecError
+from batchdet.errors import MissingExtra, OutputError, SpecError
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.query import escape
-from batchdet.results.record import read_record
+from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import quote_name
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ MAX_DETECTIONS: Final = 100
 
 _NAME_COLUMNS: Final = ("file_name", "filename", "file_path", "image_path", "path", "member", "uri")
 """Columns of ``images`` that may name the file, tried in this order."""
+
+_LOW_THRESHOLD: Final = 0.01
+"""Below this threshold, what is cut off no longer moves AP."""
 
 _AREAS: Final = ("all", "small", "medium", "large")
 
@@ -64,6 +67,7 @@ class Evaluation:
         detections_without_class: Of these, detections whose label is no category of the truth, left out.
         class_matching: ``name``, or ``order`` where no name matched and the n-th class is taken for the n-th category.
         max_detections: At most this many detections per image and class count.
+        score_threshold: Detections below it were never kept, which lowers every figure; null when unknown.
         by_class: One entry per category, in the truth's order.
     """
 
@@ -81,6 +85,7 @@ class Evaluation:
     detections_without_class: int
     class_matching: Literal["name", "order"]
     max_detections: int
+    score_threshold: float | None = None
     by_class: tuple[ClassResult, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,8 +142,15 @@ def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int =
         detections_without_class=int((detections[:, 6] < 0).sum()),
         class_matching=matching,
         max_detections=max_detections,
+        score_threshold=_score_threshold(results),
         by_class=by_class,
     )
+
+
+def _score_threshold(results: Results) -> float | None:
+    with contextlib.suppress(OutputError):
+        return read_spec(results.uri, results.manifest.run_id).model.score_threshold
+    return None
 
 
 def _load_truth(truth: str) -> dict[str, Any]:
@@ -299,6 +311,9 @@ def render_evaluation(evaluation: Evaluation, console: "Console", max_classes: i
         e.detections_without_class
     )
     notes += ["no label is a category's name: classes were matched by their order"] * (e.class_matching == "order")
+    if e.score_threshold is not None and e.score_threshold > _LOW_THRESHOLD:
+        low = f"model.score_threshold={_LOW_THRESHOLD}"
+        notes.append(f"labels begin at score {e.score_threshold:g}; AP as published needs {low} or lower")
     for note in notes:
         console.print(Text(note, style="dim"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")

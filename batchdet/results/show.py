@@ -123,7 +123,7 @@ def _fact_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Score", f"0 {sparkline(detections['score']['counts'])} 1"))
         sizes = detections["box_size_coco"]
         shares = ", ".join(f"{name} {count / detections['total']:.0%}" for name, count in sizes.items())
-        rows.append(("Box size", f"{shares}   (COCO: area below 32², below 96², above)"))
+        rows.append(("Box size", f"{shares}   (area up to 32², 96² px)"))
     return rows + _time_rows(stats)
 
 

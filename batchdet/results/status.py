@@ -9,7 +9,7 @@ from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
-from batchdet.results.show import format_bytes, format_duration
+from batchdet.results.show import format_bytes
 from batchdet.table.manifest import list_runs, load_manifest
 from batchdet.table.staging import staged_folder
 
@@ -81,19 +81,18 @@ def _age_s(at: str) -> float | None:
 
 def render_status(found: Mapping[str, Any], console: "Console") -> None:
     """Print what :func:`status` found, newest run first."""
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold underline")
     table.add_column("run", no_wrap=True)
-    table.add_column("name", overflow="fold", min_width=12)
+    table.add_column("name", overflow="fold", min_width=8)
     table.add_column("state", no_wrap=True)
     for name in ("images", "failed", "boxes", "size", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in reversed(found["runs"]):
         head = (Text(run["run_id"]), Text(escape(run["name"])))
-        age = "" if run["age_s"] is None else format_duration(run["age_s"])
+        age = "" if run["age_s"] is None else format_age(run["age_s"])
         if run["state"] == "committed":
             counts = (f"{run[key]:,}" for key in ("images_listed", "images_failed", "detections"))
             table.add_row(*head, Text("committed", "green"), *counts, format_bytes(run["size_bytes"]), age)
@@ -101,8 +100,17 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
             table.add_row(*head, Text("uncommitted", "yellow"), "", "", "", format_bytes(run["staged_bytes"]), age)
     console.print(Text(escape(found["output"]), style="bold"), soft_wrap=True)
     console.print(table)
+    console.print()
     for run in found["runs"]:
         if run["state"] == "uncommitted":
             segments = f"{run['staged_files']:,} segment{'s' * (run['staged_files'] != 1)} staged"
             text = f"Run {run['run_id']} is not committed ({segments}); to finish it, {run['go_on']}."
             console.print(Text(text), soft_wrap=True)
+
+
+def format_age(seconds: float) -> str:
+    """Write an age for a person, in its largest unit: ``12 s``, ``3 min``, ``2 h``, ``5 d``."""
+    for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -173,7 +173,15 @@ def test_an_evaluation_is_printed(fill, truth_file, fake_image):
     with console.capture() as capture:
         render_evaluation(evaluate(fill(found), truth_file()), console)
     text = capture.get()
-    for part in ("AP50 0.500", "small -", "on 2 images", "1 of these failed", "1 images of the run", "traffic light"):
+    for part in (
+        "AP50 0.500",
+        "small -",
+        "on 2 images",
+        "1 of these failed",
+        "1 images of the run",
+        "traffic light",
+        "begin at score 0.25",
+    ):
         assert part in text
 
 

@@ -6,13 +6,13 @@ import pytest
 from rich.console import Console
 
 from batchdet.errors import OutputError
-from batchdet.results.status import render_status, status
+from batchdet.results.status import format_age, render_status, status
 
 FIRST, SECOND = "20261122-100000-aaaa", "20261123-100000-bbbb"
 
 
 def printed(found):
-    console = Console(width=90, no_color=True, force_terminal=False)
+    console = Console(width=80, no_color=True, force_terminal=False)
     with console.capture() as capture:
         render_status(found, console)
     return capture.get()
@@ -33,6 +33,7 @@ def test_committed_and_uncommitted_runs(output, make_images):
     assert first["age_s"] >= 0
     assert (second["state"], second["staged_files"], second["staged_bytes"]) == ("uncommitted", 3, 15)
     text = printed(found)
+    assert " age" in text
     assert f"Run {SECOND} is not committed (3 segments staged)" in text
     assert "the same batchdet run command again" in text
     assert text.index(SECOND) < text.index(FIRST)
@@ -48,3 +49,7 @@ def test_a_run_that_has_only_begun(output):
 def test_no_output(tmp_path):
     with pytest.raises(OutputError, match="no results here"):
         status(str(tmp_path))
+
+
+def test_ages_are_short():
+    assert [format_age(s) for s in (3.4, 90, 7200, 86400 * 40)] == ["3 s", "2 min", "2 h", "40 d"]
