@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -183,7 +184,8 @@ class FakeOutput:
         parts = []
         for values, rows in sorted(groups.items(), key=str):
             plain = table.take(rows).drop_columns(list(partition_by))
-            hive = [f"{c}={v}" for c, v in zip(partition_by, values, strict=True)]
+            coded = ["__HIVE_DEFAULT_PARTITION__" if v is None else quote(str(v), safe="") for v in values]
+            hive = [f"{c}={v}" for c, v in zip(partition_by, coded, strict=True)]
             for k, start in enumerate(range(0, max(len(rows), 1), part_rows)):
                 path = "/".join([name, *hive, f"part-{run_id}-{k:05d}.parquet"])
                 target = self.folder / path

@@ -132,6 +132,19 @@ def test_runs_with_other_columns_and_partitions_fit_together(output, fake_image)
     assert labels == {"north side": "dog", None: "person"}
 
 
+def test_partition_values_of_every_kind(output, fake_image):
+    values = ["north side", "a/b", "50%", "é", "", None, "2026-01-01", "007", "it's"]
+    images = [fake_image(f"{n}.jpg", carried=(("camera", v),)) for n, v in enumerate(values)]
+    output.add_run(FIRST, images, partition_by=("camera", "run_date"))
+    view = open_results(output.uri).images()
+    for table in (view.to_arrow(), view.to_dataset().to_table()):
+        rows = dict(zip(table["member"].to_pylist(), table["camera"].to_pylist(), strict=True))
+        assert rows == {f"{n}.jpg": v for n, v in enumerate(values)}
+    found = view.to_dataset().to_table(filter=ds.field("camera") == "007")
+    assert found["member"].to_pylist() == ["7.jpg"]
+    assert view.to_duckdb().filter("camera IS NULL").select("member").fetchall() == [("5.jpg",)]
+
+
 def test_columns_that_do_not_fit_together_are_told(output, fake_image):
     output.add_run(FIRST, [fake_image("a.jpg", carried=(("lens", 7),))])
     output.add_run(SECOND, [fake_image("b.jpg", carried=(("lens", "wide"),))])
