@@ -89,7 +89,7 @@ def write_sample(
         images: how many, at least 1.
         format: ``webdataset`` (``shards/*.tar``), ``folder`` (``images/*/*.jpg``) or ``parquet``
             (``data/*.parquet``).
-        seed: stream of scenes, 0 or more; see `render_scene`.
+        seed: stream of scenes, 0 or more; from `TRAINING_SEED_START` on, the embedded model knows them.
         shard_rows: images in one tar, sub-folder or Parquet file.
         progress: called with images written so far and in all, after each shard.
 

@@ -13,19 +13,22 @@ from typing import Any
 import onnx
 
 import batchdet
+from batchdet.errors import SpecError
 from batchdet.model.nets.detector_net import DetectorNet
 from batchdet.sample.scene import CLASSES, TRAINING_SEED_START
 from batchdet.training.evaluation import Report, evaluate
 from batchdet.training.export import CANVAS_PX, OPSET, STRIDE_PX, export_onnx
 from batchdet.training.loop import Trainer
 
+OTHER_CANVASES_PX = (256, 416, 640)
 EMBEDDED = Path(batchdet.__file__).parent / "model" / "embedded"
 
 _CARD = """\
 # builtin:sample
 
 A small object detector for trying batchdet out without downloading anything. It finds the twelve kinds of
-object that `batchdet sample` draws: {classes}. It knows nothing of photographs.
+object that `batchdet sample` draws: {classes}.
+It knows nothing of photographs.
 
 | | |
 |---|---|
@@ -75,6 +78,12 @@ On {images:,} unseen images with {objects:,} objects (seed {evaluation_seed}, JP
 |---|---|---|
 {rows}
 
+Keep the canvas near {canvas} px: the net learned on 224 to 416 px, and objects on larger canvases outgrow it.
+
+| canvas | AP | AP50 |
+|---|---|---|
+{canvas_rows}
+
 ## Use
 
 Meant for quick starts, tests and demonstrations on drawn images. Its scores say nothing about photographs.
@@ -92,17 +101,26 @@ def publish(checkpoint: Path, folder: Path, images: int, seed: int) -> Report:
 
     Returns:
         The measures.
+
+    Raises:
+        SpecError: if the seed is one of those that training uses.
     """
+    if seed >= TRAINING_SEED_START:
+        raise SpecError(f"seed is {seed}; it must be below {TRAINING_SEED_START}, where training begins")
     trainer = Trainer.restore(checkpoint)
     trained_on = f"{trainer.step * trainer.schedule.batch_rows} images drawn by batchdet.sample"
     model = folder / "sample.onnx"
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(trainer.mean, model, _properties(trained_on))
     report = evaluate(model, images, seed, CANVAS_PX)
+    others = [evaluate(model, max(1, images // 4), seed, canvas_px) for canvas_px in OTHER_CANVASES_PX]
     facts = _facts(trainer, trainer.mean, report, model)
     rows = [f"| {i} | {label} | {report.ap50_by_label[label]:.3f} |" for i, label in enumerate(CLASSES)]
-    (folder / "sample.md").write_text(_CARD.format(**facts, rows="\n".join(rows)))
-    (folder / "sample.json").write_text(json.dumps({**facts, "ap50_by_label": report.ap50_by_label}, indent=1) + "\n")
+    canvas_rows = [f"| {other.canvas_px} | {other.ap:.3f} | {other.ap50:.3f} |" for other in others]
+    card = _CARD.format(**facts, rows="\n".join(rows), canvas_rows="\n".join(canvas_rows))
+    (folder / "sample.md").write_text(card)
+    facts["ap50_by_label"] = {label: round(ap50, 4) for label, ap50 in report.ap50_by_label.items()}
+    (folder / "sample.json").write_text(json.dumps(facts, indent=1) + "\n")
     return report
 
 
