@@ -4,6 +4,7 @@ The cluster needs nothing of this machine: the package and the job travel along 
 What stays here is the environment: no value of it is shipped unless it is named.
 """
 
+import ipaddress
 import os
 import re
 import shlex
@@ -103,6 +104,8 @@ def submit_job(
         bundle = build_bundle(Path(folder), job_path, overrides, env)
         for text in bundle.notes:
             note(text)
+        if address.startswith("http://") and auth_headers() and not _is_loopback(address):
+            note(f"the token goes to {address} unencrypted; use https:// or a tunnel")
         client = connect(address)
         job_id = _submit(client, bundle, values, pip, run_options, address)
     job = SubmittedJob(job_id, address, "PENDING", 0)
@@ -110,7 +113,7 @@ def submit_job(
     if not wait:
         return job
     try:
-        info = follow_job(client, job_id, address, on_log or print)
+        info = follow_job(client, job_id, address, on_log or _print_line)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
             f"the job {job_id} goes on; follow it with '{job.follow_command}', stop it with '{job.stop_command}'",
@@ -120,6 +123,11 @@ def submit_job(
     if status != "STOPPED" and info.driver_exit_code is None:
         raise ClusterError(f"{address}: the job {job_id} could not be run: {last_line(info.message)}")
     return SubmittedJob(job_id, address, status, _exit_status(status, info.driver_exit_code))
+
+
+def _print_line(line: str) -> None:
+    # At once, into a pipe too: who follows a log wants to see it now.
+    print(line, flush=True)
 
 
 def _exit_status(status: str, code: int | None) -> int:
@@ -151,6 +159,14 @@ def dashboard_address(address: str) -> str:
         )
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def _is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _named_values(names: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from batchdet.cluster import submit as submit_module
@@ -25,6 +27,7 @@ pytestmark = [
 
 SHARED = Path(os.environ.get("BATCHDET_SHARED") or Path(__file__).parents[3] / "shared")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the shared inputs at {SHARED}")
+REPOSITORY = Path(__file__).parents[2]
 SECRET = "value-that-nobody-may-see"
 
 
@@ -69,20 +72,39 @@ def test_a_job_labels_coco120(ray_head: RayHead, tmp_path: Path, monkeypatch: py
     assert again.job_id != done.job_id
 
 
-@needs_shared
+def batchdet(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a folder that is not the repository's."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "batchdet", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=folder, env=env, check=False)
+
+
 def test_a_wrong_model_exits_5_and_says_why(ray_head: RayHead, tmp_path: Path) -> None:
     (tmp_path / "wrong.onnx").write_text("this is no model")
-    job, out = write_job(tmp_path, str(tmp_path / "wrong.onnx"))
-    log: list[str] = []
+    (tmp_path / "images").mkdir()
+    (tmp_path / "job.yaml").write_text(
+        "name: j\nsource: {uri: images}\nmodel: {uri: wrong.onnx}\noutput: {uri: labels}\n"
+    )
+    cv2.imwrite(str(tmp_path / "images" / "gray.png"), np.full((64, 64, 3), 128, np.uint8))
     began = time.monotonic()
-    done = submit_job(job, ray_head.dashboard, on_log=log.append)
-    assert (done.status, done.exit_status) == ("FAILED", 5), log
+    done = batchdet(tmp_path, "submit", "job.yaml", "--address", ray_head.dashboard)
+    assert done.returncode == 5, done
     assert time.monotonic() - began < 60
-    errors = [line for line in log if line.startswith("error: ")]
-    assert len(errors) == 1
+    errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done
     assert "wrong.onnx is not an ONNX model" in errors[0]
-    assert not any("Traceback" in line for line in log)
-    assert not (out / "_SUCCESS").exists()
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "labels" / "_SUCCESS").exists()
+
+
+def test_nobody_at_the_address_exits_5_soon(tmp_path: Path) -> None:
+    job, _ = write_job(tmp_path, "builtin:sample")
+    began = time.monotonic()
+    done = batchdet(tmp_path, "submit", job, "--address", "http://127.0.0.1:1")
+    assert done.returncode == 5, done
+    assert time.monotonic() - began < 20
+    assert done.stderr.splitlines()[-1].startswith("error: http://127.0.0.1:1: no Ray dashboard answers there")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_source_that_the_cluster_does_not_see_exits_2(ray_head: RayHead, tmp_path: Path) -> None:
@@ -140,7 +162,7 @@ def test_ctrl_c_leaves_the_job_running(ray_head: RayHead, tmp_path: Path) -> Non
         "except s.Interrupted as error: print(error.message); sys.exit(error.exit_status)"
     )
     command = [sys.executable, "-c", code, job, ray_head.dashboard]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
     assert done.returncode == 130, done.stderr
     assert "goes on; follow it with 'ray job logs --follow --address" in done.stdout
     job_id = done.stdout.split()[2]

@@ -163,6 +163,15 @@ def test_a_token_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tokens == [None, "Bearer very-secret"]
 
 
+@pytest.mark.parametrize(("host", "told"), [("localhost", False), ("127.0.0.1", False), ("no-such.invalid", True)])
+def test_a_token_in_the_clear_is_told(job: str, monkeypatch: pytest.MonkeyPatch, host: str, told: bool) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "very-secret")
+    notes: list[str] = []
+    with pytest.raises(ClusterError):
+        submit_job(job, f"http://{host}:1", on_note=notes.append)
+    assert notes == ([f"the token goes to http://{host}:1 unencrypted; use https:// or a tunnel"] if told else [])
+
+
 def test_the_environment_does_not_overrule_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
