@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +84,7 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
             package = str(Path(batchdet.__file__).parent)
             options["runtime_env"] = {"py_modules": [package], "excludes": ["__pycache__", "nets", "training"]}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_signals():
             warnings.simplefilter("ignore")
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
@@ -93,6 +95,18 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
         yield capacity()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put this process's signal handlers back: Ray installs one for SIGTERM that ends the process with a dump."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def capacity() -> Capacity:

@@ -58,7 +58,7 @@ def list_source(source: SourceSpec) -> list[StoredObject]:
     except NotFound as error:
         raise SourceError(f"source.uri: {source.uri} does not exist; {_what_exists(source.uri)}") from error
     except MissingExtra as error:
-        raise SourceError(f"source.uri: {error.message}") from error
+        raise MissingExtra(f"source.uri: {error.message}") from error
     except StorageError as error:
         raise SourceError(f"source.uri: {error.message}") from error
     if not objects:

@@ -1,18 +1,6 @@
 """Fixtures of the contract suites."""
 
-import os
-from pathlib import Path
-
 import pytest
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real models and photographs; a machine without it skips."""
-    folder = Path(os.environ.get("BATCHDET_SHARED", Path(__file__).parents[2] / ".." / "shared")).resolve()
-    if not (folder / "models").is_dir():
-        pytest.skip(f"no real models: {folder} is not there (set BATCHDET_SHARED)")
-    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,6 @@
 """Real models on two photographs give what they gave when the golden file was written."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,6 @@ import pytest
 from tests.golden.models import FILE, MODELS, PHOTOGRAPHS, TOLERANCE, compute
 
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text())
-
-
-@pytest.fixture(scope="module")
-def shared() -> Path:
-    """The folder of real models and photographs; a machine without it skips."""
-    folder = Path(os.environ.get("BATCHDET_SHARED", Path(__file__).parents[2] / ".." / "shared")).resolve()
-    if not (folder / "models").is_dir():
-        pytest.skip(f"no real models: {folder} is not there (set BATCHDET_SHARED)")
-    return folder
 
 
 @pytest.mark.parametrize("model", MODELS)
