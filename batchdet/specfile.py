@@ -1,35 +1,19 @@
-"""Job specs in YAML: read strictly, with the line of each value, and written back.
-
-The dialect is YAML without its surprises: no tags, anchors or aliases, no duplicate keys, and no plain scalar that
-two YAML versions read differently (``no``, ``012``, ``1e3``, ``1_000``); such a one must be quoted or spelled out.
-"""
+"""Job specs in YAML: settings applied, variables expanded, checked, and every mistake said with its line."""
 
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from batchdet import storage
 from batchdet.errors import SpecError
 from batchdet.spec import JobSpec
+from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, parse_yaml, rewrite
 
-_MAX_BYTES: Final = 1024 * 1024
-_MAX_DEPTH: Final = 12
-_INT: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT: Final = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_WORDS: Final[dict[str, Any]] = {"": None, "~": None, "null": None, "true": True, "false": False}
-_AMBIGUOUS: Final = re.compile(
-    r"(?i:yes|no|on|off|y|n|true|false|null|[-+]?\.(inf|nan)|[-+]?0x[0-9a-f]+|[-+]?0o?[0-9]+|[-+]?[0-9]+e[-+]?[0-9]+"
-    r"|[-+]?[0-9][0-9_]*_[0-9_]*|[-+]?[0-9]+(:[0-5]?[0-9])+)"
-)
-_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_MARKED: Final = re.compile("\ue000([A-Za-z0-9_]+)\ue001")  # ${NAME} while YAML is read: braces mean maps there
 _SECRETS: Final = {
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a token": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})"),
@@ -39,172 +23,33 @@ _SECRETS: Final = {
     "a signed query": re.compile(r"(?i)[?&](X-Amz-Signature|X-Goog-Signature|sig|token|access_token)="),
 }
 
-Path = tuple[str | int, ...]
 
-
-@dataclass
-class _Document:
-    """Parsed YAML with the place of every value."""
-
-    name: str
-    data: Any = None
-    lines: dict[Path, int] = field(default_factory=dict)
-    overrides: dict[Path, str] = field(default_factory=dict)
-
-    def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise a SpecError that begins with file and line."""
-        raise SpecError(_unmarked(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}"))
-
-    def fail_at(self, path: Path, message: str) -> NoReturn:
-        """Raise a SpecError that names the line and key of a value."""
-        raise SpecError(
-            _unmarked(f"{self.place(path)}: {dotted(path)}: {message}" if path else f"{self.name}: {message}")
-        )
-
-    def place(self, path: Path) -> str:
-        """Say where a value was written: file and line (its own or that of what encloses it), or the ``--set``."""
-        while path and path not in self.lines and path not in self.overrides:
-            path = path[:-1]
-        if path in self.overrides:
-            return self.overrides[path]
-        return f"{self.name}:{self.lines[path]}" if path else self.name
-
-
-def _unmarked(text: str) -> str:
-    return _MARKED.sub(r"${\1}", text)
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """Write a key path as ``source.columns[2]``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def parse_yaml(text: str, name: str) -> _Document:
-    """Parse one strict YAML document.
-
-    Args:
-        text: The document.
-        name: What to call it in messages.
+def make_spec(document: Document, environment: Mapping[str, str]) -> JobSpec:
+    """Expand variables and make the job spec.
 
     Raises:
-        SpecError: It is not strict YAML; the message names the line.
+        SpecError: A variable is not set, a value is a secret, or a key or value is wrong.
     """
-    document = _Document(name)
-    if len(text) > _MAX_BYTES:
-        document.fail(None, f"the file has {len(text)} characters; a job spec has at most {_MAX_BYTES}")
-    if "\ue000" in text or "\ue001" in text:
-        document.fail(None, "holds characters of Unicode's private use area, which a job spec has no use for")
+    data = rewrite(document.data, lambda text, path: _expand(document, text, path, environment))
     try:
-        _build(document, yaml.parse(_VARIABLE.sub("\ue000\\1\ue001", text), Loader=yaml.SafeLoader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        document.fail(None if mark is None else mark.line + 1, f"not valid YAML: {error.problem or error.context}")
-    except yaml.YAMLError as error:
-        document.fail(None, f"not valid YAML: {' '.join(str(error).split())}")
-    return document
+        return JobSpec.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise SpecError("\n".join(_sentences(document, data, error))) from None
 
 
-def _build(document: _Document, events: Iterable[yaml.Event]) -> None:
-    """Build plain values from parser events: events do not recurse, so that depth can be capped first."""
-    stack: list[tuple[Any, Path]] = []
-    keys: list[str | None] = []
-    documents = 0
-    for event in events:
-        line = event.start_mark.line + 1  # type: ignore[union-attr]  # a parser's events have marks
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                document.fail(line, "found a second document ('---'); a job spec is one document")
-            continue
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            document.fail(line, "anchors and aliases (& and *) are not allowed; write the value out")
-        tag = getattr(event, "tag", None)
-        if tag:
-            document.fail(line, f"the tag {tag} is not allowed; write a plain value")
-        if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            stack.pop()
-            keys.pop()
-            continue
-        if not isinstance(event, yaml.ScalarEvent | yaml.MappingStartEvent | yaml.SequenceStartEvent):
-            continue
-        holder, base = stack[-1] if stack else (None, ())
-        if isinstance(holder, dict) and keys[-1] is None:
-            if not isinstance(event, yaml.ScalarEvent):
-                document.fail(line, "a key must be plain text")
-            if event.value in holder:
-                document.fail(line, f"{dotted((*base, event.value))}: this key stands twice; keep one")
-            keys[-1] = event.value
-            holder[event.value] = None
-            document.lines[(*base, event.value)] = line
-            continue
-        if isinstance(holder, dict):
-            slot: str | int = keys[-1] or ""
-            keys[-1] = None
-        else:
-            slot = len(holder) if isinstance(holder, list) else ""
-        path = (*base, slot) if stack else ()
-        document.lines.setdefault(path, line)
-        value: Any
-        if isinstance(event, yaml.ScalarEvent):
-            value = _scalar(document, event.value, path) if event.implicit[0] else event.value
-        else:
-            value = {} if isinstance(event, yaml.MappingStartEvent) else []
-            if len(stack) >= _MAX_DEPTH:
-                document.fail(line, f"nested deeper than {_MAX_DEPTH} levels")
-        if isinstance(holder, dict):
-            holder[slot] = value
-        elif isinstance(holder, list):
-            holder.append(value)
-        else:
-            document.data = value
-        if not isinstance(event, yaml.ScalarEvent):
-            stack.append((value, path))
-            keys.append(None)
-
-
-def _scalar(document: _Document, text: str, path: Path) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
-    if _AMBIGUOUS.fullmatch(text) and not _INT.fullmatch(text):
-        document.fail_at(path, f"{text!r} is read differently by different YAML versions; {_advice(text)}")
-    if _INT.fullmatch(text):
-        return int(text) if len(text) < 20 else text
-    return float(text) if _FLOAT.fullmatch(text) else text
-
-
-def _advice(text: str) -> str:
-    word = text.lower()
-    if word in {"yes", "no", "on", "off", "y", "n", "true", "false"}:
-        return f"write {'true' if word in {'yes', 'on', 'y', 'true'} else 'false'}, or '{text}' in quotes for text"
-    if word == "null":
-        return f"write null, or '{text}' in quotes for text"
-    return f"write the number in plain decimal digits, or '{text}' in quotes for text"
-
-
-def _expand(document: _Document, value: Any, path: Path) -> Any:
-    """Replace ``${NAME}`` in all text, and refuse text that is a secret before or after."""
-    if isinstance(value, dict):
-        return {key: _expand(document, item, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(document, item, (*path, i)) for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
+def _expand(document: Document, text: str, path: Path, environment: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in environment:
             document.fail_at(path, f"the environment variable {match[1]} is not set; export it and try again")
-        return os.environ[match[1]]
+        return environment[match[1]]
 
-    expanded = _MARKED.sub(replace, value)
+    expanded = MARKED.sub(value, text)
     for what, pattern in _SECRETS.items():
         if pattern.search(expanded):
             document.fail_at(
                 path,
-                f"holds {what}; leave it out, and let the storage client read its credentials from the environment "
-                "(AWS_ACCESS_KEY_ID and the like)",
+                f"holds {what}; leave it out, and let the storage client read its credentials from the "
+                "environment (AWS_ACCESS_KEY_ID and the like)",
             )
     return expanded
 
@@ -220,6 +65,16 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobSpec:
         SpecError: The file does not exist, is not strict YAML, or a key or value is wrong. There is one sentence for
             each mistake, with file, line and key.
     """
+    return make_spec(read_document(path, overrides), os.environ)
+
+
+def parse_job(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
+    """Make a job spec of YAML text; see :func:`load_job`."""
+    return make_spec(_document(text, name, overrides), os.environ)
+
+
+def read_document(path: str, overrides: Sequence[str] = ()) -> Document:
+    """Read a job's YAML and apply settings to it, without looking at the environment; see :func:`load_job`."""
     try:
         raw = storage.read_bytes(storage.normalize(path))
     except storage.NotFound as error:
@@ -228,25 +83,20 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobSpec:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: byte {error.start} is not UTF-8; a job spec is text") from error
-    return parse_job(text, os.path.basename(path) if "://" in path else path, overrides)
+    return _document(text, storage.basename(path) if "://" in path else path, overrides)
 
 
-def parse_job(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
-    """Make a job spec of YAML text; see :func:`load_job`."""
+def _document(text: str, name: str, overrides: Sequence[str]) -> Document:
     document = parse_yaml(text, name)
     if not isinstance(document.data, dict):
         found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
         document.fail(None, f"found {found}; a job spec is a mapping with the keys {', '.join(JobSpec.model_fields)}")
     for override in overrides:
         _override(document, override)
-    data = _expand(document, document.data, ())
-    try:
-        return JobSpec.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        raise SpecError("\n".join(_sentences(document, data, error))) from None
+    return document
 
 
-def _override(document: _Document, override: str) -> None:
+def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -266,7 +116,7 @@ def _override(document: _Document, override: str) -> None:
     document.overrides[set_path] = f"--set {override}"
 
 
-def _sentences(document: _Document, data: Any, error: ValidationError) -> list[str]:
+def _sentences(document: Document, data: Any, error: ValidationError) -> list[str]:
     """Say each mistake once, with its line; the members of a union count as one."""
     said: dict[Path, list[str]] = {}
     for item in error.errors(include_url=False):
@@ -331,27 +181,4 @@ def _keys_at(path: Path) -> list[str]:
 
 def dump_job(spec: JobSpec) -> str:
     """Write a job spec as YAML that :func:`parse_job` reads back to an equal one."""
-    plain = json.loads(spec.model_dump_json())
-    return _quote_ambiguous(plain)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what :func:`parse_yaml` would refuse."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    plain = not (_AMBIGUOUS.fullmatch(text) or _INT.fullmatch(text) or _FLOAT.fullmatch(text) or text in _WORDS)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
-
-
-def _represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
-    text = repr(number)
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
-
-
-_Dumper.add_representer(str, _represent_text)
-_Dumper.add_representer(float, _represent_float)
-
-
-def _quote_ambiguous(plain: Any) -> str:
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(json.loads(spec.model_dump_json()))

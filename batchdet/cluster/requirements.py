@@ -28,7 +28,7 @@ class Requirement:
 
 
 BASE = (
-    Requirement("duckdb", "1.4"),
+    Requirement("duckdb", "2.0"),
     Requirement("fsspec", "2025.9.0"),
     Requirement("numpy", "2.0"),
     Requirement("opencv-python-headless", "4.11"),

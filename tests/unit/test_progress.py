@@ -74,7 +74,9 @@ with hushed({verbose}):
     print("news", file=sys.stderr)
 os.write(2, b"after\\n")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
     assert ("native chatter" in done.stderr) is verbose
     assert "news" in done.stderr
     assert "after" in done.stderr
