@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from batchdet.decode.canvas import paint
+from batchdet.geometry.boxes import iou_matrix, xyxy_to_xywh
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.sample.dataset import INSTANCES, write_sample
 
@@ -32,6 +34,8 @@ class Report:
         ap50: AP at IoU 0.50.
         ap75: AP at IoU 0.75.
         ap50_by_label: AP at IoU 0.50 for each class.
+        doubled: share of the detections with score 0.25 or more that say again, at IoU 0.7 or more, what a
+            better one of the same class has said; an NMS-free head should have none.
     """
 
     images: int
@@ -42,6 +46,7 @@ class Report:
     ap50: float
     ap75: float
     ap50_by_label: dict[str, float]
+    doubled: float
 
 
 def evaluate(model: Path, images: int, seed: int, canvas_px: int = 320, threads: int = 1) -> Report:
@@ -89,7 +94,7 @@ def detect(session: onnxruntime.InferenceSession, rgb: npt.NDArray[np.uint8], ca
     images = (canvas.astype(np.float32) / 255).transpose(2, 0, 1)[None]
     (output,) = session.run(None, {"images": np.ascontiguousarray(images)})
     boxes_xyxy = letterbox.to_image(output[0, :, :4])
-    boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+    boxes_xywh = xyxy_to_xywh(boxes_xyxy)
     return [
         {"bbox": box, "score": score, "category_id": int(class_id)}
         for box, (score, class_id) in zip(boxes_xywh.tolist(), output[0, :, 4:].tolist(), strict=True)
@@ -106,4 +111,16 @@ def _measure(truth: Any, found: list[dict[str, Any]], images: int, seed: int, ca
     labels = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     by_label = {labels[class_id]: float(precision[:, i].mean()) for i, class_id in enumerate(scoring.params.catIds)}
     ap, ap50, ap75 = (float(value) for value in scoring.stats[:3])
-    return Report(images, len(truth.anns), seed, canvas_px, ap, ap50, ap75, by_label)
+    return Report(images, len(truth.anns), seed, canvas_px, ap, ap50, ap75, by_label, _doubled(found))
+
+
+def _doubled(found: list[dict[str, Any]]) -> float:
+    """Return the share of doubles, see `Report`; ``found`` is best first within each image."""
+    said: dict[tuple[int, int], list[npt.NDArray[np.float32]]] = defaultdict(list)
+    for item in found:
+        if item["score"] >= 0.25:
+            x, y, width_px, height_px = item["bbox"]
+            box_xyxy = np.array([x, y, x + width_px, y + height_px], dtype=np.float32)
+            said[item["image_id"], item["category_id"]].append(box_xyxy)
+    doubles = sum(int((np.triu(iou_matrix(boxes, boxes), 1) >= 0.7).any(axis=0).sum()) for boxes in said.values())
+    return doubles / max(1, sum(map(len, said.values())))
