@@ -19,6 +19,14 @@ import pytest
 _START_LIMIT_S = 90.0
 # Despite its name this is what keeps all of Ray's servers on the loopback interface.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Becomes the command that follows, having asked Linux for a SIGTERM when the tests' process ends (1: PR_SET_PDEATHSIG):
+# a test run that is killed leaves no head behind.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ def start_ray_head(num_cpus: int = 2, env: dict[str, str] | None = None) -> Iter
     with tempfile.TemporaryDirectory(prefix="bdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         gcs, dashboard, client, agent, metrics, listen = free_ports(6)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), sys.executable]
+        command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--num-cpus", str(num_cpus)]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
         command += ["--ray-client-server-port", str(client), "--dashboard-agent-grpc-port", str(agent)]

@@ -218,21 +218,9 @@ def connect(address: str) -> "JobSubmissionClient":
     Raises:
         ClusterError: Nothing answers there, it is no Ray dashboard, or it wants another token.
     """
-    import logging
-
     import requests
-    from ray.job_submission import JobSubmissionClient
 
-    class Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
-        """Ray's client waits for ever on a head that has stopped; this one does not."""
-
-        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
-            kwargs.setdefault("timeout", (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S))
-            return super()._do_request(*args, **kwargs)
-
-    # Ray's client announces uploads and closed connections; what matters of that is said here, in one place.
-    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Asked before Ray is imported, which takes seconds.
     headers = auth_headers()
     try:
         answer = requests.get(f"{address}/api/version", headers=headers, timeout=(CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S))
@@ -247,7 +235,7 @@ def connect(address: str) -> "JobSubmissionClient":
                 "address that 'ray start' printed, usually http://HOST:8265"
             )
         with _address_wins(address):
-            return Client(address, headers=headers or None)
+            return _client(address, headers)
     except requests.exceptions.RequestException as error:
         raise ClusterError(
             f"{address}: no Ray dashboard answers there ({_cause(error)}); is the head running and its port "
@@ -255,6 +243,24 @@ def connect(address: str) -> "JobSubmissionClient":
         ) from error
     except (RuntimeError, ConnectionError) as error:
         raise ClusterError(f"{address}: {last_line(str(error))}") from error
+
+
+def _client(address: str, headers: dict[str, str]) -> "JobSubmissionClient":
+    import logging
+
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
+        """Ray's client waits for ever on a head that has stopped; this one does not."""
+
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.setdefault("timeout", (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S))
+            return super()._do_request(*args, **kwargs)
+
+    # Ray's client announces uploads and closed connections; what matters of that is said here, in one place.
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return Client(address, headers=headers or None)
 
 
 def _cause(error: Exception) -> str:
