@@ -40,7 +40,8 @@ def open_results(uri: str, run: str | None = None, latest: bool = True) -> "Resu
     Args:
         uri: The output's folder.
         run: Only this run; null takes every committed run.
-        latest: Where several runs hold the same image, keep its rows of the newest one only.
+        latest: Where several runs hold the same image, keep its rows of the newest one only; of a tar or Parquet file
+            that several runs hold, keep all rows of the newest one only, so that no image stays that the file lost.
 
     Raises:
         OutputError: There is no output, no committed run, or no run of this id.
@@ -130,7 +131,7 @@ class Results:
 
     @property
     def hides_rows(self) -> bool:
-        """Whether some image is in several of the runs, so that older rows of it are hidden."""
+        """Whether several of the runs hold the same image or file, so that older rows of it are hidden."""
         return len(self.runs) > 1 and self.connection is not None and self._hides_rows
 
     @cached_property
@@ -140,10 +141,14 @@ class Results:
         return {name: RunTables(self.uri, self.runs, name) for name in names}
 
     def _tabulate_superseded(self, con: "duckdb.DuckDBPyConnection") -> bool:
-        """Tabulate the images that a newer run holds too, and tell whether there are any.
+        """Tabulate the rows of images that a newer run took the place of, and tell whether there are any.
 
-        An image's id comes from its shard, so only shards that several runs hold are looked at: with incremental
-        runs that is none.
+        A tar or Parquet file is labelled whole, so the newest run that holds it takes the place of all its older rows:
+        a new version of the file may have lost images, or lost the row that said where it was broken. Its images are
+        those whose URI is the file's with a ``#`` behind it, or the file's own where not one could be read. Any other
+        image stands for itself.
+
+        Only shards that several runs hold are looked at: with incremental runs that is none.
         """
         if len(self.runs) < 2 or not self.latest:
             return False
@@ -152,9 +157,14 @@ class Results:
                 """
                 CREATE TABLE superseded AS
                 WITH shared AS (SELECT shard_uri FROM all_images GROUP BY ALL HAVING min(run_id) < max(run_id)),
-                labelled AS (SELECT run_id, image_id FROM all_images SEMI JOIN shared USING (shard_uri)),
-                newest AS (SELECT image_id, max(run_id) AS newest_run_id FROM labelled GROUP BY ALL)
-                SELECT run_id, image_id FROM labelled JOIN newest USING (image_id) WHERE run_id < newest_run_id
+                labelled AS (
+                    SELECT run_id, image_id, if(
+                        uri = shard_uri OR starts_with(uri, shard_uri || '#'), shard_uri, image_id
+                    ) AS replaceable
+                    FROM all_images SEMI JOIN shared USING (shard_uri)
+                ),
+                newest AS (SELECT replaceable, max(run_id) AS newest_run_id FROM labelled GROUP BY ALL)
+                SELECT run_id, image_id FROM labelled JOIN newest USING (replaceable) WHERE run_id < newest_run_id
                 """
             )
             return bool(con.sql("SELECT count(*) FROM superseded").fetchall()[0][0])

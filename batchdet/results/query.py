@@ -31,7 +31,7 @@ def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_r
         uri: The output's folder.
         sql: One statement: SELECT, WITH, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
         run: Only this run; null takes every committed run.
-        latest: Where several runs hold the same image, keep its rows of the newest one only.
+        latest: Where several runs hold the same image, tar or Parquet file, keep its rows of the newest one only.
         max_rows: Stop reading after this many rows; null takes all.
 
     Raises:

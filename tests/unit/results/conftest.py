@@ -72,7 +72,11 @@ class FakeOutput:
         part_rows: int = 10,
         source: SourceSpec | None = None,
     ) -> Manifest:
-        """Write part files and records of a run, and its manifest when it is to be committed."""
+        """Write part files and records of a run, and its manifest when it is to be committed.
+
+        A ``shard_uri`` that ends in .tar or .parquet holds the images itself, and one without a name says that it
+        could not be read at all; any other is a folder.
+        """
         tables = self._tables(run_id, images, shard_uri, labels)
         stats = RunStats.empty(labels)
         stats.add(*tables.values())
@@ -132,6 +136,7 @@ class FakeOutput:
     def _tables(run_id: str, images: Sequence[FakeImage], shard_uri: str, labels: Sequence[str]) -> dict[str, pa.Table]:
         image_rows, detection_rows = [], []
         carried = list(dict.fromkeys(name for one in images for name, _ in one.carried))
+        separator = "#" if shard_uri.endswith((".tar", ".parquet")) else "/"
         for position, one in enumerate(images):
             key = image_id(shard_uri, one.member)
             ok = one.error_code is None
@@ -139,7 +144,7 @@ class FakeOutput:
                 {
                     "run_id": run_id,
                     "image_id": key,
-                    "uri": f"{shard_uri}/{one.member}",
+                    "uri": f"{shard_uri}{separator}{one.member}" if one.member else shard_uri,
                     "shard_uri": shard_uri,
                     "member": one.member,
                     "position": position,

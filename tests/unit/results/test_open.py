@@ -70,6 +70,63 @@ def test_runs_without_a_shard_in_common_hide_nothing(output, make_images):
     assert not results.hides_rows
 
 
+def rows_of(output, **kwargs):
+    """Return (run, member) of each image and of each detection's image, sorted."""
+    results = open_results(output.uri, **kwargs)
+    images = results.images().to_arrow(["run_id", "image_id", "member"]).to_pylist()
+    names = {(one["run_id"], one["image_id"]): (one["run_id"], one["member"]) for one in images}
+    found = {names[key] for key in keys(results.detections().to_arrow())}
+    return sorted(names.values()), sorted(found)
+
+
+@pytest.mark.parametrize("shard", ["s3://b/0.tar", "s3://b/0.parquet"])
+def test_a_replaced_shard_leaves_no_image_that_it_lost(output, fake_image, shard):
+    box = ((0, 0.5, 1, 2, 3, 4),)
+    output.add_run(FIRST, [fake_image(name, box) for name in ("kept.jpg", "lost.jpg")], shard_uri=shard)
+    output.add_run(SECOND, [fake_image("kept.jpg", box), fake_image("new.jpg")], shard_uri=shard)
+    images, found = rows_of(output)
+    assert images == [(SECOND, "kept.jpg"), (SECOND, "new.jpg")]
+    assert found == [(SECOND, "kept.jpg")]
+    assert open_results(output.uri).hides_rows
+    assert len(rows_of(output, latest=False)[0]) == 4
+    assert rows_of(output, run=FIRST)[0] == [(FIRST, "kept.jpg"), (FIRST, "lost.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("shard", "broken_at", "code"), [("/d/0.tar", "#1", "shard_truncated"), ("/d/0.parquet", "", "shard_corrupt")]
+)
+def test_a_repaired_shard_leaves_no_failure(output, fake_image, shard, broken_at, code):
+    output.add_run(FIRST, [fake_image("0.jpg"), fake_image(broken_at, error_code=code)], shard_uri=shard)
+    output.add_run(SECOND, [fake_image("0.jpg"), fake_image("1.jpg")], shard_uri=shard)
+    assert rows_of(output)[0] == [(SECOND, "0.jpg"), (SECOND, "1.jpg")]
+    assert open_results(output.uri).sql("FROM images WHERE status = 'failed'").fetchall() == []
+
+
+def test_another_shard_of_the_same_run_stays(output, fake_image, make_images):
+    third = "20261124-100000-cccc"
+    output.add_run(FIRST, [fake_image("0.jpg")], shard_uri="/d/0.tar")
+    output.add_run(SECOND, [fake_image("9.jpg")], shard_uri="/d/1.tar")
+    output.add_run(third, [fake_image("1.jpg")], shard_uri="/d/0.tar")
+    assert rows_of(output)[0] == [(SECOND, "9.jpg"), (third, "1.jpg")]
+
+
+def test_an_image_of_a_folder_or_list_stands_for_itself(output, fake_image):
+    for folder in ("/photos", "/lists/all#1.csv"):
+        output.add_run(FIRST, [fake_image(name) for name in ("#1.jpg", "old.jpg", "both.jpg")], shard_uri=folder)
+        output.add_run(SECOND, [fake_image(name) for name in ("both.jpg", "new.jpg")], shard_uri=folder)
+        expected = [(FIRST, "#1.jpg"), (FIRST, "old.jpg"), (SECOND, "both.jpg"), (SECOND, "new.jpg")]
+        assert rows_of(output)[0] == expected
+
+
+def test_one_run_is_not_searched_for_older_rows(output, make_images):
+    output.add_run(FIRST, make_images(5), shard_uri="/d/0.tar")
+    output.add_run(SECOND, make_images(5), shard_uri="/d/0.tar")
+    tables = "SELECT table_name FROM duckdb_tables()"
+    assert open_results(output.uri).sql(tables).fetchall() == [("superseded",)]
+    assert open_results(output.uri, run=FIRST).sql(tables).fetchall() == []
+    assert open_results(output.uri, latest=False).sql(tables).fetchall() == []
+
+
 def test_one_run_can_be_chosen(output, make_images):
     output.add_run(FIRST, make_images(20))
     output.add_run(SECOND, make_images(12, first=12))
