@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -149,9 +148,13 @@ def show(
     out: Out,
     run_id: RunId = None,
     pictures: Annotated[
-        Path | None, typer.Option("--pictures", metavar="DIR", help="Also write annotated pictures here.")
+        str | None,
+        typer.Option("--pictures", metavar="DIR", help="Also write annotated pictures here; a path or any fsspec URI."),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many pictures.")] = 6,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Draw only boxes with at least this score.")
+    ] = 0.4,
     as_json: Json = False,
 ) -> None:
     """Show a run: counts by class, failures, scores, sizes, rate."""
@@ -162,8 +165,8 @@ def show(
     if pictures is not None:
         from batchdet.results.pictures import write_pictures
 
-        written = write_pictures(out, str(pictures), run_id, count)
-        found["pictures"] = {"contact_sheet": written.contact_sheet, "files": list(written.files)}
+        written = write_pictures(out, pictures, found["run"]["run_id"], count, min_score=min_score)
+        found["pictures"] = written.to_dict()
         for sentence in written.skipped:
             print(f"no picture: {_plain(sentence)}", file=sys.stderr)
     if as_json:
@@ -171,7 +174,7 @@ def show(
     else:
         render_show(found, _console())
         if pictures is not None:
-            print(f"pictures: {found['pictures']['contact_sheet'] or 'none, no image could be read again'}")
+            print(f"pictures: {written.summary()}")
 
 
 def _console() -> Any:
@@ -212,13 +215,24 @@ def status(out: Out, as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=_LOOK)
-def verify(out: Out, run_id: RunId = None, as_json: Json = False) -> None:
+def verify(
+    out: Out,
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN_ID", help="A certain run; default: every committed run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Hash every committed file and recount every total; exit 6 when something is wrong."""
-    from batchdet.results.verify import render_verify
-    from batchdet.results.verify import verify as check
+    from batchdet.progress import counting
+    from batchdet.results.verify import inspect_output, render_verify
 
-    report = check(out, run_id)
-    _print_json(report.to_dict()) if as_json else render_verify(report, _console())
+    with counting("bytes", 1) as progress:
+        report = inspect_output(out, run_id, progress)
+    if as_json:
+        _print_json(report.to_dict())
+    elif not report.problems:
+        render_verify(report, _console())
+    report.raise_problems()
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -344,11 +358,20 @@ def render(
     max_workers: Annotated[int | None, typer.Option("--max-workers", min=1, help="Autoscale up to this many.")] = None,
     worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="CPUs of a worker pod.")] = 4,
     worker_memory: Annotated[str, typer.Option("--worker-memory", help="Memory of a worker pod.")] = "8Gi",
+    head_cpus: Annotated[int, typer.Option("--head-cpus", min=1, help="CPUs of the head pod.")] = 2,
+    head_memory: Annotated[str, typer.Option("--head-memory", help="Memory of the head pod.")] = "8Gi",
     secret: Annotated[str, typer.Option("--secret", help="Secret with the job's variables.")] = "",
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="NAME", help="A further variable to take from the Secret.")
     ] = None,
     service_account: Annotated[str, typer.Option("--service-account", help="Service account of the pods.")] = "",
+    deadline_s: Annotated[
+        int, typer.Option("--deadline", metavar="SECONDS", min=1, help="KubeRay ends the job after this time.")
+    ] = 24 * 3600,
+    ttl_s: Annotated[
+        int, typer.Option("--ttl", metavar="SECONDS", min=0, help="The cluster stays this long after the job.")
+    ] = 600,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="New clusters to try on; each goes on.")] = 1,
 ) -> None:
     """Write KubeRay manifests (ray.io/v1) for a job to standard output."""
     from batchdet.cluster.render import RenderOptions
@@ -363,9 +386,14 @@ def render(
         max_workers=max_workers,
         worker_cpus=worker_cpus,
         worker_memory=worker_memory,
+        head_cpus=head_cpus,
+        head_memory=head_memory,
         secret=secret,
         env=tuple(env or ()),
         service_account=service_account,
+        deadline_s=deadline_s,
+        ttl_s=ttl_s,
+        retries=retries,
     )
     print(write(job, target, set_ or (), options), end="")
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import cv2
@@ -23,6 +23,9 @@ _MAX_CLASSES: Final = 200
 _MAX_GAIN: Final = 3
 """An image counts for at most so many new classes, or only the most crowded ones would be chosen."""
 
+MIN_SCORE: Final = 0.4
+"""Boxes below this score are not drawn by default: most are second guesses at an object that has a better box."""
+
 _JPEG_QUALITY: Final = 90
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -35,19 +38,41 @@ class Pictures:
         files: URIs of the pictures, in the order of the contact sheet.
         contact_sheet: Its URI; null when there is no picture.
         skipped: One sentence for each image that could not be fetched or decoded again.
+        min_score: Only boxes with at least this score are drawn.
+        boxes_left_out: Boxes of these images with a lower one.
     """
 
     files: tuple[str, ...]
     contact_sheet: str | None
     skipped: tuple[str, ...]
+    min_score: float
+    boxes_left_out: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """Say in a line where to look, and what is not to be seen there."""
+        if self.contact_sheet is None:
+            return "none, no image could be read again" if self.skipped else "none, the run has no image to draw"
+        if not self.boxes_left_out:
+            return self.contact_sheet
+        boxes = "1 box is" if self.boxes_left_out == 1 else f"{self.boxes_left_out:,} boxes are"
+        return f"{self.contact_sheet}  ({boxes} not drawn, below score {self.min_score:g}; see --min-score)"
 
 
 def write_pictures(
-    uri: str, folder: str, run: str | None = None, count: int = 12, read: Reader = read_image
+    uri: str,
+    folder: str,
+    run: str | None = None,
+    count: int = 12,
+    read: Reader = read_image,
+    min_score: float = MIN_SCORE,
 ) -> Pictures:
     """Write annotated pictures and a contact sheet.
 
-    The choice is the same every time: images with detections first, spread over the classes.
+    The choice is the same every time: images with boxes to draw first, spread over the classes.
 
     Args:
         uri: The output's folder.
@@ -55,6 +80,7 @@ def write_pictures(
         run: Only this run; null takes every committed run.
         count: At most this many pictures.
         read: Fetches an image again: (source, uri, shard_uri, member, position) -> bytes.
+        min_score: Only boxes with at least this score are drawn; the tables hold many that the model hardly believes.
 
     Raises:
         OutputError: There is no such output or run, or its files cannot be read.
@@ -63,11 +89,12 @@ def write_pictures(
     results = open_results(uri, run)
     folder = storage.normalize(folder)
     with readable(results.uri):
-        rows = _rows_of(results, choose_images(results, count))
+        rows = _rows_of(results, choose_images(results, count, min_score), min_score)
     skipped: list[str] = []
+    left_out: list[int] = []
     files: list[str] = []
     thumbnails: list[tuple[str, Pixels]] = []
-    for name, picture in draw_pictures(_fetch(results, rows, read, skipped)):
+    for name, picture in draw_pictures(_fetch(results, rows, read, skipped, left_out)):
         file = storage.join(folder, f"{len(files):02d}-{_file_stem(name)}.jpg")
         storage.write_bytes(file, _jpeg(picture))
         files.append(file)
@@ -76,7 +103,7 @@ def write_pictures(
     if thumbnails:
         sheet = storage.join(folder, "contact_sheet.jpg")
         storage.write_bytes(sheet, _jpeg(contact_sheet(thumbnails)))
-    return Pictures(tuple(files), sheet, tuple(skipped))
+    return Pictures(tuple(files), sheet, tuple(skipped), min_score, sum(left_out))
 
 
 def draw_pictures(
@@ -100,7 +127,7 @@ def draw_pictures(
         yield name, draw_boxes(rgb, boxes, (truth or {}).get(name, ()))
 
 
-def choose_images(results: Results, count: int) -> list[tuple[str, str]]:
+def choose_images(results: Results, count: int, min_score: float = 0.0) -> list[tuple[str, str]]:
     """Choose images to look at: varied, and the same every time.
 
     Image ids are digests, so that the lowest of a class are a fair sample of it.
@@ -108,16 +135,18 @@ def choose_images(results: Results, count: int) -> list[tuple[str, str]]:
     Args:
         results: The runs.
         count: At most this many.
+        min_score: Detections below it do not count.
 
     Returns:
         ``(run_id, image_id)`` of each, those with the most new classes first.
     """
     candidates = results.sql(
-        "WITH common AS (SELECT label FROM detections GROUP BY ALL "
+        f"WITH sure AS (FROM detections WHERE score >= {_sql_score(min_score)}), "
+        "common AS (SELECT label FROM sure GROUP BY ALL "
         f"ORDER BY count(*) DESC, label LIMIT {_MAX_CLASSES}), "
-        "pairs AS (SELECT DISTINCT label, image_id FROM detections SEMI JOIN common USING (label)), "
+        "pairs AS (SELECT DISTINCT label, image_id FROM sure SEMI JOIN common USING (label)), "
         f"few AS (SELECT DISTINCT unnest(min(image_id, {max(int(count), 1)})) AS image_id FROM pairs GROUP BY label) "
-        "SELECT run_id, image_id, list(DISTINCT label) FROM detections SEMI JOIN few USING (image_id) GROUP BY ALL"
+        "SELECT run_id, image_id, list(DISTINCT label) FROM sure SEMI JOIN few USING (image_id) GROUP BY ALL"
     ).fetchall()
     left = {(run_id, image_id): frozenset(labels) for run_id, image_id, labels in sorted(candidates)}
     chosen: list[tuple[str, str]] = []
@@ -130,29 +159,44 @@ def choose_images(results: Results, count: int) -> list[tuple[str, str]]:
         chosen.append(best)
     if len(chosen) < count:
         empty = (
-            "SELECT run_id, image_id FROM images WHERE status = 'ok' AND detection_count = 0 "
-            f"ORDER BY image_id LIMIT {int(count) - len(chosen)}"
+            "SELECT run_id, image_id FROM images WHERE status = 'ok' AND "
+            f"(detection_count = 0 OR max_score < {_sql_score(min_score)}) "
+            f"ORDER BY detection_count > 0, image_id LIMIT {int(count) - len(chosen)}"
         )
         chosen += results.sql(empty).fetchall()
     return chosen
 
 
-def _rows_of(results: Results, chosen: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Read the rows of some images, each with its ``found`` rows of detections."""
+def _sql_score(score: float) -> str:
+    return f"{float(score)!r}::FLOAT"  # as narrow as the column, or 0.7 would leave out a box of score 0.7
+
+
+def _rows_of(results: Results, chosen: Sequence[tuple[str, str]], min_score: float) -> list[dict[str, Any]]:
+    """Read the rows of some images, each with its ``found`` rows of detections, and how many were ``left_out``."""
     keys = {"run_id": [key[0] for key in chosen], "image_id": [key[1] for key in chosen]}
     fields = pa.schema([("run_id", pa.string()), ("image_id", pa.string())])
     results.connection.register("chosen", pa.table(keys, fields))
     columns = "run_id, image_id, uri, shard_uri, member, position"
     images = results.sql(f"SELECT {columns} FROM images SEMI JOIN chosen USING (run_id, image_id)")
-    rows = {(row["run_id"], row["image_id"]): {**row, "found": []} for row in images.to_arrow_table().to_pylist()}
-    detections = results.sql("FROM detections SEMI JOIN chosen USING (run_id, image_id) ORDER BY detection_index")
+    rows = {
+        (row["run_id"], row["image_id"]): {**row, "found": [], "left_out": 0}
+        for row in images.to_arrow_table().to_pylist()
+    }
+    detections = results.sql(
+        f"SELECT *, score >= {_sql_score(min_score)} AS sure FROM detections SEMI JOIN chosen USING (run_id, image_id) "
+        "ORDER BY detection_index"
+    )
     for row in detections.to_arrow_table().to_pylist():
-        rows[row["run_id"], row["image_id"]]["found"].append(row)
+        of = rows[row["run_id"], row["image_id"]]
+        if row.pop("sure"):
+            of["found"].append(row)
+        else:
+            of["left_out"] += 1
     return [rows[key] for key in chosen]
 
 
 def _fetch(
-    results: Results, rows: Iterable[Mapping[str, Any]], read: Reader, skipped: list[str]
+    results: Results, rows: Iterable[Mapping[str, Any]], read: Reader, skipped: list[str], left_out: list[int]
 ) -> Iterator[tuple[str, Pixels, Sequence[Mapping[str, Any]]]]:
     """Fetch and decode images again; those that cannot be are told of in ``skipped``."""
     sources: dict[str, SourceSpec] = {}
@@ -167,6 +211,7 @@ def _fetch(
             named = error.message.startswith(row["uri"])
             skipped.append(error.message if named else f"{row['uri']}: {error.message}")
             continue
+        left_out.append(row["left_out"])
         yield row["member"], rgb, row["found"]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, 
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Progress = Callable[[int, int], None]
 
 _HASHERS: Final = 4
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
@@ -53,30 +56,39 @@ class VerifyReport:
         """Return plain values for JSON."""
         return asdict(self)
 
+    def raise_problems(self) -> None:
+        """Raise when something is wrong.
 
-def verify(uri: str, run: str | None = None, progress: Callable[[int], None] | None = None) -> VerifyReport:
+        Raises:
+            VerificationError: There are problems; the message names the first ones, ``report`` holds everything.
+        """
+        if not self.problems:
+            return
+        shown = "; ".join(self.problems[:_SHOWN_PROBLEMS])
+        more = f"; and {len(self.problems) - _SHOWN_PROBLEMS} more" if len(self.problems) > _SHOWN_PROBLEMS else ""
+        error = VerificationError(f"{self.output}: {shown}{more}")
+        error.report = self  # type: ignore[attr-defined]
+        raise error
+
+
+def verify(uri: str, run: str | None = None, progress: Progress | None = None) -> VerifyReport:
     """Check committed runs and raise when something is wrong with them.
 
     Args:
         uri: The output's folder.
         run: Only this run; null checks every committed run.
-        progress: Called with the bytes hashed since the last call, from several threads.
+        progress: Called with the bytes hashed so far and the bytes in all, by one thread at a time.
 
     Raises:
         OutputError: There is no such output or run.
         VerificationError: A file or a count is wrong; the message names it, ``report`` holds everything.
     """
     report = inspect_output(uri, run, progress)
-    if report.problems:
-        shown = "; ".join(report.problems[:_SHOWN_PROBLEMS])
-        more = f"; and {len(report.problems) - _SHOWN_PROBLEMS} more" if len(report.problems) > _SHOWN_PROBLEMS else ""
-        error = VerificationError(f"{report.output}: {shown}{more}")
-        error.report = report  # type: ignore[attr-defined]
-        raise error
+    report.raise_problems()
     return report
 
 
-def inspect_output(uri: str, run: str | None = None, progress: Callable[[int], None] | None = None) -> VerifyReport:
+def inspect_output(uri: str, run: str | None = None, progress: Progress | None = None) -> VerifyReport:
     """Check committed runs and report what is wrong; arguments as in :func:`verify`.
 
     Raises:
@@ -84,6 +96,7 @@ def inspect_output(uri: str, run: str | None = None, progress: Callable[[int], N
     """
     results = open_results(uri, run)
     report = VerifyReport(results.uri)
+    count = _counter(progress, sum(p.size_bytes for m in results.runs for p in (*m.images, *m.detections)))
     for manifest in results.runs:
         parts = (*manifest.images, *manifest.detections)
         report.runs.append(manifest.run_id)
@@ -91,7 +104,7 @@ def inspect_output(uri: str, run: str | None = None, progress: Callable[[int], N
         report.size_bytes += sum(part.size_bytes for part in parts)
         report.images += sum(part.rows for part in manifest.images)
         report.detections += sum(part.rows for part in manifest.detections)
-        damaged = _check_files(results.uri, parts, progress)
+        damaged = _check_files(results.uri, parts, count)
         stats = _check_records(results.uri, manifest, report.problems)
         report.problems += damaged
         if not damaged:
@@ -100,13 +113,27 @@ def inspect_output(uri: str, run: str | None = None, progress: Callable[[int], N
     return report
 
 
-def _check_files(out: str, parts: tuple[PartFile, ...], progress: Callable[[int], None] | None) -> list[str]:
+def _counter(progress: Progress | None, total_bytes: int) -> Callable[[int], None]:
+    """Return a function that adds bytes, from any thread, and tells of the sum."""
+    lock, done_bytes = threading.Lock(), 0
+
+    def count(more_bytes: int) -> None:
+        nonlocal done_bytes
+        with lock:
+            done_bytes += more_bytes
+            if progress:
+                progress(done_bytes, total_bytes)
+
+    return count
+
+
+def _check_files(out: str, parts: tuple[PartFile, ...], count: Callable[[int], None]) -> list[str]:
     with ThreadPoolExecutor(_HASHERS, thread_name_prefix="verify") as pool:
-        found = pool.map(lambda part: _check_file(storage.join(out, part.path), part, progress), parts)
+        found = pool.map(lambda part: _check_file(storage.join(out, part.path), part, count), parts)
         return [problem for problem in found if problem]
 
 
-def _check_file(uri: str, part: PartFile, progress: Callable[[int], None] | None) -> str | None:
+def _check_file(uri: str, part: PartFile, count: Callable[[int], None]) -> str | None:
     """Compare one part file's size, digest and rows with the manifest."""
     digest, size_bytes = hashlib.sha256(), 0
     try:
@@ -114,8 +141,7 @@ def _check_file(uri: str, part: PartFile, progress: Callable[[int], None] | None
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 size_bytes += len(block)
-                if progress:
-                    progress(len(block))
+                count(len(block))
             if size_bytes != part.size_bytes:
                 return f"{part.path}: {size_bytes} bytes, the manifest says {part.size_bytes}"
             if digest.hexdigest() != part.sha256:

@@ -70,6 +70,15 @@ class TestChoice:
         assert len(chosen) == 4
         assert "x.jpg" not in members(results, choose_images(results, 99))
 
+    def test_boxes_with_low_scores_do_not_count(self, output, fake_image, box):
+        images = [fake_image(f"doubtful{n}.jpg", (box(1, 0.3),)) for n in range(9)]
+        output.add_run(FIRST, [*images, fake_image("sure.jpg", (box(0, 0.7), box(1, 0.3))), fake_image("empty.jpg")])
+        results = open_results(output.uri)
+        chosen = members(results, choose_images(results, 3, 0.7))
+        assert chosen[:2] == ["sure.jpg", "empty.jpg"]
+        assert chosen[2].startswith("doubtful")
+        assert len(choose_images(results, 99, 0.7)) == 11
+
     def test_nothing_to_choose_from(self, output):
         output.add_run(FIRST, [])
         assert choose_images(open_results(output.uri), 4) == []
@@ -88,6 +97,18 @@ def test_pictures_and_a_contact_sheet_are_written(output, fake_image, box, tmp_p
         picture = cv2.imread(uri)
         assert picture is not None
         assert (picture != 90).any()
+
+
+def test_boxes_with_low_scores_are_not_drawn(output, fake_image, box, tmp_path):
+    output.add_run(FIRST, [fake_image("a.jpg", (box(0, 0.4), box(1, 0.39))), fake_image("b.jpg", (box(1, 0.2),))])
+    made = write_pictures(output.uri, str(tmp_path / "pictures"), read=fake_read)
+    first, second = (cv2.imread(uri) for uri in made.files)
+    assert (np.ptp(first, axis=2) > 99).any()  # the one box
+    assert not (np.ptp(second, axis=2) > 99).any()
+    assert made.boxes_left_out == 2
+    everything = write_pictures(output.uri, str(tmp_path / "all"), read=fake_read, min_score=0.0)
+    assert everything.boxes_left_out == 0
+    assert all((np.ptp(cv2.imread(uri), axis=2) > 99).any() for uri in everything.files)
 
 
 def test_images_that_are_gone_or_bad_are_told_and_skipped(output, fake_image, box, tmp_path):

@@ -47,11 +47,13 @@ def problems(output):
 def test_all_is_well(filled, make_images):
     filled.add_run(SECOND, make_images(12, first=12))
     hashed = []
-    report = verify(filled.uri, progress=hashed.append)
+    report = verify(filled.uri, progress=lambda done, of: hashed.append((done, of)))
     assert report.problems == report.warnings == []
     assert report.runs == [FIRST, SECOND]
     assert report.images == 32
-    assert sum(hashed) == report.size_bytes
+    assert hashed == sorted(hashed)
+    assert len(hashed) >= report.files
+    assert {of for _, of in hashed} == {hashed[-1][0]} == {report.size_bytes}
     assert json.loads(json.dumps(report.to_dict()))["files"] == report.files
     assert verify(filled.uri, run=SECOND).images == 12
 
