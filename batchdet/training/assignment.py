@@ -45,7 +45,13 @@ class Assignment(NamedTuple):
 
 
 @torch.no_grad()
-def assign(predictions: Predictions, centres_xy: Tensor, truth: Truth, cells_per_object: int) -> Assignment:
+def assign(
+    predictions: Predictions,
+    centres_xy: Tensor,
+    truth: Truth,
+    cells_per_object: int,
+    score_power: float = SCORE_POWER,
+) -> Assignment:
     """Give each object its best-aligned cells among those whose centre lies inside it.
 
     Args:
@@ -53,6 +59,8 @@ def assign(predictions: Predictions, centres_xy: Tensor, truth: Truth, cells_per
         centres_xy: (A, 2) canvas pixels.
         truth: the objects.
         cells_per_object: at most so many; 1 makes the assignment one-to-one.
+        score_power: how much the score counts beside the overlap, whose power is `OVERLAP_POWER`; a high one
+            lets a cell that has spoken for an object go on doing so.
 
     Returns:
         The assignment; a cell that several objects want goes to the one it overlaps most.
@@ -68,7 +76,7 @@ def assign(predictions: Predictions, centres_xy: Tensor, truth: Truth, cells_per
     low = centres_xy - truth.boxes_xyxy[:, :, None, :2]  # (N, M, A, 2)
     high = truth.boxes_xyxy[:, :, None, 2:] - centres_xy
     inside = (torch.minimum(low, high).amin(dim=-1) > 0) & truth.present.unsqueeze(-1)
-    metric = (score**SCORE_POWER * overlap**OVERLAP_POWER).clamp(min=1e-12) * inside
+    metric = (score**score_power * overlap**OVERLAP_POWER).clamp(min=1e-12) * inside
 
     best, places = metric.topk(min(cells_per_object, cells), dim=-1)  # (N, M, k)
     wanted = torch.zeros_like(inside).scatter_(2, places, best > 0)

@@ -20,6 +20,9 @@ from batchdet.geometry.boxes import iou_matrix, xyxy_to_xywh
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.sample.dataset import INSTANCES, write_sample
 
+CONFIDENT = 0.25
+"""The score that `batchdet` asks for by default."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -33,9 +36,10 @@ class Report:
         ap: mean over IoU 0.50 to 0.95, as COCO defines it.
         ap50: AP at IoU 0.50.
         ap75: AP at IoU 0.75.
+        ap50_confident: AP at IoU 0.50 of the detections with score `CONFIDENT` or more.
         ap50_by_label: AP at IoU 0.50 for each class.
-        doubled: share of the detections with score 0.25 or more that say again, at IoU 0.7 or more, what a
-            better one of the same class has said; an NMS-free head should have none.
+        doubled: share of the detections with score `CONFIDENT` or more that say again, at IoU 0.7 or more, what
+            a better one of the same class has said; an NMS-free head should have none.
     """
 
     images: int
@@ -45,6 +49,7 @@ class Report:
     ap: float
     ap50: float
     ap75: float
+    ap50_confident: float
     ap50_by_label: dict[str, float]
     doubled: float
 
@@ -102,25 +107,33 @@ def detect(session: onnxruntime.InferenceSession, rgb: npt.NDArray[np.uint8], ca
 
 
 def _measure(truth: Any, found: list[dict[str, Any]], images: int, seed: int, canvas_px: int) -> Report:
+    scoring = _score(truth, found)
+    confident = [item for item in found if item["score"] >= CONFIDENT]
+    ap50_confident = float(_score(truth, confident).stats[1]) if confident else 0.0
+    precision = scoring.eval["precision"][0, :, :, 0, -1]  # IoU 0.50: (recall, class)
+    labels = {category["id"]: category["name"] for category in truth.dataset["categories"]}
+    by_label = {labels[class_id]: float(precision[:, i].mean()) for i, class_id in enumerate(scoring.params.catIds)}
+    ap, ap50, ap75 = (float(value) for value in scoring.stats[:3])
+    doubled = _doubled(confident)
+    return Report(images, len(truth.anns), seed, canvas_px, ap, ap50, ap75, ap50_confident, by_label, doubled)
+
+
+def _score(truth: Any, found: list[dict[str, Any]]) -> Any:
+    """Run COCO's protocol."""
     with contextlib.redirect_stdout(io.StringIO()):
         scoring = COCOeval(truth, truth.loadRes(found), "bbox")
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
-    precision = scoring.eval["precision"][0, :, :, 0, -1]  # IoU 0.50: (recall, class)
-    labels = {category["id"]: category["name"] for category in truth.dataset["categories"]}
-    by_label = {labels[class_id]: float(precision[:, i].mean()) for i, class_id in enumerate(scoring.params.catIds)}
-    ap, ap50, ap75 = (float(value) for value in scoring.stats[:3])
-    return Report(images, len(truth.anns), seed, canvas_px, ap, ap50, ap75, by_label, _doubled(found))
+    return scoring
 
 
-def _doubled(found: list[dict[str, Any]]) -> float:
-    """Return the share of doubles, see `Report`; ``found`` is best first within each image."""
+def _doubled(confident: list[dict[str, Any]]) -> float:
+    """Return the share of doubles, see `Report`; ``confident`` is best first within each image."""
     said: dict[tuple[int, int], list[npt.NDArray[np.float32]]] = defaultdict(list)
-    for item in found:
-        if item["score"] >= 0.25:
-            x, y, width_px, height_px = item["bbox"]
-            box_xyxy = np.array([x, y, x + width_px, y + height_px], dtype=np.float32)
-            said[item["image_id"], item["category_id"]].append(box_xyxy)
+    for item in confident:
+        x, y, width_px, height_px = item["bbox"]
+        box_xyxy = np.array([x, y, x + width_px, y + height_px], dtype=np.float32)
+        said[item["image_id"], item["category_id"]].append(box_xyxy)
     doubles = sum(int((np.triu(iou_matrix(boxes, boxes), 1) >= 0.7).any(axis=0).sum()) for boxes in said.values())
     return doubles / max(1, sum(map(len, said.values())))

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from batchdet.errors import SpecError
 from batchdet.model.nets.detector_net import DetectorNet
 from batchdet.sample.scene import CLASSES
+from batchdet.training.assignment import SCORE_POWER
 from batchdet.training.loss import dual_loss
 from batchdet.training.stream import SceneStream, open_stream
 
@@ -32,6 +34,7 @@ class Schedule:
         rate: highest learning rate.
         warmup_steps: batches over which the rate rises.
         decay: AdamW's weight decay, for convolution weights alone.
+        score_power: of the one-to-one branch's assignment, see `assign`.
     """
 
     steps: int | None = None
@@ -41,6 +44,7 @@ class Schedule:
     rate: float = 3e-3
     warmup_steps: int = 200
     decay: float = 0.02
+    score_power: float = SCORE_POWER
 
     def progress(self, step: int, elapsed_s: float) -> float:
         """Say how far the training is, from 0 to 1."""
@@ -52,8 +56,34 @@ class Schedule:
         return self.rate * min(1.0, (step + 1) / self.warmup_steps) * cosine
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One training from start to end, as the card tells it.
+
+    Attributes:
+        schedule: what it went by.
+        steps: batches it took.
+        elapsed_s: how long it took.
+        processor: where.
+    """
+
+    schedule: Schedule
+    steps: int
+    elapsed_s: float
+    processor: str
+
+    @classmethod
+    def read(cls, state: dict[str, Any]) -> "Stage":
+        """Turn back what `asdict` made of a stage."""
+        return cls(Schedule(**state["schedule"]), state["steps"], state["elapsed_s"], state["processor"])
+
+
 class Trainer:
-    """A network, its running mean and its optimiser, with checkpoints."""
+    """A network, its running mean and its optimiser, with checkpoints.
+
+    Attributes:
+        earlier: the stages whose weights this training began with, oldest first.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         torch.manual_seed(schedule.seed)
@@ -71,6 +101,7 @@ class Trainer:
         self.step = 0
         self.elapsed_s = 0.0
         self.processor = processor()
+        self.earlier: list[Stage] = []
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, so that a reader never sees half of it."""
@@ -83,6 +114,7 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "schedule": asdict(self.schedule),
             "processor": self.processor,
+            "earlier": [asdict(stage) for stage in self.earlier],
         }
         torch.save(state, partial)
         partial.replace(path)
@@ -97,7 +129,29 @@ class Trainer:
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.step, trainer.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         trainer.processor = state["processor"]
+        trainer.earlier = [Stage.read(stage) for stage in state.get("earlier", [])]
         return trainer
+
+    @classmethod
+    def begin_from(cls, path: Path, schedule: Schedule) -> "Trainer":
+        """Begin a further stage: the running mean of a checkpoint, a new schedule and a fresh optimiser.
+
+        Raises:
+            SpecError: if an earlier stage has drawn the same scenes.
+        """
+        before = cls.restore(path)
+        stages = before.stages()
+        if schedule.seed in {stage.schedule.seed for stage in stages}:
+            raise SpecError(f"seed {schedule.seed} drew the scenes of an earlier stage; a further one needs new scenes")
+        trainer = cls(schedule)
+        trainer.net.load_state_dict(before.mean.state_dict())
+        trainer.mean.load_state_dict(before.mean.state_dict())
+        trainer.earlier = stages
+        return trainer
+
+    def stages(self) -> list[Stage]:
+        """Tell all stages, oldest first, this one being the last."""
+        return [*self.earlier, Stage(self.schedule, self.step, self.elapsed_s, self.processor)]
 
     def run(self, checkpoint: Path, report_every: int = 50, save_every: int = 500) -> DetectorNet:
         """Train to the end of the schedule.
@@ -121,7 +175,7 @@ class Trainer:
                 group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16):
                 predictions = self.net(images.float().div_(255).contiguous(memory_format=torch.channels_last))
-            loss = dual_loss(predictions, truth)
+            loss = dual_loss(predictions, truth, self.schedule.score_power)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)

@@ -8,19 +8,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from batchdet.model.nets.head import DualPredictions, Predictions
-from batchdet.training.assignment import Truth, assign, complete_iou
+from batchdet.training.assignment import SCORE_POWER, Truth, assign, complete_iou
 
 BOX_WEIGHT = 2.5
 MANY_CELLS = 10
 
 
-def dual_loss(predictions: DualPredictions, truth: Truth) -> Tensor:
-    """Add the losses of the one-to-many and the one-to-one branch; a scalar."""
+def dual_loss(predictions: DualPredictions, truth: Truth, score_power: float = SCORE_POWER) -> Tensor:
+    """Add the losses of the one-to-many and the one-to-one branch (its `assign` by ``score_power``); a scalar."""
     many = branch_loss(predictions.one_to_many, predictions.centres_xy, truth, MANY_CELLS)
-    return many + branch_loss(predictions.one_to_one, predictions.centres_xy, truth, 1)
+    return many + branch_loss(predictions.one_to_one, predictions.centres_xy, truth, 1, score_power)
 
 
-def branch_loss(predictions: Predictions, centres_xy: Tensor, truth: Truth, cells_per_object: int) -> Tensor:
+def branch_loss(
+    predictions: Predictions,
+    centres_xy: Tensor,
+    truth: Truth,
+    cells_per_object: int,
+    score_power: float = SCORE_POWER,
+) -> Tensor:
     """Measure one branch: cross-entropy towards the aligned quality, CIoU weighted by it.
 
     Args:
@@ -28,11 +34,12 @@ def branch_loss(predictions: Predictions, centres_xy: Tensor, truth: Truth, cell
         centres_xy: (A, 2) canvas pixels.
         truth: the objects.
         cells_per_object: see `assign`.
+        score_power: see `assign`.
 
     Returns:
         A scalar, per unit of quality in the batch.
     """
-    assignment = assign(predictions, centres_xy, truth, cells_per_object)
+    assignment = assign(predictions, centres_xy, truth, cells_per_object, score_power)
     total = assignment.target_score.sum().clamp(min=1.0)
     row, cell = assignment.positive.nonzero(as_tuple=True)
     index = assignment.object_index[row, cell]

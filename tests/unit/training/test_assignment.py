@@ -46,6 +46,15 @@ def test_one_to_one_takes_the_best_aligned_cell() -> None:
     assert assignment.target_score[0, 1] == pytest.approx(1.0)
 
 
+def test_a_high_score_power_keeps_the_cell_that_already_speaks() -> None:
+    centres = torch.tensor([[8.0, 8.0], [24.0, 8.0]])
+    boxes = torch.tensor([[[0.0, 0.0, 30.0, 16.0], [0.0, 0.0, 32.0, 16.0]]])
+    predictions = Predictions(torch.tensor([[[0.5], [0.0]]]), boxes)
+    truth = Truth(torch.tensor([[[0.0, 0.0, 32.0, 16.0]]]), torch.tensor([[0]]), torch.tensor([[True]]))
+    assert assign(predictions, centres, truth, 1).positive.tolist() == [[False, True]]
+    assert assign(predictions, centres, truth, 1, score_power=2).positive.tolist() == [[True, False]]
+
+
 def test_images_without_objects_assign_nothing() -> None:
     predictions, centres, _ = scattered(0, 6)
     truth = Truth(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.bool))

@@ -5,10 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from batchdet.errors import SpecError  # noqa: E402
 from batchdet.model.nets.detector_net import DetectorNet  # noqa: E402
 from batchdet.sample.scene import TRAINING_SEED_START, render_scene  # noqa: E402
+from batchdet.training import embedded  # noqa: E402
 from batchdet.training.assignment import Truth  # noqa: E402
-from batchdet.training.loop import Schedule, Trainer  # noqa: E402
+from batchdet.training.loop import Schedule, Stage, Trainer  # noqa: E402
 from batchdet.training.loss import dual_loss  # noqa: E402
 from batchdet.training.stream import CANVASES_WH_PX, SceneStream  # noqa: E402
 
@@ -70,3 +72,59 @@ def test_a_checkpoint_restores_all(tmp_path: Path) -> None:
     assert (again.step, again.elapsed_s, again.processor) == (4, 2.5, trainer.processor)
     for name, value in trainer.net.state_dict().items():
         assert torch.equal(again.net.state_dict()[name], value)
+
+
+def test_a_further_stage_begins_with_the_mean_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Trainer(Schedule(steps=10, seed=5))
+    first.step, first.elapsed_s = 10, 2.5
+    with torch.no_grad():
+        for mean in first.mean.parameters():
+            mean += 1
+    first.save(tmp_path / "checkpoint.pt")
+    begun: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "run", lambda self, checkpoint: (begun.append(self), self.save(checkpoint)))
+    options = "--steps 3 --rate 0.001 --warmup 7 --score-power 2 --seed 6"
+    out = ["--init", str(tmp_path / "checkpoint.pt"), "--out", str(tmp_path / "further")]
+    embedded.main([*options.split(), *out])
+    again = Trainer.restore(tmp_path / "further" / "checkpoint.pt")
+    assert again.schedule == Schedule(steps=3, minutes=55.0, rate=0.001, warmup_steps=7, score_power=2.0, seed=6)
+    assert again.earlier == first.stages()
+    assert [stage.steps for stage in again.stages()] == [10, 0]
+    assert not begun[0].optimizer.state
+    for part in (again.net, again.mean):
+        for name, value in first.mean.state_dict().items():
+            assert torch.equal(part.state_dict()[name], value)
+
+
+def test_a_further_stage_needs_new_scenes(tmp_path: Path) -> None:
+    Trainer(Schedule(seed=5)).save(tmp_path / "checkpoint.pt")
+    with pytest.raises(SpecError, match="seed 5"):
+        Trainer.begin_from(tmp_path / "checkpoint.pt", Schedule(seed=5))
+
+
+def test_a_checkpoint_from_before_there_were_stages_is_read(tmp_path: Path) -> None:
+    trainer = Trainer(Schedule(steps=10, seed=5))
+    trainer.save(tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["earlier"], state["schedule"]["score_power"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    again = Trainer.restore(tmp_path / "checkpoint.pt")
+    assert again.stages() == trainer.stages()
+
+
+def test_the_card_gives_the_commands_of_all_stages() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("pycocotools")
+    from batchdet.training.publish import _commands, _stage_rows
+
+    first = Stage(Schedule(minutes=55, seed=0), 3885, 3300.0, "2 cores")
+    further = Stage(Schedule(minutes=36, seed=1, rate=1.5e-3, warmup_steps=100, score_power=2), 2000, 2160.0, "2 cores")
+    commands = _commands([first, further], images=10, seed=7)
+    train = "python -m batchdet.training.embedded"
+    assert commands == [
+        f"{train} --minutes 55 --seed 0 --out /tmp/stage1",
+        f"{train} --minutes 36 --rate 0.0015 --warmup 100 --score-power 2 --seed 1 "
+        "--init /tmp/stage1/checkpoint.pt --out /tmp/stage2",
+        "python -m batchdet.training.publish --checkpoint /tmp/stage2/checkpoint.pt --seed 7 --images 10",
+    ]
+    assert "| 2 | stage 1 | 32,000 |" in _stage_rows([first, further])[1]
