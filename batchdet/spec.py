@@ -117,7 +117,7 @@ class ComputeSpec(_Part):
     )
     address: str | None = Field(
         None,
-        description="A running Ray cluster (auto, HOST:PORT or ray://HOST:PORT); null starts a Ray of its own.",
+        description="A running Ray cluster, from one of its machines: auto or HOST:PORT; null starts one here.",
     )
 
 

@@ -20,7 +20,7 @@ _SECRETS: Final = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY"),
     "an account key": re.compile(r"(?i)(AccountKey|SharedAccessSignature|client_secret|password)="),
     "a user name and password": re.compile(r"[a-z0-9+.-]+://[^/\s@]+:[^/\s@]*@"),
-    "a signed query": re.compile(r"(?i)[?&](X-Amz-Signature|X-Goog-Signature|sig|token|access_token)="),
+    "a signed query": re.compile(r"(?i)[?&][^=&]*(signature|sig|token|secret|password|api_?key|accesskeyid)[^=&]*="),
 }
 
 

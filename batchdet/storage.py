@@ -8,6 +8,7 @@ import io
 import os
 import posixpath
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ _PACKAGE_OF_SCHEME = {
     "https": "aiohttp",
 }
 _S3 = frozenset({"s3", "s3a"})
+_HALF_A_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/(?!/)|/*$)")
 _GLOB = frozenset("*?[")
 T = TypeVar("T")
 
@@ -75,7 +77,14 @@ class StoredObject:
 
 
 def normalize(uri: str) -> str:
-    """Return the one spelling of a URI: local paths absolute without ``file://``, no trailing slash."""
+    """Return the one spelling of a URI: local paths absolute without ``file://``, no trailing slash.
+
+    Raises:
+        StorageError: A scheme stands there without its two slashes, or without anything behind them; as a path it
+            would be a folder of that name.
+    """
+    if _HALF_A_URI.match(uri):
+        raise StorageError(f"{uri}: names no place; write scheme://bucket/path, or a path (is a variable empty?)")
     if "://" in uri:
         name, rest = uri.split("://", 1)
         uri = rest if name.lower() == "file" else f"{name.lower()}://{rest}"
@@ -132,6 +141,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
         raise StorageError(
             f"{uri}: {name!r} is no known scheme; use a path, s3://, gs://, az://, https:// or hf://"
         ) from error
+    except OSError as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise StorageError(f"{uri}: cannot connect: {text}") from error
     return fs, cast(str, path)
 
 
@@ -196,6 +208,11 @@ def retry(call: Callable[[], T], tries: int = 4, first_delay_s: float = 0.2) -> 
         except TransientError:
             time.sleep(first_delay_s * 2**attempt * random.uniform(0.5, 1.5))
     return call()
+
+
+def persist(call: Callable[[], T]) -> T:
+    """Call again for about a minute: for small, repeatable steps whose failure would end a long run."""
+    return retry(call, tries=8, first_delay_s=0.4)
 
 
 _CLIENTS = frozenset({"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "s3fs", "urllib3"})
@@ -436,6 +453,36 @@ def write_bytes(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
     with plain_errors(uri, "write"):
         fs.pipe_file(path, data)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write an object only if there is none of that name; one of several writers succeeds.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "write"):
+        if scheme(uri) != "file":
+            try:
+                fs.pipe_file(path, data, mode="create")
+            except OSError as error:
+                if not isinstance(error, FileExistsError) and "condition" not in str(error).lower():
+                    raise
+                # a client that repeats a request whose answer was lost finds its own object
+                return bool(fs.cat_file(path) == data)
+            return True
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".partial-", dir=os.path.dirname(path))
+        try:
+            with os.fdopen(handle, "wb") as local:
+                local.write(data)
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(partial)
+    return True
 
 
 def move(source: str, target: str) -> None:

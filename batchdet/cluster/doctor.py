@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import batchdet
 from batchdet import storage
-from batchdet.cluster.probe import cpu_limit, free_bytes, memory_bytes, reachable, run_limited, shared_memory_bytes
 from batchdet.cluster.requirements import BASE, FLOOR_PYTHON, RUNTIMES, installed_version, is_older
 from batchdet.errors import BatchdetError
+from batchdet.machine import cpu_limit, free_bytes, memory_bytes, reachable, run_limited, shared_memory_bytes
 from batchdet.model.cache import default_cache_dir
 from batchdet.spec import JobSpec
 

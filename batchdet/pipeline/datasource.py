@@ -33,7 +33,8 @@ class SegmentDatasource(Datasource):
     """Yields the segments of shards; one row is one segment, so that Ray never splits or merges it.
 
     Args:
-        shards: What to read.
+        shards: The plan.
+        left: Places of the shards to read.
         spec: How to read it and where to cut.
         carried: Columns carried over.
         done: Shard id -> segments that are staged already and need not be read.
@@ -43,14 +44,16 @@ class SegmentDatasource(Datasource):
     def __init__(
         self,
         shards: Sequence[Shard],
+        left: Sequence[int],
         spec: JobSpec,
         carried: pa.Schema,
         done: Mapping[str, frozenset[int]],
         max_tasks: int = 10_000,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        per_task = -(-len(shards) // max_tasks)
-        self._groups = [shards[i : i + per_task] for i in range(0, len(shards), per_task)] if shards else []
+        per_task = max(1, -(-len(left) // max_tasks))
+        self._shards = shards
+        self._groups = [left[i : i + per_task] for i in range(0, len(left), per_task)]
         self._spec = spec
         self._carried = carried
         self._done = done
@@ -64,8 +67,8 @@ class SegmentDatasource(Datasource):
         return "ReadSegments"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return the listed bytes: what travels is still encoded."""
-        return sum(self._size_bytes(group) for group in self._groups)
+        """Say nothing: blocks are cut by row, so that Ray has no use for it."""
+        return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -73,14 +76,9 @@ class SegmentDatasource(Datasource):
         """Return one task per group of shards, whatever parallelism Ray asks for."""
         tasks = []
         for group in self._groups:
-            done = {s.shard_id: self._done[s.shard_id] for s in group if s.shard_id in self._done}
-            read = functools.partial(_read_shards, tuple(group), self._spec, self._carried, done)
-            metadata = BlockMetadata(
-                num_rows=None, size_bytes=self._size_bytes(group), exec_stats=None, input_files=None
-            )
-            tasks.append(ReadTask(read, metadata))
+            shards = tuple(self._shards[i] for i in group)
+            done = {s.shard_id: self._done[s.shard_id] for s in shards if s.shard_id in self._done}
+            read = functools.partial(_read_shards, shards, self._spec, self._carried, done)
+            size_bytes = sum(max(o.size_bytes, 0) for shard in shards for o in shard.objects)
+            tasks.append(ReadTask(read, BlockMetadata(None, size_bytes, exec_stats=None, input_files=None)))
         return tasks
-
-    @staticmethod
-    def _size_bytes(group: Sequence[Shard]) -> int:
-        return sum(max(o.size_bytes, 0) for shard in group for o in shard.objects)

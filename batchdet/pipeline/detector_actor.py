@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchdet.decode.canvas import Pixels, paint
 from batchdet.decode.image import decode_image
-from batchdet.errors import ImageError
+from batchdet.errors import ClusterError, ImageError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
@@ -149,10 +149,23 @@ class SegmentLabeller:
                 for item in batch:
                     self._infer([item], images)
                 return
-            images[batch[0][0]].fail("inference", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+            self._check_alive(canvases, batch[0][1], text)
+            images[batch[0][0]].fail("inference", text)
             return
         for (index, _, _), detections in zip(batch, found, strict=True):
             images[index].detections = detections
+
+    def _check_alive(self, canvases: Pixels, letterbox: Letterbox, text: str) -> None:
+        """Make sure that the model still works: a device that is lost would fail every image from here on.
+
+        Raises:
+            ClusterError: It fails on an empty canvas, too.
+        """
+        try:
+            self._detector.detect(np.full_like(canvases, letterbox.pad_value), [letterbox])
+        except Exception as error:
+            raise ClusterError(f"the model has stopped working on this worker: {text}") from error
 
     def _tables(self, segment: Segment, images: list[_Image]) -> tuple[pa.Table, pa.Table]:
         members = segment.members

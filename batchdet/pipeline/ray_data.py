@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 
 from batchdet.errors import BatchdetError, ClusterError
 from batchdet.pipeline.datasource import SegmentDatasource
@@ -19,6 +20,9 @@ from batchdet.records.segment import LabelledSegment
 from batchdet.source.inventory import Shard
 from batchdet.spec import JobSpec
 from batchdet.table.staging import staged_folder, write_staged
+
+_MAX_RETRIES: Final = 3
+"""How often a task is tried again whose process died; Ray Data's own default is for ever."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def label_segments(
     out: str,
     run_id: str,
     shards: Sequence[Shard],
+    left: Sequence[int],
     carried: pa.Schema,
     done: Mapping[str, frozenset[int]],
     model_sha256: str,
@@ -78,7 +83,8 @@ def label_segments(
         spec: The job.
         out: The output's URI.
         run_id: Goes into every row.
-        shards: What to read.
+        shards: The plan.
+        left: Places of the shards that still have something to do.
         carried: Columns carried over.
         done: Shard id -> segments that are staged already.
         model_sha256: Digest of the model's bytes.
@@ -95,7 +101,7 @@ def label_segments(
         # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
         warnings.simplefilter("ignore")
         with DataContext.current(_context()):
-            yield from _staged(spec, out, run_id, shards, carried, done, model_sha256, workers)
+            yield from _staged(spec, out, run_id, shards, left, carried, done, model_sha256, workers)
 
 
 def _context() -> DataContext:
@@ -103,6 +109,8 @@ def _context() -> DataContext:
     context.target_max_block_size = 1  # a block per row: a segment moves on as soon as it is read
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # our own errors keep their type
+    context.actor_init_retry_on_errors = True  # a store that stumbles while the model is fetched
     context.actor_init_max_retries = 3
     return context
 
@@ -112,17 +120,19 @@ def _staged(
     out: str,
     run_id: str,
     shards: Sequence[Shard],
+    left: Sequence[int],
     carried: pa.Schema,
     done: Mapping[str, frozenset[int]],
     model_sha256: str,
     workers: Workers,
 ) -> Iterator[StagedSegment]:
-    source = SegmentDatasource(shards, spec, carried, done)
+    source = SegmentDatasource(shards, left, spec, carried, done)
     rows = ray.data.read_datasource(
         source,
         num_cpus=READER_CPUS,
         concurrency=min(workers.readers, max(1, len(source))),
         override_num_blocks=max(1, len(source)),
+        ray_remote_args={"max_retries": _MAX_RETRIES},
     )
     labelled = rows.map_batches(
         DetectorActor,
@@ -139,6 +149,8 @@ def _staged(
         compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=workers.actor_cpus,
         num_gpus=workers.actor_gpus or None,
+        max_restarts=-1,
+        max_task_retries=_MAX_RETRIES,
     )
     staged = labelled.map_batches(
         _stage,
@@ -146,6 +158,7 @@ def _staged(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=WRITER_CPUS,
+        max_retries=_MAX_RETRIES,
     )
     try:
         for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -153,7 +166,13 @@ def _staged(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, BatchdetError):
             raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        text = " ".join(str(error).split())[:300]
-        raise ClusterError(f"the pipeline was lost: {type(error).__name__}: {text}") from error
+        raise ClusterError(f"a step of the pipeline failed: {_line(error.cause)}; --verbose shows more") from error
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        raise ClusterError(
+            f"the pipeline was lost: {_line(error)}; what was staged is kept, the same command goes on"
+        ) from error
+
+
+def _line(error: Any) -> str:
+    """Put an error that is none of ours into one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]

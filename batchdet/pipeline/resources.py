@@ -17,6 +17,7 @@ from batchdet.spec import ComputeSpec
 ACTOR_CPUS: Final = 0.8
 READER_CPUS: Final = 0.1
 WRITER_CPUS: Final = 0.05
+_SPARE_CPUS: Final = 2 * (READER_CPUS + WRITER_CPUS)
 _GPU_ACTOR_MAX_CPUS: Final = 8
 CPU_BATCH_ROWS: Final = 8
 GPU_BATCH_ROWS: Final = 64
@@ -94,14 +95,17 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
         raise ClusterError(
             f"compute.actors: {actors} actors on {gpus} GPUs are more than 10 per GPU; lower it, or take auto"
         )
-    cpus = capacity.cpus / actors - READER_CPUS - WRITER_CPUS
+    # the GPU node with the fewest CPU cores per actor decides, because an actor must fit wherever there is a GPU
+    nodes = [(c, g) for c, g in zip(capacity.cpus_by_node, capacity.gpus_by_node, strict=True) if g >= 1]
+    cpus = min((c - _SPARE_CPUS) / math.ceil(g / share) for c, g in nodes)
     if cpus < 0.2:
         raise ClusterError(
-            f"compute.actors: {actors} GPU actors need at least 0.4 CPUs each to decode, the cluster has "
-            f"{capacity.cpus:g}; lower it, or add CPU cores"
+            f"compute.actors: {actors} GPU actors need at least 0.2 CPUs each to decode, beside {_SPARE_CPUS} for "
+            f"readers and writers; the smallest GPU node has {min(c for c, _ in nodes):g} CPUs; lower it, or add "
+            "CPU cores"
         )
     threads = max(1, min(_GPU_ACTOR_MAX_CPUS, math.floor(cpus)))
     batch_rows = GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
     if compute.batch_rows == "auto":
         choices["batch_rows"] = f"{batch_rows}: fills a GPU with a small detector"
-    return Workers("gpu", actors, min(cpus, 0.8 * threads), share, threads, max(2, 2 * actors), batch_rows, choices)
+    return Workers("gpu", actors, min(cpus, 0.8 * threads), share, threads, max(2, actors), batch_rows, choices)

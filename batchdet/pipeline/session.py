@@ -1,6 +1,7 @@
 """A Ray to work on: one of our own, or a running cluster."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -13,8 +14,9 @@ from typing import Any, Final
 
 import batchdet
 from batchdet.errors import ClusterError
+from batchdet.machine import cpu_limit, reachable
 
-_CONNECT_TIMEOUT_S: Final = 15
+_CONNECT_TIMEOUT_S: Final = 5
 _OBJECT_STORE_MAX_BYTES: Final = 4 * 1024**3
 
 
@@ -27,22 +29,19 @@ class Capacity:
         gpus: GPUs, over all nodes.
         nodes: Living nodes.
         cpus_by_node: CPU cores of each node.
+        gpus_by_node: GPUs of each node, in the same order.
     """
 
     cpus: float
     gpus: float
     nodes: int
     cpus_by_node: tuple[float, ...]
+    gpus_by_node: tuple[float, ...]
 
 
 def usable_cpus() -> int:
     """Count the processors that this process may use (affinity counts, and a container's CPU quota)."""
-    count = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+    return max(1, math.floor(cpu_limit()[0]))
 
 
 @contextmanager
@@ -50,7 +49,7 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
     """Connect to a cluster, or start a Ray of this process's own, and leave it in the end.
 
     Args:
-        address: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``; None starts one.
+        address: ``auto`` or ``HOST:PORT``; None starts one.
         verbose: Let Ray speak.
 
     Yields:
@@ -64,6 +63,8 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
     if ray.is_initialized():
         yield capacity()
         return
+    if address is not None:
+        _check_address(address)
     _silence(verbose)
     options: dict[str, Any] = {
         "log_to_driver": verbose,
@@ -97,6 +98,19 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
         ray.shutdown()
 
 
+def _check_address(address: str) -> None:
+    """Refuse what Ray could only wait for: it has no time-out of its own when nobody listens."""
+    if "://" in address:
+        raise ClusterError(
+            f"compute.address: {address} is a client's or a dashboard's address; give HOST:PORT of the head (or auto) "
+            "on a machine of the cluster, or use `batchdet submit JOB --address http://HEAD:8265` from elsewhere"
+        )
+    if address not in {"auto", "local"} and not reachable(address, _CONNECT_TIMEOUT_S):
+        raise ClusterError(
+            f"compute.address: nobody listens at {address}; is the cluster up, and is this its GCS port?"
+        )
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Put this process's signal handlers back: Ray installs one for SIGTERM that ends the process with a dump."""
@@ -115,7 +129,8 @@ def capacity() -> Capacity:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = tuple(float(node.get("CPU", 0)) for node in nodes)
-    return Capacity(sum(cpus), sum(float(node.get("GPU", 0)) for node in nodes), len(nodes), cpus)
+    gpus = tuple(float(node.get("GPU", 0)) for node in nodes)
+    return Capacity(sum(cpus), sum(gpus), len(nodes), cpus, gpus)
 
 
 def _shared_memory_bytes() -> int:

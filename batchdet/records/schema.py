@@ -28,6 +28,12 @@ ERROR_CODES: Final[dict[str, str]] = {
 }
 """Error code of a failed image -> what it means."""
 
+SHARD_CODES: Final = frozenset({"shard_truncated", "shard_corrupt"})
+"""Codes of a row that stands for all images behind a point that cannot be passed."""
+
+RETRIABLE_CODES: Final = SHARD_CODES | {"unreadable", "size_mismatch", "inference"}
+"""Codes of failures that another try may mend, because they need not lie in the image."""
+
 STATUS_OK: Final = "ok"
 STATUS_FAILED: Final = "failed"
 

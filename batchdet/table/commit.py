@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 
 from batchdet import storage
 from batchdet.errors import ConservationError, TooManyFailures
-from batchdet.records.schema import DETECTIONS, IMAGES, SCHEMA_VERSION
+from batchdet.records.schema import DETECTIONS, IMAGES, RETRIABLE_CODES, SCHEMA_VERSION, SHARD_CODES
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.stats import RunStats
 from batchdet.table.lineage import Lineage, now, run_date
-from batchdet.table.manifest import Manifest, run_folder
+from batchdet.table.manifest import TABLES, Manifest, PartFile, run_folder
 from batchdet.table.parts import PartWriter
 from batchdet.table.staging import StagedShard, list_staged, read_staged, staged_folder
 
@@ -58,6 +58,8 @@ def commit_run(
     labels: list[str],
     wall_s: float,
     progress: Callable[[int], None] = lambda images: None,
+    check_lease: Callable[[], None] = lambda: None,
+    resumed: bool = False,
 ) -> Manifest:
     """Commit a run whose segments are all staged.
 
@@ -71,6 +73,8 @@ def commit_run(
         labels: The model's labels, by class number.
         wall_s: Seconds that labelling took, for the rate.
         progress: Called with the number of images taken so far.
+        check_lease: Raises when the output is no longer this run's; called before anything is visible.
+        resumed: An earlier process may have stopped in this run's commit; what it moved and no longer belongs goes.
 
     Returns:
         The manifest.
@@ -78,40 +82,22 @@ def commit_run(
     Raises:
         ConservationError: Images listed and images recorded differ; nothing was committed.
         TooManyFailures: More images failed than the policy allows; nothing was committed.
+        OutputLocked: Another run took the output over; nothing was committed.
     """
     run_id, folder = lineage.run_id, run_folder(out, lineage.run_id)
-    gathered = storage.join(folder, "parts")
-    by = spec.output.partition_by
-    metadata = {
-        "batchdet.schema_version": str(SCHEMA_VERSION),
-        "batchdet.run_id": run_id,
-        "batchdet.model_sha256": str(lineage.model.get("sha256", "")),
-    }
-    rows = spec.output.part_rows
-    images = PartWriter(gathered, "images", run_id, pa.schema([*IMAGES, *carried]), by, rows, metadata=metadata)
-    detections = PartWriter(
-        gathered, "detections", run_id, DETECTIONS, by, rows, sort_by=("class_id",), metadata=metadata
-    )
-    stats = RunStats.empty(labels)
-    taken = 0
-    for segment in _take_once(shards, list_staged(out, run_id)):
-        image_rows = _with_constant(segment.images, RUN_DATE, run_date(run_id), by)
-        images.add(image_rows)
-        detections.add(_with_partitions(segment.detections, image_rows, by))
-        stats.add(segment.images, segment.detections)
-        stats.add_times(segment.times_s)
-        taken += segment.images.num_rows
-        progress(taken)
-    counts = stats.to_dict()["images"]
-    _check_failures(spec, counts)
-    constants = {RUN_DATE: run_date(run_id)}
-    image_parts, detection_parts = images.close(constants), detections.close(constants)
-    for part in (*image_parts, *detection_parts):
-        storage.move(storage.join(gathered, part.path), storage.join(out, part.path))
-    summary = stats.to_dict()
+    gathered = _gather(out, spec, lineage, shards, carried, labels, progress)
+    counts = gathered.stats.to_dict()["images"]
+    _check_failures(spec, counts, gathered)
+    check_lease()
+    if resumed:
+        _remove_strays(out, run_id, gathered)
+    for part in (*gathered.images, *gathered.detections):
+        source, target = storage.join(folder, "parts", part.path), storage.join(out, part.path)
+        storage.persist(lambda source=source, target=target: storage.move(source, target))  # type: ignore[misc]
+    summary = gathered.stats.to_dict()
     summary["run"] = {"run_id": run_id, "wall_s": round(wall_s, 3), "images_per_s": _rate(counts["listed"], wall_s)}
     stats_text = (json.dumps(summary, indent=1) + "\n").encode()
-    storage.write_bytes(storage.join(folder, "stats.json"), stats_text)
+    _put(storage.join(folder, "stats.json"), stats_text)
     replace(lineage, finished_at=now()).write(out)
     manifest = Manifest(
         run_id=run_id,
@@ -120,35 +106,139 @@ def commit_run(
         schema_version=SCHEMA_VERSION,
         fingerprint=lineage.fingerprint,
         inventory_digest=lineage.inventory_digest,
-        partition_by=tuple(by),
+        partition_by=spec.output.partition_by,
         images_listed=counts["listed"],
         images_ok=counts["ok"],
         images_failed=counts["failed"],
-        images=tuple(image_parts),
-        detections=tuple(detection_parts),
+        images=tuple(gathered.images),
+        detections=tuple(gathered.detections),
         spec_sha256=hashlib.sha256(spec_text.encode()).hexdigest(),
         stats_sha256=hashlib.sha256(stats_text).hexdigest(),
+        unread_uris=tuple(gathered.unread_uris),
     )
-    storage.write_bytes(storage.join(folder, "manifest.json"), manifest.to_json())
+    check_lease()
+    _put(storage.join(folder, "manifest.json"), manifest.to_json())
     finish_commit(out, run_id)
     return manifest
 
 
 def finish_commit(out: str, run_id: str) -> None:
-    """Do what follows the commit point: the ``_SUCCESS`` markers, then the clean-up. Safe to repeat."""
+    """Do what follows the commit point: the run's ``_SUCCESS``, then the clean-up. Safe to repeat."""
     folder = run_folder(out, run_id)
-    storage.write_bytes(storage.join(folder, "_SUCCESS"), b"")
-    storage.write_bytes(storage.join(out, "_SUCCESS"), f"{run_id}\n".encode())
-    storage.delete_folder(staged_folder(out, run_id))
-    storage.delete_folder(storage.join(folder, "parts"))
+    _put(storage.join(folder, "_SUCCESS"), b"")
+    for left_over in (staged_folder(out, run_id), storage.join(folder, "parts")):
+        storage.persist(lambda left_over=left_over: storage.delete_folder(left_over))  # type: ignore[misc]
+
+
+def is_finished(out: str, run_id: str) -> bool:
+    """Tell whether nothing of a committed run's commit is left to do."""
+    folder = run_folder(out, run_id)
+    names = storage.list_names(folder)
+    return "_SUCCESS" in names and not {"staged", "parts"} & set(names)
+
+
+def mark_newest(out: str, run_id: str) -> None:
+    """Name the newest committed run in ``OUT/_SUCCESS``."""
+    _put(storage.join(out, "_SUCCESS"), f"{run_id}\n".encode())
+
+
+def _put(uri: str, data: bytes) -> None:
+    storage.persist(lambda: storage.write_bytes(uri, data))
+
+
+@dataclass
+class _Gathered:
+    """What the one pass over the staged segments gave.
+
+    Args:
+        stats: Counts of everything.
+        images: Part files of the images table, in the run's folder.
+        detections: Part files of the detections table.
+        unread_uris: Shards that could not be opened at all.
+        retriable: Staged files with failures that another try may mend.
+        broken_shards: Shards whose end could not be read, so that the number of their images is not known.
+        shards: Shards in all.
+    """
+
+    stats: RunStats
+    images: list[PartFile] = field(default_factory=list)
+    detections: list[PartFile] = field(default_factory=list)
+    unread_uris: list[str] = field(default_factory=list)
+    retriable: list[str] = field(default_factory=list)
+    broken_shards: int = 0
+    shards: int = 0
+
+
+def _gather(
+    out: str,
+    spec: JobSpec,
+    lineage: Lineage,
+    shards: Iterable[ExpectedShard],
+    carried: pa.Schema,
+    labels: list[str],
+    progress: Callable[[int], None],
+) -> _Gathered:
+    """Take each staged segment once, in the plan's order, into part files in the run's folder."""
+    run_id, by, rows = lineage.run_id, spec.output.partition_by, spec.output.part_rows
+    folder = storage.join(run_folder(out, run_id), "parts")
+    metadata = {
+        "batchdet.schema_version": str(SCHEMA_VERSION),
+        "batchdet.run_id": run_id,
+        "batchdet.model_sha256": str(lineage.model.get("sha256", "")),
+    }
+    images = PartWriter(folder, "images", run_id, pa.schema([*IMAGES, *carried]), by, rows, metadata=metadata)
+    detections = PartWriter(
+        folder, "detections", run_id, DETECTIONS, by, rows, sort_by=("class_id",), metadata=metadata
+    )
+    gathered = _Gathered(RunStats.empty(labels))
+    taken = 0
+    for uri, segment in _take_once(shards, list_staged(out, run_id)):
+        image_rows = _with_constant(segment.images, RUN_DATE, run_date(run_id), by)
+        images.add(image_rows)
+        detections.add(_with_partitions(segment.detections, image_rows, by))
+        gathered.stats.add(segment.images, segment.detections)
+        gathered.stats.add_times(segment.times_s)
+        gathered.shards += segment.segment_index == 0
+        _note_failures(gathered, uri, segment)
+        taken += segment.images.num_rows
+        progress(taken)
+    constants = {RUN_DATE: run_date(run_id)}
+    gathered.images, gathered.detections = images.close(constants), detections.close(constants)
+    return gathered
+
+
+def _note_failures(gathered: _Gathered, uri: str, segment: LabelledSegment) -> None:
+    codes = pc.unique(segment.images["error_code"]).to_pylist()
+    if RETRIABLE_CODES.intersection(codes):
+        gathered.retriable.append(uri)
+    if segment.last and segment.images.num_rows:
+        end = segment.images.slice(segment.images.num_rows - 1).to_pylist()[0]
+        whole_shard_lost = end["error_code"] == "unreadable" and end["member"] == ""
+        if whole_shard_lost:
+            gathered.unread_uris.append(end["shard_uri"])
+        gathered.broken_shards += whole_shard_lost or end["error_code"] in SHARD_CODES
+
+
+def _remove_strays(out: str, run_id: str, gathered: _Gathered) -> None:
+    """Remove part files of this run that an earlier, interrupted commit moved and this one does not have."""
+    keep = {storage.join(out, part.path) for part in (*gathered.images, *gathered.detections)}
+    for table in TABLES:
+        for found in storage.find_all(storage.join(out, table)):
+            if storage.basename(found.uri).startswith(f"part-{run_id}-") and found.uri not in keep:
+                storage.delete([found.uri])
 
 
 def _rate(images: int, wall_s: float) -> float:
     return round(images / wall_s, 3) if wall_s > 0 else 0.0
 
 
-def _take_once(shards: Iterable[ExpectedShard], staged: dict[str, StagedShard]) -> Iterator[LabelledSegment]:
-    """Yield each segment of the plan once, in order, and check that each shard's images are all there."""
+def _take_once(
+    shards: Iterable[ExpectedShard], staged: dict[str, StagedShard]
+) -> Iterator[tuple[str, LabelledSegment]]:
+    """Yield each segment of the plan once, in order, and check that each shard's images are all there.
+
+    What does not add up is dropped from the staged files, so that the same command labels that shard anew.
+    """
     with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="staged") as pool:
         for shard in shards:
             found = staged.get(shard.shard_id, StagedShard())
@@ -158,39 +248,56 @@ def _take_once(shards: Iterable[ExpectedShard], staged: dict[str, StagedShard]) 
                     f"{'more' if found.last_index is None else found.last_index + 1} are needed; "
                     "run the same command again"
                 )
+            uris = [found.segments[i] for i in sorted(found.segments)]
             position = shard.first_position
-            for segment in _read_ahead(pool, [found.segments[i] for i in sorted(found.segments)]):
+            for uri, segment in zip(uris, _read_ahead(pool, uris), strict=True):
                 positions = segment.images["position"].to_numpy()
                 if (positions != range(position, position + len(positions))).any():
+                    storage.delete(uris)
                     raise ConservationError(
                         f"{shard.shard_uri}: segment {segment.segment_index} of shard {shard.shard_id} does not "
-                        f"begin at image {position} or skips one"
+                        f"begin at image {position} or skips one; the same command labels the shard anew"
                     )
                 position += len(positions)
-                yield segment
+                yield uri, segment
             if 0 <= shard.image_count != position - shard.first_position:
+                storage.delete(uris)
                 raise ConservationError(
                     f"{shard.shard_uri}: {shard.image_count} images were listed in shard {shard.shard_id}, "
-                    f"{position - shard.first_position} were recorded"
+                    f"{position - shard.first_position} were recorded; the same command labels the shard anew"
                 )
 
 
 def _read_ahead(pool: ThreadPoolExecutor, uris: list[str]) -> Iterator[LabelledSegment]:
-    pending = [pool.submit(read_staged, uri) for uri in uris[:_READ_AHEAD]]
+    pending = [pool.submit(_read_patiently, uri) for uri in uris[:_READ_AHEAD]]
     for uri in itertools.chain(uris[_READ_AHEAD:], [None] * len(pending)):
         yield pending.pop(0).result()
         if uri is not None:
-            pending.append(pool.submit(read_staged, uri))
+            pending.append(pool.submit(_read_patiently, uri))
 
 
-def _check_failures(spec: JobSpec, counts: dict[str, Any]) -> None:
+def _read_patiently(uri: str) -> LabelledSegment:
+    return storage.persist(lambda: read_staged(uri))
+
+
+def _check_failures(spec: JobSpec, counts: dict[str, Any], gathered: _Gathered) -> None:
+    """Stop the commit when too much failed; a shard whose end could not be read counts as a shard, not as one image.
+
+    Staged files with failures that may be mended are dropped, so that the same command tries those images again.
+    """
+    allowed = spec.policy.max_failed_fraction
     listed, failed = counts["listed"], counts["failed"]
-    if listed and failed / listed > spec.policy.max_failed_fraction:
+    what = ""
+    if listed and failed / listed > allowed:
         codes = ", ".join(f"{code} {n}" for code, n in counts["by_error_code"].items())
+        what = f"{failed} of {listed} images failed ({codes})"
+    elif gathered.shards and gathered.broken_shards / gathered.shards > allowed:
+        what = f"{gathered.broken_shards} of {gathered.shards} shards could not be read to their end"
+    if what:
+        storage.delete(gathered.retriable)
         raise TooManyFailures(
-            f"{failed} of {listed} images failed ({codes}); policy.max_failed_fraction allows "
-            f"{spec.policy.max_failed_fraction:g}: nothing was committed. Mend the images, or raise it and run the "
-            "same command again: what is done is kept"
+            f"{what}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or raise it, "
+            "and run the same command again: what succeeded is kept"
         )
 
 

@@ -45,6 +45,8 @@ class Lineage:
         versions: Package -> version.
         machine: Of the driver: processor count, platform.
         choices: What ``auto`` chose, with the reason.
+        cut: Where shards are cut into segments; a run goes on only with the same cut.
+        fresh: Whether the run was to label everything again.
     """
 
     run_id: str
@@ -57,6 +59,8 @@ class Lineage:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+    cut: str = ""
+    fresh: bool = False
 
     def write(self, out: str) -> None:
         """Write ``lineage.json`` into the run's folder."""
@@ -94,11 +98,12 @@ def run_date(run_id: str) -> str:
     return f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}"
 
 
-def fingerprint(spec: JobSpec, model_sha256: str, labels_sha256: str) -> str:
+def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha256: str) -> str:
     """Digest everything that changes results, and nothing else.
 
     Args:
         spec: The job. Where its images and its model are does not count: inventory and digests stand for them.
+        source_format: What ``source.format`` was resolved to.
         model_sha256: Digest of the model's bytes.
         labels_sha256: Digest of the file that ``model.labels`` names, or "".
 
@@ -106,10 +111,9 @@ def fingerprint(spec: JobSpec, model_sha256: str, labels_sha256: str) -> str:
         64 hex digits.
     """
     plain = spec.model_dump(mode="json")
-    source = {key: value for key, value in plain["source"].items() if key != "uri"}
+    source = {key: value for key, value in plain["source"].items() if key not in {"uri", "format"}}
     model = {key: value for key, value in plain["model"].items() if key not in {"uri", "sha256", "labels"}}
-    cut = {key: plain["compute"][key] for key in ("segment_rows", "segment_bytes")}
-    text = json.dumps([SCHEMA_VERSION, source, model, cut, model_sha256, labels_sha256], sort_keys=True)
+    text = json.dumps([SCHEMA_VERSION, source_format, source, model, model_sha256, labels_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

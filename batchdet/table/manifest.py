@@ -47,6 +47,7 @@ class Manifest:
         detections: Part files of the detections table.
         spec_sha256: Digest of ``spec.yaml``.
         stats_sha256: Digest of ``stats.json``.
+        unread_uris: Shards that could not be opened at all; an incremental run tries them again.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class Manifest:
     detections: tuple[PartFile, ...] = field(default=())
     spec_sha256: str = ""
     stats_sha256: str = ""
+    unread_uris: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Serialise, with keys in a fixed order."""
@@ -80,6 +82,7 @@ class Manifest:
             for table in TABLES:
                 raw[table] = tuple(PartFile(**part) for part in raw[table])
             raw["partition_by"] = tuple(raw["partition_by"])
+            raw["unread_uris"] = tuple(raw.get("unread_uris", ()))
             return Manifest(**raw)
         except (ValueError, TypeError, KeyError) as error:
             raise OutputError(f"{uri}: not a manifest of batchdet: {error}") from error

@@ -135,7 +135,7 @@ class PartWriter:
         slices = [f"{n}={urllib.parse.quote(v, safe='')}" for n, v in zip(self._partition_by, values, strict=True)]
         name = f"part-{self._run_id}-{self._numbers[values]:05d}.parquet"
         path = storage.join(self._table, *slices, name)
-        storage.write_bytes(storage.join(self._folder, path), data)
+        storage.persist(lambda: storage.write_bytes(storage.join(self._folder, path), data))
         self.parts.append(PartFile(path, now.num_rows, len(data), hashlib.sha256(data).hexdigest()))
         self._numbers[values] += 1
         if later.num_rows:

@@ -34,7 +34,8 @@ def write_staged(folder: str, segment: LabelledSegment) -> str:
         The URI of the staged file.
     """
     uri = storage.join(folder, staged_name(segment.shard_id, segment.segment_index, segment.last))
-    storage.write_bytes(uri, table_to_ipc(segment.to_row(), compression=None))
+    data = table_to_ipc(segment.to_row(), compression=None)
+    storage.persist(lambda: storage.write_bytes(uri, data))
     return uri
 
 
@@ -76,7 +77,7 @@ def list_staged(out: str, run_id: str) -> dict[str, StagedShard]:
     """List a run's staged segments by shard id, from file names alone."""
     shards: dict[str, StagedShard] = {}
     folder = staged_folder(out, run_id)
-    for name in storage.list_names(folder):
+    for name in storage.persist(lambda: storage.list_names(folder)):
         match = _NAME.fullmatch(name)
         if match:
             shard = shards.setdefault(match["shard"], StagedShard())

@@ -6,8 +6,9 @@ from batchdet.pipeline.session import Capacity, usable_cpus
 from batchdet.spec import ComputeSpec
 
 
-def cluster(*cpus: float, gpus: float = 0) -> Capacity:
-    return Capacity(sum(cpus), gpus, len(cpus), cpus)
+def cluster(*cpus: float, gpus: tuple[float, ...] | float = 0) -> Capacity:
+    by_node = gpus if isinstance(gpus, tuple) else (float(gpus), *[0.0] * (len(cpus) - 1))
+    return Capacity(sum(cpus), sum(by_node), len(cpus), cpus, by_node)
 
 
 @pytest.mark.parametrize("cpus", [(1,), (2,), (2, 2), (4, 16), (64,)])
@@ -28,6 +29,12 @@ def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
     assert workers.threads >= 1
 
 
+def test_the_gpu_node_with_the_fewest_cores_decides() -> None:
+    workers = plan_workers(ComputeSpec(), cluster(4, 96, gpus=(8, 0)), "gpu", "why")
+    assert workers.actors == 8
+    assert 8 * workers.actor_cpus + 2 * (READER_CPUS + WRITER_CPUS) <= 4
+
+
 @pytest.mark.parametrize(
     ("compute", "capacity", "device", "sentence"),
     [
@@ -40,7 +47,7 @@ def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
         ({}, cluster(0.5), "cpu", "the cluster has 0.5 CPUs"),
         ({}, cluster(8), "gpu", "compute.device: gpu, but the cluster has no GPU"),
         ({"actors": 99}, cluster(64, gpus=1), "gpu", "compute.actors: 99 actors on 1 GPUs are more than 10 per GPU"),
-        ({"actors": 8}, cluster(2, gpus=8), "gpu", "compute.actors: 8 GPU actors need at least 0.4 CPUs each"),
+        ({"actors": 8}, cluster(1, gpus=8), "gpu", "compute.actors: 8 GPU actors need at least 0.2 CPUs each"),
     ],
 )
 def test_a_cluster_too_small_is_said(compute: object, capacity: Capacity, device: str, sentence: str) -> None:

@@ -11,7 +11,7 @@ from batchdet.errors import ConservationError, TooManyFailures
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
-from batchdet.table.commit import ExpectedShard, commit_run
+from batchdet.table.commit import ExpectedShard, commit_run, is_finished, mark_newest
 from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import Manifest, committed_runs, load_manifest, run_folder
 from batchdet.table.staging import list_staged, staged_folder, write_staged
@@ -41,12 +41,12 @@ def stage(out: Path | str, segments: list[LabelledSegment]) -> None:
         write_staged(staged_folder(str(out), RUN_ID), each)
 
 
-def commit(out: Path | str, shards: list[ExpectedShard] = SHARDS, **changes: object) -> Manifest:
+def commit(out: Path | str, shards: list[ExpectedShard] = SHARDS, resumed: bool = False, **changes: object) -> Manifest:
     spec = spec_for(out, **changes)
     storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
     lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
     labels = [f"class_{i}" for i in range(5)]
-    return commit_run(str(out), spec, dump_job(spec), lineage, shards, CARRIED, labels, 2.0)
+    return commit_run(str(out), spec, dump_job(spec), lineage, shards, CARRIED, labels, 2.0, resumed=resumed)
 
 
 @pytest.fixture
@@ -71,6 +71,8 @@ def test_commit_makes_tables_manifest_and_markers(tmp_path: Path, segments: list
     assert detections.num_rows == sum(row["detection_count"] for row in images)
     assert detections.schema.metadata[b"batchdet.run_id"] == RUN_ID.encode()
     assert detections.schema.metadata[b"batchdet.schema_version"] == b"1"
+    assert is_finished(str(tmp_path), RUN_ID)
+    mark_newest(str(tmp_path), RUN_ID)
     assert (tmp_path / "_SUCCESS").read_text() == f"{RUN_ID}\n"
     run = tmp_path / "_batchdet/runs" / RUN_ID
     assert sorted(p.name for p in run.iterdir()) == [
@@ -109,9 +111,9 @@ def test_commit_after_a_crash_anywhere_gives_the_same_bytes(
                 try:
                     commit(out)
                 except KeyboardInterrupt:
-                    assert not (out / "_SUCCESS").exists()
+                    assert not is_finished(str(out), RUN_ID)
             if load_manifest(str(out), RUN_ID) is None:
-                again = commit(out)
+                again = commit(out, resumed=True)
                 assert (again.images, again.detections) == (expected.images, expected.detections)
 
 
@@ -181,3 +183,53 @@ def test_commit_on_any_store(segments: list[LabelledSegment]) -> None:
     names = {o.uri for o in storage.find_all(out)}
     assert {storage.join("memory://commit-test", p.path) for p in manifest.images + manifest.detections} <= names
     assert not any("staged" in name or "/parts/" in name for name in names)
+
+
+def test_a_commit_that_goes_on_removes_what_no_longer_belongs(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    stage(tmp_path, segments)
+    stray = tmp_path / f"images/run_date=2026-11-23/part-{RUN_ID}-00007.parquet"
+    other = tmp_path / "images/run_date=2026-11-23/part-20250101-000000-aaaa-00000.parquet"
+    for path in (stray, other):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    commit(tmp_path, resumed=True)
+    assert not stray.exists()
+    assert other.exists()
+
+
+def test_failures_that_may_be_mended_are_dropped_so_that_they_are_tried_again(tmp_path: Path, segment: Maker) -> None:
+    stage(tmp_path, [segment(0, 0, False, 0, ["ok", "ok"]), segment(0, 1, True, 2, ["unreadable"] * 3)])
+    with pytest.raises(TooManyFailures):
+        commit(tmp_path, SHARDS[:1])
+    assert sorted(list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].segments) == [0]
+
+
+def test_a_shard_cut_short_counts_as_a_shard_and_not_as_one_image(tmp_path: Path, segment: Maker) -> None:
+    stage(tmp_path, [segment(0, 0, True, 0, ["ok"] * 9 + ["shard_truncated"])])
+    with pytest.raises(TooManyFailures, match="1 of 1 shards could not be read to their end"):
+        commit(tmp_path, SHARDS[:1])
+
+
+def test_a_shard_that_could_not_be_opened_is_named_in_the_manifest(tmp_path: Path, segment: Maker) -> None:
+    lost = segment(1, 0, True, 10, ["unreadable"])
+    member = lost.images.schema.get_field_index("member")
+    images = lost.images.set_column(member, lost.images.schema.field("member"), [[""]])
+    stage(tmp_path, [segment(0, 0, True, 0, ["ok"] * 4), replace(lost, images=images)])
+    manifest = commit(tmp_path, [SHARDS[0], replace(SHARDS[1], image_count=-1)])
+    assert manifest.unread_uris == ("/data/1.tar",)
+    assert load_manifest(str(tmp_path), RUN_ID) == manifest
+
+
+def test_a_lost_lease_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    from batchdet.errors import OutputLocked
+
+    stage(tmp_path, segments)
+
+    def lost() -> None:
+        raise OutputLocked("taken over")
+
+    spec = spec_for(tmp_path)
+    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
+    with pytest.raises(OutputLocked):
+        commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=lost)
+    assert not (tmp_path / "images").exists()

@@ -39,15 +39,15 @@ def test_fingerprint_changes_with_results_only() -> None:
         base.model_copy(update={"name": "other"}),
         spec_for("/elsewhere"),
         base.model_copy(update={"source": base.source.model_copy(update={"uri": "/other"})}),
-        base.model_copy(update={"compute": base.compute.model_copy(update={"actors": 7})}),
+        base.model_copy(update={"compute": base.compute.model_copy(update={"actors": 7, "segment_rows": 9})}),
     ]
-    assert {fingerprint(s, "m", "") for s in same} == {fingerprint(base, "m", "")}
+    assert {fingerprint(s, "folder", "m", "") for s in same} == {fingerprint(base, "folder", "m", "")}
     other = [
         (base.model_copy(update={"model": base.model.model_copy(update={"score_threshold": 0.5})}), "m", ""),
         (base.model_copy(update={"model": base.model.model_copy(update={"classes": ("a",)})}), "m", ""),
         (base.model_copy(update={"source": base.source.model_copy(update={"max_pixels": 10})}), "m", ""),
-        (base.model_copy(update={"compute": base.compute.model_copy(update={"segment_rows": 7})}), "m", ""),
         (base, "n", ""),
         (base, "m", "labels"),
     ]
-    assert len({fingerprint(*o) for o in other} | {fingerprint(base, "m", "")}) == len(other) + 1
+    found = {fingerprint(s, "folder", m, labels) for s, m, labels in other}
+    assert len(found | {fingerprint(base, "folder", "m", ""), fingerprint(base, "parquet", "m", "")}) == len(other) + 2

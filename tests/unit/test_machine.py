@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from batchdet.cluster import probe
+from batchdet import machine
 
 
 def test_this_machine() -> None:
-    cpus, machine = probe.cpu_limit()
-    assert 0 < cpus <= machine == os.cpu_count()
-    total, available = probe.memory_bytes()
+    cpus, cores = machine.cpu_limit()
+    assert 0 < cpus <= cores == os.cpu_count()
+    total, available = machine.memory_bytes()
     assert 0 < available <= total
-    assert probe.shared_memory_bytes() >= 0
+    assert machine.shared_memory_bytes() >= 0
 
 
 @pytest.mark.parametrize(
@@ -32,22 +32,22 @@ def test_a_container_limits_cpus(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(probe, "_CGROUP", tmp_path)
-    assert probe.cpu_limit()[0] == (len(os.sched_getaffinity(0)) if cpus is None else cpus)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine.cpu_limit()[0] == (len(os.sched_getaffinity(0)) if cpus is None else cpus)
 
 
 def test_a_container_limits_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_CGROUP", tmp_path)
-    machine, _ = probe.memory_bytes()
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    whole, _ = machine.memory_bytes()
     (tmp_path / "memory.max").write_text("1000000")
     (tmp_path / "memory.current").write_text("400000")
-    assert probe.memory_bytes() == (1_000_000, 600_000)
+    assert machine.memory_bytes() == (1_000_000, 600_000)
     (tmp_path / "memory.max").write_text("max")
-    assert probe.memory_bytes()[0] == machine
+    assert machine.memory_bytes()[0] == whole
 
 
 def test_free_space_below_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    free, total = probe.free_bytes(str(tmp_path / "a" / "b"))
+    free, total = machine.free_bytes(str(tmp_path / "a" / "b"))
     assert 0 < free <= total
 
 
@@ -56,15 +56,15 @@ def test_reachable() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert probe.reachable(f"127.0.0.1:{port}")
-        assert probe.reachable(f"ray://127.0.0.1:{port}")
-    assert not probe.reachable(f"127.0.0.1:{port}", 0.5)
-    assert not probe.reachable("127.0.0.1:port")
+        assert machine.reachable(f"127.0.0.1:{port}")
+        assert machine.reachable(f"ray://127.0.0.1:{port}")
+    assert not machine.reachable(f"127.0.0.1:{port}", 0.5)
+    assert not machine.reachable("127.0.0.1:port")
 
 
 def test_run_limited() -> None:
-    assert probe.run_limited([sys.executable, "-c", "print('x')"], 20) == (0, "x\n")
-    assert probe.run_limited([sys.executable, "-c", "import time; time.sleep(20)"], 0.2) == (124, "")
-    assert probe.run_limited(["/no/such/program"], 1)[0] == 127
-    status, text = probe.run_limited([sys.executable, "-c", "raise SystemExit('why')"], 20)
+    assert machine.run_limited([sys.executable, "-c", "print('x')"], 20) == (0, "x\n")
+    assert machine.run_limited([sys.executable, "-c", "import time; time.sleep(20)"], 0.2) == (124, "")
+    assert machine.run_limited(["/no/such/program"], 1)[0] == 127
+    status, text = machine.run_limited([sys.executable, "-c", "raise SystemExit('why')"], 20)
     assert (status, text) == (1, "why\n")
