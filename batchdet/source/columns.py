@@ -13,10 +13,15 @@ RESERVED: Final = frozenset([*IMAGES.names, *DETECTIONS.names, "run_date", "etag
 """Names that batchdet's own tables use; a carried column of that name becomes ``source_NAME``."""
 
 _IMAGE_NAMES: Final = frozenset({"image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data"})
-_URI_NAMES: Final = frozenset(
-    {"uri", "url", "path", "file", "key", "image", "img", "filename", "file_name", "filepath", "file_path"}
-    | {"image_uri", "image_url", "image_path", "image_file", "s3_uri", "s3_url", "s3_path", "img_url", "img_path"}
+_URI_RANKS: Final = (
+    frozenset(
+        {"uri", "url", "image_uri", "image_url", "img_uri", "img_url", "s3_uri", "s3_url", "file_uri", "file_url"}
+    ),
+    frozenset({"path", "image_path", "img_path", "s3_path", "filepath", "file_path"}),
+    frozenset({"filename", "file_name", "file", "image_file", "image_name", "image", "img"}),
+    frozenset({"key"}),
 )
+"""Names of columns that hold URIs, the most telling first: a URL beside a file name is where the image is."""
 
 
 def is_binary(type_: pa.DataType) -> bool:
@@ -93,7 +98,7 @@ def find_image_column(schema: pa.Schema, wanted: str | None, where: str) -> str:
         return wanted
     images = [f.name for f in schema if is_binary(f.type) or is_image_struct(f.type)]
     named = [name for name in images if name.lower() in _IMAGE_NAMES]
-    texts = [f.name for f in schema if is_text(f.type) and f.name.lower() in _URI_NAMES]
+    texts = _best_ranked([f.name for f in schema if is_text(f.type)])
     if len(named) == 1:
         return str(named[0])
     if len(images) == 1 and not texts:
@@ -103,8 +108,14 @@ def find_image_column(schema: pa.Schema, wanted: str | None, where: str) -> str:
     _refuse(named or images + texts, schema.names, where)
 
 
+def _best_ranked(names: Sequence[str]) -> list[str]:
+    """Return the names of the highest rank that any of them has."""
+    found = ([name for name in names if name.lower() in rank] for rank in _URI_RANKS)
+    return next((names for names in found if names), [])
+
+
 def find_uri_column(schema: pa.Schema, wanted: str | None, where: str) -> str:
-    """Find the column of a list that holds the images' URIs.
+    """Find the column of a list that holds the images' URIs: ``url`` before ``path`` before ``file_name``.
 
     Args:
         schema: The list's columns.
@@ -121,7 +132,7 @@ def find_uri_column(schema: pa.Schema, wanted: str | None, where: str) -> str:
             raise SourceError(f"source.image_column: column {wanted!r} of {where} is {type_}, not text with URIs")
         return wanted
     texts = [f.name for f in schema if is_text(f.type)]
-    named = [name for name in texts if name.lower() in _URI_NAMES]
+    named = _best_ranked(texts)
     if len(named) == 1:
         return str(named[0])
     if not named and len(texts) == 1:

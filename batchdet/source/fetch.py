@@ -1,4 +1,9 @@
-"""Fetch whole objects, several at once, each with its own outcome."""
+"""Fetch whole objects, several at once, each with its own outcome.
+
+What lasts (missing, forbidden, changed, too large, refused) fails the image alone. What may pass leaves as
+:class:`~batchdet.storage.TransientError` once retries are spent: as a row it would be committed. Only images on web
+hosts (http, https) fail alone in either case, because one dead host of a list must not stop a job.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +13,14 @@ from batchdet import storage
 from batchdet.errors import ImageError, MissingExtra
 from batchdet.source import http
 from batchdet.source.policy import Allowed
+from batchdet.source.range_file import lasting_code
 from batchdet.source.rows import ImageRow
-from batchdet.storage import SizeMismatch, StorageError, StoredObject
+from batchdet.storage import StorageError, StoredObject, TransientError
 
 LOCAL_THREADS: Final = 4
 REMOTE_THREADS: Final = 16
+_OF_THE_NAME: Final = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+"""What clients raise about a name that they cannot parse, whenever they are asked."""
 
 
 def read_object(obj: StoredObject, max_bytes: int) -> bytes:
@@ -24,6 +32,7 @@ def read_object(obj: StoredObject, max_bytes: int) -> bytes:
 
     Raises:
         ImageError: With code too_large, size_mismatch or unreadable.
+        TransientError: The store failed in a way that may pass.
     """
     try:
         if obj.size_bytes < 0:
@@ -32,17 +41,24 @@ def read_object(obj: StoredObject, max_bytes: int) -> bytes:
         if obj.size_bytes > max_bytes:
             raise ImageError("too_large", f"{obj.uri}: {obj.size_bytes} bytes, source.max_image_bytes is {max_bytes}")
         return storage.retry(lambda: storage.read_object(obj))
-    except SizeMismatch as error:
-        raise ImageError("size_mismatch", error.message) from error
-    except (StorageError, MissingExtra) as error:
+    except StorageError as error:
+        raise ImageError(lasting_code(error), error.message) from error
+    except MissingExtra as error:
         raise ImageError("unreadable", error.message) from error
+    except ImageError:
+        raise
+    except _OF_THE_NAME as error:
+        raise ImageError("unreadable", f"{obj.uri}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # of a client that storage does not know: nobody can say that it lasts
+        raise TransientError(f"{obj.uri}: cannot read: {type(error).__name__}: {error}") from error
 
 
 def read_allowed(allowed: Allowed, max_bytes: int) -> bytes:
     """Read what a list names, once the policy has allowed it.
 
     Raises:
-        ImageError: It cannot be read.
+        ImageError: It cannot be read; on a web host also when that might pass.
+        TransientError: An object store failed in a way that may pass.
     """
     if storage.scheme(allowed.uri) not in {"http", "https"}:
         return read_object(StoredObject(allowed.uri, -1, ""), max_bytes)
@@ -58,6 +74,9 @@ def fill(rows: Sequence[ImageRow], read: Callable[[ImageRow], bytes]) -> None:
     Args:
         rows: Get ``data`` and ``size_bytes``, or fail.
         read: Returns one image or raises :class:`ImageError`.
+
+    Raises:
+        TransientError: ``read`` did; the rows are of no use then.
     """
 
     def one(row: ImageRow) -> None:
@@ -66,7 +85,9 @@ def fill(rows: Sequence[ImageRow], read: Callable[[ImageRow], bytes]) -> None:
             row.size_bytes = len(row.data)
         except ImageError as error:
             row.fail(error.code, error.message)
-        except Exception as error:  # whatever a client raises about one object, its neighbours go on
+        except TransientError:
+            raise
+        except Exception as error:  # whatever a web host brings about in one object, its neighbours go on
             row.fail("unreadable", f"{row.uri}: {type(error).__name__}: {error}")
 
     todo = [row for row in rows if row.error_code is None]

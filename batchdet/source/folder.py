@@ -1,4 +1,8 @@
-"""Folders and globs: one object is one image. Listed sizes decide the cut, so segments can be left out unread."""
+"""Folders and globs: one object is one image. Listed sizes decide the cut, so segments can be left out unread.
+
+An image that is gone, forbidden or changed is a failed row. A store that fails in a way that may pass ends the
+reading with :class:`~batchdet.storage.TransientError`: nothing of that segment is staged, and the same command goes on.
+"""
 
 from collections.abc import Iterator
 

@@ -4,10 +4,12 @@ import hashlib
 import io
 import json
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,6 +24,8 @@ from batchdet.storage import StoredObject
 __all__ = ["Inventory", "Shard", "list_inventory", "plan_shards"]
 
 _KEY = ("uri", "size_bytes", "etag")
+_LISTED_KEY = ("list_uri", "member", "uri")
+"""What an entry of a list is known by: its image_id comes from the first two, its bytes from the third."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +64,23 @@ class Inventory:
     def without(self, known: pa.Table) -> "Inventory":
         """Drop the objects that another inventory holds unchanged.
 
+        An object is known by URI, size and ETag; an entry of a list by the list, its name there and its URI, so that
+        neither the same image in another list or under another name, nor an empty entry, is taken for a known one.
+
         Args:
-            known: A table with ``uri``, ``size_bytes`` and ``etag``.
+            known: The ``objects`` of the other inventory. One of another kind (lists or objects) holds none of these.
         """
-        keys = list(_KEY)
-        mine = self.objects.select(keys).append_column("_row", pa.array(range(self.objects.num_rows), pa.int64()))
-        theirs = known.select(keys).cast(mine.select(keys).schema)
-        left = mine.join(theirs, keys=keys, join_type="left anti")["_row"]
-        rows = left.take(pc.array_sort_indices(left))
-        return Inventory(self.format, self.root, self.objects.take(rows), self.carried)
+        if ("list_uri" in known.schema.names) != (self.format == "uri_list"):
+            return self
+        names = _LISTED_KEY if self.format == "uri_list" else _KEY
+        keys = list(names)
+        mine = _without_nulls(self.objects, names)
+        theirs = _without_nulls(known, names).cast(mine.schema)
+        numbered = mine.append_column("_row", pa.array(np.arange(mine.num_rows)))
+        left = numbered.join(theirs, keys=keys, join_type="left anti")["_row"]
+        kept = np.zeros(mine.num_rows, bool)
+        kept[left.to_numpy()] = True
+        return Inventory(self.format, self.root, self.objects.filter(pa.array(kept)), self.carried)
 
     def to_table(self) -> pa.Table:
         """Return ``objects`` with format, root and carried columns in its schema's metadata."""
@@ -133,6 +145,11 @@ def list_inventory(source: SourceSpec) -> Inventory:
     if source.columns:
         raise SourceError(f"source.columns: a folder of images carries no columns, found {', '.join(source.columns)}")
     return Inventory(format_, _folder_of(uri, objects), objects_table(objects), pa.schema([]))
+
+
+def _without_nulls(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Select columns in which nulls are written as what is not known, because a join finds no null equal to another."""
+    return pa.table({n: pc.fill_null(table[n], -1 if n == "size_bytes" else "") for n in names})
 
 
 def _folder_of(uri: str, objects: list[StoredObject]) -> str:

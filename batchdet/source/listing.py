@@ -102,23 +102,26 @@ def resolve_format(source: SourceSpec, objects: Sequence[StoredObject]) -> str:
         return source.format
     kinds = Counter(kind_of(obj.uri) for obj in objects)
     alone = len(objects) == 1 and not _below_folder(source, objects)
-    if kinds["folder"]:
-        return "folder"
-    found = [kind for kind in ("webdataset", "parquet") if kinds[kind]]
+    found = [kind for kind in ("folder", "webdataset", "parquet") if kinds[kind]]
     if len(found) == 1:
         return found[0]
     if not found and kinds["uri_list"] and (alone or (storage.is_glob(source.uri) and len(kinds) == 1)):
         return "uri_list"
-    if len(found) == 2:
+    if found:
+        counts = [f"{kinds[k]} {_FORMATS[k] if kinds[k] > 1 else _FORMATS[k].removesuffix('s')}" for k in found]
         raise SourceError(
-            f"source.format: {source.uri} holds {kinds['webdataset']} tar shards and {kinds['parquet']} Parquet files; "
-            "write webdataset or parquet, or a glob that matches one kind"
+            f"source.format: {source.uri} holds {_listed(counts, 'and')}; write source.format: "
+            f"{_listed(found, 'or')}, or a source.uri that matches one kind"
         )
     advice = "uri_list" if kinds["uri_list"] else "folder"
     raise SourceError(
         f"source.format: {source.uri} holds {count_extensions(objects)}, which does not tell the format; "
         f"write source.format: {advice} if that is what it is, or correct source.uri"
     )
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def _below_folder(source: SourceSpec, objects: Sequence[StoredObject]) -> bool:

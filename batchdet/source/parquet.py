@@ -2,6 +2,10 @@
 
 Row groups are read a few rows at a time. The cut takes each row of a row group for as heavy as their mean, which
 the footer tells, so that segments can be left out unread.
+
+A file that is gone, forbidden, changed or corrupt is one failed row, and a row group that cannot be decoded fails its
+own rows. A store that fails in a way that may pass, at opening or in the middle, ends the reading with
+:class:`~batchdet.storage.TransientError` instead: nothing more is staged, and the same command goes on.
 """
 
 import contextlib
@@ -19,10 +23,11 @@ from batchdet.source.columns import (
     require_column,
 )
 from batchdet.source.parquet_rows import ParquetRows, fields_of, open_file
+from batchdet.source.range_file import lasting_code
 from batchdet.source.rows import cut, failed_shard
 from batchdet.source.shards import Shard
 from batchdet.spec import SourceSpec
-from batchdet.storage import SizeMismatch, StorageError, StoredObject
+from batchdet.storage import StorageError, StoredObject, TransientError
 
 _TRIES: Final = 8
 
@@ -35,6 +40,8 @@ def _first_schema(objects: Sequence[StoredObject]) -> tuple[pa.Schema, str]:
             with open_file(obj) as file:
                 refuse_repeated(file.schema_arrow.names, obj.uri)
                 return file.schema_arrow, obj.uri
+        except TransientError as error:  # another file's columns would decide what is carried over
+            raise SourceError(f"source.uri: {error.message}") from error
         except (StorageError, pa.ArrowException, OSError) as error:
             failure = failure or f"{obj.uri}: {error}"
     raise SourceError(f"source.uri: no Parquet file can be read; {failure}")
@@ -72,10 +79,8 @@ def read_segments(
         try:
             file = stack.enter_context(open_file(shard.objects[0]))
             reader = ParquetRows(file, shard, source, carried)
-        except SizeMismatch as error:
-            failure = "size_mismatch", error.message
         except StorageError as error:
-            failure = "unreadable", error.message
+            failure = lasting_code(error), error.message
         except (pa.ArrowException, SourceError, OSError) as error:
             failure = "shard_corrupt", f"{shard.shard_uri}: {' '.join(str(error).split())}"
         if failure is not None:

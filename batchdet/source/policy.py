@@ -48,7 +48,8 @@ class UriPolicy:
         """Return the full URI of an entry; nothing is decided yet. One that climbs out of its bucket keeps its dots."""
         if "://" in listed:
             scheme, rest = listed.split("://", 1)
-            return storage.normalize(listed) if scheme.lower() == "file" else f"{scheme.lower()}://{rest}"
+            local = scheme.lower() == "file" and rest.strip("/") != ""
+            return storage.normalize(listed) if local else f"{scheme.lower()}://{rest}"
         if listed.startswith(("/", "~")) or _SCHEME.match(listed):
             return listed
         uri = storage.join(self.folder, listed)
@@ -72,6 +73,8 @@ class UriPolicy:
         if "://" not in listed and _SCHEME.match(listed):
             raise _refused(listed, f"{listed.split(':', 1)[0]}: is not allowed")
         uri = self.resolve(listed)
+        if uri.startswith("file://"):
+            raise _refused(listed, "it names no file")
         if storage.scheme(uri) == "file":
             return Allowed(self._check_local(listed, uri), False)
         part = _split(uri)

@@ -1,10 +1,28 @@
-"""A stored object as a seekable file, and the check that it is still the one that was listed."""
+"""A stored object as a seekable file; the check that it is still the listed one; which failures last."""
 
 import io
 from typing import Any
 
 from batchdet import storage
-from batchdet.storage import SizeMismatch, StorageError, StoredObject
+from batchdet.storage import SizeMismatch, StorageError, StoredObject, TransientError
+
+
+def lasting_code(error: StorageError) -> str:
+    """Return the error code under which a failure may become a row: the next run would find the same.
+
+    Args:
+        error: What storage said, after its retries.
+
+    Raises:
+        TransientError: ``error`` itself, when it may pass (5xx, throttling, time-outs, lost connections). As a row
+            it would be committed, and the image lost for good; as an exception nothing is staged, and the same
+            command goes on from there.
+    """
+    if isinstance(error, SizeMismatch):
+        return "size_mismatch"
+    if isinstance(error, TransientError):
+        raise error
+    return "unreadable"
 
 
 def check_unchanged(obj: StoredObject) -> StoredObject:

@@ -12,7 +12,7 @@ from batchdet.source.fetch import read_allowed, read_object
 from batchdet.source.policy import UriPolicy
 from batchdet.source.shards import Shard
 from batchdet.spec import SourceSpec
-from batchdet.storage import StorageError, StoredObject
+from batchdet.storage import StorageError, StoredObject, TransientError
 
 _READERS = {
     "webdataset": webdataset.read_segments,
@@ -33,7 +33,8 @@ def read_segments(
     """Cut a shard into segments, in order.
 
     The cut depends on the shard and the two limits alone, never on ``done``. Every shard has at least one
-    segment, and exactly its last one says so. What cannot be read becomes failed rows, never an exception.
+    segment, and exactly its last one says so. What lasts (missing, forbidden, changed, corrupt) becomes failed rows;
+    what may pass does not, because rows are committed.
 
     Args:
         shard: What to read.
@@ -45,6 +46,11 @@ def read_segments(
 
     Yields:
         The segments that are not in ``done``.
+
+    Raises:
+        TransientError: The store failed in a way that may pass, after retries; its message names the URI. The
+            segments before it are good, and reading again goes on behind those. A web host in a list is no store:
+            its failures are rows.
     """
     yield from _READERS[shard.format](shard, source, carried, segment_rows, segment_bytes, done)
 
@@ -70,6 +76,9 @@ def read_image(source: SourceSpec, uri: str, shard_uri: str, member: str, positi
         except StorageError as error:
             raise ImageError("unreadable", error.message) from error
         return parquet.read_image(source, obj, position) if is_parquet else webdataset.read_image(obj, member)
-    if uri == f"{shard_uri.rstrip('/')}/{member}":
-        return read_object(StoredObject(uri, -1, ""), source.max_image_bytes)
-    return read_allowed(UriPolicy(shard_uri, source.allow).check(uri), source.max_image_bytes)
+    try:
+        if uri == f"{shard_uri.rstrip('/')}/{member}":
+            return read_object(StoredObject(uri, -1, ""), source.max_image_bytes)
+        return read_allowed(UriPolicy(shard_uri, source.allow).check(uri), source.max_image_bytes)
+    except TransientError as error:
+        raise ImageError("unreadable", error.message) from error

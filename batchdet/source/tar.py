@@ -2,6 +2,10 @@
 
 Python's ``tarfile`` parses the header blocks. Its own loop is not used: it allocates whatever size an extended
 header declares, and follows crafted sizes backwards for ever (CVE-2025-8194).
+
+Blocks of zeros, the end marker among them, are passed over as by ``tar --ignore-zeros``: archives written one behind
+the other are read as one. Reading goes on to the last byte, so that gzip's checksum is seen, and what stands behind
+the end without being an archive does not go unnoticed.
 """
 
 import tarfile
@@ -50,6 +54,8 @@ class TarWalker:
         self._left = 0
         self._padding = 0
         self._blocks = 0
+        self._after_zeros = False
+        self._at_end = False
 
     def __iter__(self) -> Iterator[TarMember]:
         """Yield member after member.
@@ -65,7 +71,9 @@ class TarWalker:
             if header is None:
                 if local:
                     raise StreamTruncated("the archive ends behind an extended header")
-                return
+                if self._at_end:
+                    return
+                continue
             if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
                 value = self._extended(header.size).split(b"\0", 1)[0]
                 local["path" if header.type == tarfile.GNUTYPE_LONGNAME else "linkpath"] = value
@@ -91,28 +99,35 @@ class TarWalker:
         return data
 
     def _header(self) -> tarfile.TarInfo | None:
+        """Return the next header, or None for a block of zeros or at the end."""
         block = self._stream.read(_BLOCK)
-        if not block and not self._stream.is_complete():
-            raise StreamTruncated("fewer bytes arrived than were listed")
-        if not block and self._blocks:
-            return None
         if len(block) < _BLOCK:
-            raise (
-                StreamTruncated(f"a header of {len(block)} bytes")
-                if self._blocks
-                else StreamCorrupt("not a tar archive")
-            )
+            self._end(block)
+            return None
         self._blocks += 1
-        if block == _END:
+        after_zeros, self._after_zeros = self._after_zeros, block == _END
+        if self._after_zeros:
             return None
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
-            what = "not a tar archive" if self._blocks == 1 else "a bad header"
-            raise StreamCorrupt(f"{what}: {error}") from error
+            what = "bytes behind the end that are no archive" if after_zeros else "a bad header"
+            raise StreamCorrupt(f"{'not a tar archive' if self._blocks == 1 else what}: {error}") from error
         if not 0 <= header.size < _MAX_SIZE:
             raise StreamCorrupt(f"a member of {header.size} bytes")
         return header
+
+    def _end(self, rest: bytes) -> None:
+        """Judge the last bytes, fewer than a block."""
+        if not self._stream.is_complete():
+            raise StreamTruncated("fewer bytes arrived than were listed")
+        if not self._blocks:
+            raise StreamCorrupt("not a tar archive")
+        if rest and not self._after_zeros:
+            raise StreamTruncated(f"a header of {len(rest)} bytes")
+        if any(rest):
+            raise StreamCorrupt(f"{len(rest)} bytes behind the end that are no archive")
+        self._at_end = True
 
     def _extended(self, size: int) -> bytes:
         if size > _MAX_EXTENDED_BYTES:

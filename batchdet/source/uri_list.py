@@ -1,4 +1,10 @@
-"""URI lists: CSV, JSONL, Parquet or plain text that name images elsewhere; other columns are carried over."""
+"""URI lists: CSV, JSONL, Parquet or plain text that name images elsewhere; other columns are carried over.
+
+An entry that is refused, missing, forbidden or broken is a failed row. An object store that fails in a way that may
+pass ends the reading with :class:`~batchdet.storage.TransientError`: nothing of that segment is staged, and the same
+command goes on. Web hosts (http, https) are the exception: a 5xx or time-out there is a failed row ``unreadable``
+once retries are spent, because one dead host must not stop a job.
+"""
 
 import posixpath
 from collections.abc import Iterator, Sequence

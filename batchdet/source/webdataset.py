@@ -3,6 +3,10 @@
 The key is the path up to the first dot of the base name. A sample's members stand next to each other, as
 WebDataset writes them; its ``.json`` and ``.txt`` may come before or behind the images. Names that begin with a
 dot are passed over, as in folders (macOS puts ``._x.jpg`` beside ``x.jpg``).
+
+A tar that is gone, forbidden, changed, cut or corrupt ends with one failed row. A store that fails in a way that may
+pass, at opening or in the middle, ends the reading with :class:`~batchdet.storage.TransientError` instead: a row would
+be committed and stand for all images behind it. Nothing more is staged then, and the same command goes on.
 """
 
 import logging
@@ -16,12 +20,13 @@ from batchdet.errors import ImageError
 from batchdet.records.segment import Segment
 from batchdet.source.columns import select_columns
 from batchdet.source.listing import is_image_name
+from batchdet.source.range_file import lasting_code
 from batchdet.source.rows import ImageRow, assemble, failed_shard
 from batchdet.source.shards import Shard
 from batchdet.source.stream import Stream, StreamCorrupt, StreamTruncated, open_stream
 from batchdet.source.tar import TarMember, TarWalker
 from batchdet.spec import SourceSpec
-from batchdet.storage import SizeMismatch, StorageError, StoredObject
+from batchdet.storage import StorageError, StoredObject
 
 _SIDECARS: Final = ("json", "txt")
 _MAX_SIDECAR_BYTES: Final = 1024 * 1024
@@ -43,7 +48,7 @@ def read_segments(
     try:
         stream = open_stream(shard.objects[0])
     except StorageError as error:
-        code = "size_mismatch" if isinstance(error, SizeMismatch) else "unreadable"
+        code = lasting_code(error)
         if 0 not in done:
             yield failed_shard(shard, carried, code, error.message)
         return
@@ -92,7 +97,7 @@ class _TarRows:
         except StreamCorrupt as error:
             failure = "shard_corrupt", str(error)
         except StorageError as error:
-            failure = "unreadable", error.message
+            failure = lasting_code(error), error.message
         yield from _weighed(sample, texts)
         if failure is not None:
             code, message = failure

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchdet.errors import SourceError
+from batchdet.errors import MissingExtra, SourceError
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.spec import SourceSpec
 from tests.unit.source.corpus import write_tar
@@ -28,7 +28,6 @@ def _touch(folder: Path, *names: str) -> None:
     [
         (["a.tar", "b.tar.gz", "c.TGZ", "index.json"], "", "webdataset"),
         (["a.parquet", "b.pq", "_metadata"], "", "parquet"),
-        (["a.jpg", "b.tar", "c.parquet"], "", "folder"),
         (["a.jpg", "a.txt", "list.csv"], "", "folder"),
         (["a.tar", "b.jpg"], "/*.tar", "webdataset"),
         (["l.csv", "a.jpg"], "/l.csv", "uri_list"),
@@ -58,7 +57,22 @@ def test_auto_decides_by_what_is_listed(tmp_path: Path, names: list[str], uri: s
         (
             ["a.tar", "b.parquet"],
             "",
-            r"source\.format: .* 1 tar shards and 1 Parquet files; write webdataset",
+            r"source\.format: .* holds 1 tar shard and 1 Parquet file; write source\.format: webdataset or parquet, ",
+        ),
+        (
+            ["cover.jpg", *[f"{i}.tar" for i in range(5)]],
+            "",
+            r"source\.format: .* holds 1 image and 5 tar shards; write source\.format: folder or webdataset, ",
+        ),
+        (
+            ["a.jpg", "b.png", "c.parquet"],
+            "/*",
+            r"source\.format: .* holds 2 images and 1 Parquet file; write source\.format: folder or parquet, ",
+        ),
+        (
+            ["a.jpg", "b.tar", "c.parquet"],
+            "",
+            r"holds 1 image, 1 tar shard and 1 Parquet file; write source\.format: folder, webdataset or parquet, ",
         ),
         (["a.json", "b.md", "c.md"], "", r"source\.format: .* holds 2 \.md, 1 \.json, .* write source\.format: folder"),
         (["l.csv", "m.csv"], "", r"source\.format: .* holds 2 \.csv.* write source\.format: uri_list"),
@@ -92,7 +106,9 @@ def test_folder_without_permission(tmp_path: Path) -> None:
 def test_unknown_scheme_and_missing_package() -> None:
     with pytest.raises(SourceError, match=r"source\.uri: s4://b: 's4' is no known scheme; use a path, s3://"):
         _list("s4://b")
-    with pytest.raises(SourceError, match=r"source\.uri: gs://b/x: the scheme 'gs' needs a package: pip install gcsfs"):
+    with pytest.raises(
+        MissingExtra, match=r"source\.uri: gs://b/x: the scheme 'gs' needs a package: pip install gcsfs"
+    ):
         _list("gs://b/x")
 
 
@@ -117,10 +133,10 @@ def test_objects_are_sorted_and_tar_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["folder", "list", "parquet"])
 def test_write_and_read_give_the_same(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "in"
-    _touch(source, "a.jpg", "b.jpg")
+    _touch(source / "img", "a.jpg", "b.jpg")
     (source / "l.jsonl").write_text('{"url": "a.jpg", "tags": ["x"], "n": null}\n{"url": "b.jpg", "tags": [], "n": 3}')
     pq.write_table(pa.table({"image": [b"1"], "t": pa.array([1], pa.timestamp("ms", "UTC"))}), source / "p.parquet")
-    before = _list({"folder": source, "list": source / "l.jsonl", "parquet": source / "p.parquet"}[kind])
+    before = _list({"folder": source / "img", "list": source / "l.jsonl", "parquet": source / "p.parquet"}[kind])
     before.write(str(tmp_path / "out" / "inventory.parquet"))
     after = Inventory.read(str(tmp_path / "out" / "inventory.parquet"))
     assert (after.format, after.root, after.digest) == (before.format, before.root, before.digest)
@@ -181,6 +197,51 @@ def test_entries_of_lists_in_different_folders_are_different(tmp_path: Path) -> 
     one, two = _list(tmp_path / "one/l.txt"), _list(tmp_path / "two/l.txt")
     assert two.without(one.objects).objects.num_rows == 1
     assert two.without(two.objects).objects.num_rows == 0
+
+
+def test_a_format_that_is_written_chooses_among_kinds(tmp_path: Path) -> None:
+    _touch(tmp_path, "cover.jpg", "a.tar", "b.tar")
+    for format_, count in [("webdataset", 2), ("folder", 1)]:
+        assert _list(tmp_path, format=format_).objects.num_rows == count
+
+
+def _entries(inventory: Inventory) -> list[tuple[str, str]]:
+    objects = inventory.objects
+    return [(Path(u).name, m) for u, m in zip(objects["uri"].to_pylist(), objects["member"].to_pylist(), strict=True)]
+
+
+def test_entries_of_a_list_are_known_by_list_name_and_uri(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("url,key\na.jpg,1\nb.jpg,2\n,3\n")
+    before = _list(tmp_path / "l.csv", id_column="key")
+    # a known URI under a new name, a known name with a new URI, and empty rows
+    (tmp_path / "l.csv").write_text("url,key\na.jpg,1\na.jpg,7\nc.jpg,2\n,3\n,8\n,\n")
+    after = _list(tmp_path / "l.csv", id_column="key")
+    left = after.without(before.objects)
+    assert _entries(left) == [("a.jpg", "7"), ("c.jpg", "2"), ("", "8"), ("", "#5")]
+    assert left.objects["error_code"].to_pylist() == [None, None, "null_image", "null_image"]
+    assert left.objects.schema == after.objects.schema
+    (tmp_path / "m.csv").write_text("url,key\na.jpg,1\n")
+    assert _entries(_list(tmp_path / "m.csv", id_column="key").without(before.objects)) == [("a.jpg", "1")]
+
+
+def test_nulls_in_keys_are_equal() -> None:
+    schema = pa.schema([("uri", "string"), ("size_bytes", "int64"), ("etag", "string")])
+    objects = pa.table({"uri": ["a", "b"], "size_bytes": [None, 1], "etag": [None, None]}, schema=schema)
+    inventory = Inventory("folder", "r", objects, pa.schema([]))
+    assert inventory.without(objects).objects.num_rows == 0
+    listed = {"list_uri": ["l", "l"], "member": ["#0", "#1"], "uri": [None, None], "size_bytes": [-1, -1]}
+    entries = pa.table({**listed, "etag": ["", ""], "error_code": ["null_image"] * 2}, schema=pa.schema(
+        [("list_uri", "string"), ("member", "string"), *schema, ("error_code", "string")]))  # fmt: skip
+    inventory = Inventory("uri_list", "l", entries, pa.schema([]))
+    assert inventory.without(entries.slice(0, 1)).objects["member"].to_pylist() == ["#1"]
+
+
+def test_objects_and_entries_of_lists_know_nothing_of_each_other(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.tar")
+    (tmp_path / "l.csv").write_text("url\na.jpg\n")
+    shards, entries = _list(f"{tmp_path}/*.tar"), _list(tmp_path / "l.csv")
+    assert shards.without(entries.objects).objects.equals(shards.objects)
+    assert entries.without(shards.objects).objects.equals(entries.objects)
 
 
 def test_a_hundred_thousand_shards_are_planned_in_seconds() -> None:

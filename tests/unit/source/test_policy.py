@@ -39,7 +39,7 @@ def test_default_of_a_remote_list(listed: str, uri: str) -> None:
         "zip://a.jpg", "github://o:r@/x",
         "filecache::s3://b/x", "s3://b/x::http://169.254.169.254/", "reference://", "s3://b/../c/x.jpg",
         "../../../x.jpg", "s3://b/%2e%2e/x.jpg", "http:/x", "a\0b.jpg",
-        "a\nb.jpg", "smb://h/x", "sftp://h/x", "ssh://h/x", "jar:x",
+        "a\nb.jpg", "file://", "FILE:///", "file:", "s3:", "smb://h/x", "sftp://h/x", "ssh://h/x", "jar:x",
     ],
 )  # fmt: skip
 def test_refused_by_a_remote_list(uri: str) -> None:

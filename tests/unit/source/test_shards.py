@@ -1,11 +1,13 @@
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from batchdet.source.inventory import Inventory, Shard, list_inventory, plan_shards
-from batchdet.source.shards import folder_root, member_of
+from batchdet.source.shards import ShardPlan, folder_root, member_of
 from batchdet.spec import SourceSpec
 
 
@@ -75,6 +77,72 @@ def test_plan_is_a_sequence() -> None:
         plan[3]
     assert len(plan_shards(_inventory("folder", 0))) == 0
     assert len(plan_shards(_inventory("uri_list", 0))) == 0
+
+
+def _facts(shards: Iterable[Shard]) -> list[tuple[Any, ...]]:
+    return [
+        (s.shard_index, s.shard_id, s.shard_uri, s.objects, s.first_position, s.listed and s.listed.to_pylist())
+        for s in shards
+    ]
+
+
+FORMATS = ["webdataset", "folder", "parquet", "uri_list"]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_parts_of_a_plan_hold_the_shards_of_the_plan(format_: str, pickled: bool) -> None:
+    plan = plan_shards(_inventory(format_, 24, lists=3), 5)
+    whole = _facts(plan)
+
+    def check(part: ShardPlan, want: list[tuple[Any, ...]]) -> None:
+        part = pickle.loads(pickle.dumps(part)) if pickled else part
+        assert isinstance(part, ShardPlan)
+        assert len(part) == len(want)
+        assert _facts(part) == want
+        objects = [o for facts in want for o in facts[3]]
+        assert part.size_bytes == sum(o.size_bytes for o in objects)
+        assert part.image_count == (len(objects) if format_ in {"folder", "uri_list"} else None)
+
+    check(plan, whole)
+    for which in [slice(1, 3), slice(None, None, 2), slice(None, None, -1), slice(3, 3), slice(-2, None)]:
+        check(plan[which], whole[which])
+    for places in [[], [0], [4, 1, 2], [-1, 0], range(5)]:
+        check(plan.subset(places), [whole[i] for i in places])
+    check(plan[1:].subset([2, 0])[1:], [whole[1]])
+    with pytest.raises(IndexError, match=rf"shard {len(plan)} of {len(plan)}"):
+        plan.subset([0, len(plan)])
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_pickled_part_carries_its_rows_alone(format_: str) -> None:
+    plan = plan_shards(_inventory(format_, 50_000, lists=2), slice_rows=100)
+    assert len(pickle.dumps(plan[3:4])) < 10_000
+    assert len(pickle.dumps(plan.subset([3, len(plan) - 1]))) < 20_000
+    again = pickle.loads(pickle.dumps(plan[3:4]))
+    assert len(pickle.dumps(again)) < 10_000
+    assert _facts(again) == _facts([plan[3]])
+
+
+def test_parts_and_totals_make_no_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_shards(_inventory("folder", 1000), slice_rows=10)
+    monkeypatch.setattr(ShardPlan, "_make", None)
+    part = pickle.loads(pickle.dumps(plan[10:20].subset(range(5))))
+    assert (part.image_count, part.size_bytes) == (50, sum(range(100, 150)))
+
+
+def test_sizes_that_are_not_listed_count_as_none() -> None:
+    inventory = _inventory("uri_list", 10)
+    sizes = pa.array([-1, 5] * 5, pa.int64())
+    objects = inventory.objects.set_column(1, "size_bytes", sizes)
+    assert plan_shards(Inventory("uri_list", "", objects, inventory.carried)).size_bytes == 25
+
+
+def test_a_list_may_lie_in_several_chunks() -> None:
+    objects = _inventory("uri_list", 24, lists=3).objects
+    chunks = pa.concat_tables([objects.slice(0, 3), objects.slice(3, 0), objects.slice(3, 10), objects.slice(13)])
+    want, got = (plan_shards(Inventory("uri_list", "", o, pa.schema([])), 5) for o in (objects, chunks))
+    assert _facts(got) == _facts(want)
 
 
 def test_shards_pickle_small() -> None:

@@ -102,7 +102,8 @@ def test_csv_types_are_those_that_all_values_have(tmp_path: Path, pictures: list
         ("l.csv", "url,n\n", "names no image"),
         ("l.csv", "url,n\na,1,2\n", "cannot be read as a list: .*Expected 2 columns, got 3"),
         ("l.csv", "a,b\nx,y\n", r"2 columns of .* could hold the images \(a, b\)"),
-        ("l.csv", "url,path\nx,y\n", r"\(url, path\)"),
+        ("l.csv", "url,uri,path\nx,y,z\n", r"2 columns of .* \(url, uri\)"),
+        ("l.csv", "image,file_name\nx,y\n", r"\(image, file_name\)"),
         ("l.csv", "n,m\n1,2\n", r"no column of .* \(it has n, m\)"),
         ("l.csv", "url,n,n\nx,1,2\n", "2 columns named 'n'"),
         ("l.jsonl", '{"url": "a"}\n{"url": \n', "cannot be read as a list"),
@@ -172,6 +173,21 @@ def test_refused_entries_open_no_connection(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "l.txt").write_text("\n".join(entries))
     assert read_all(tmp_path / "l.txt").codes == ["refused_uri"] * 4
     assert connected == []
+
+
+@pytest.mark.parametrize(
+    ("header", "want"),
+    [
+        ("file_name,image_url", "image_url"), ("path,URL", "URL"), ("key,filepath,image", "filepath"),
+        ("key,file_name", "file_name"), ("s3_path,uri,file", "uri"), ("caption,key", "key"),
+    ],
+)  # fmt: skip
+def test_the_most_telling_name_is_the_uri(tmp_path: Path, pictures: list[str], header: str, want: str) -> None:
+    names = header.split(",")
+    (tmp_path / "l.csv").write_text(header + "\n" + ",".join(pictures[0] if n == want else "x" for n in names))
+    got = read_all(tmp_path / "l.csv")
+    assert got.data == [image(0)]
+    assert len(got.inventory.carried) == len(names) - 1
 
 
 def test_done_segments_are_not_fetched(tmp_path: Path, pictures: list[str]) -> None:

@@ -218,7 +218,73 @@ def test_gzip_with_a_flipped_bit(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(tar_bytes([(f"{i}.jpg", os.urandom(50000)) for i in range(4)])))
     data[-5] ^= 1  # the checksum
     (tmp_path / "s.tar").write_bytes(bytes(data))
-    assert read_all(tmp_path / "s.tar").codes[:4] == [None] * 4
+    got = read_all(tmp_path / "s.tar")
+    assert got.codes == [None] * 4 + ["shard_corrupt"]
+    assert "CRC" in got.rows[4]["error_message"]
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 4, 8, 9, 30])
+def test_gzip_that_ends_behind_the_end_marker(tmp_path: Path, cut_bytes: int) -> None:
+    data = gzip.compress(tar_bytes([("a.jpg", os.urandom(5000))]) + bytes(200_000))
+    (tmp_path / "s.tar").write_bytes(data[:-cut_bytes])
+    assert read_all(tmp_path / "s.tar").codes == [None, "shard_truncated"]
+
+
+def test_gzip_with_something_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(gzip.compress(tar_bytes([("a.jpg", b"1")])) + b"garbage")
+    assert read_all(tmp_path / "s.tar").codes == [None, "shard_corrupt"]
+    (tmp_path / "s.tar").write_bytes(gzip.compress(tar_bytes([("a.jpg", b"1")])) + bytes(700))
+    assert read_all(tmp_path / "s.tar").codes == [None]
+
+
+@pytest.mark.parametrize("packed", ["", "each", "all"])
+def test_archives_one_behind_the_other_are_read_as_one(tmp_path: Path, packed: str) -> None:
+    parts = [tar_bytes([(f"{i}.jpg", image(i)), (f"{i}.txt", b"t")]) for i in range(3)]
+    assert all(len(part) == tarfile.RECORDSIZE for part in parts)
+    data = b"".join(gzip.compress(part) if packed == "each" else part for part in parts)
+    (tmp_path / "s.tar").write_bytes(gzip.compress(data) if packed == "all" else data)
+    got = read_all(tmp_path / "s.tar")
+    assert got.by_member == {f"{i}.jpg": image(i) for i in range(3)}
+    assert [r["txt"] for r in got.rows] == ["t"] * 3
+
+
+def test_one_block_of_zeros_is_no_end(tmp_path: Path) -> None:
+    parts = [raw_header(f"{i}.jpg".encode(), 1) + padded(b"%d" % i) for i in range(2)]
+    (tmp_path / "s.tar").write_bytes(parts[0] + bytes(512) + parts[1] + bytes(100))
+    assert read_all(tmp_path / "s.tar").codes == [None, None, "shard_truncated"]
+    (tmp_path / "s.tar").write_bytes(parts[0] + bytes(512) + parts[1] + bytes(512) + bytes(100))
+    assert read_all(tmp_path / "s.tar").codes == [None, None]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("garbage", [b"x", b"garbage" * 400, bytes(100) + b"x", bytes(5000) + b"x" * 512])
+def test_garbage_behind_the_end_is_one_failed_row(tmp_path: Path, garbage: bytes, packed: bool) -> None:
+    data = tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2")]) + garbage
+    (tmp_path / "s.tar").write_bytes(gzip.compress(data) if packed else data)
+    got = read_all(tmp_path / "s.tar")
+    assert [(r["member"], r["error_code"]) for r in got.rows] == [
+        ("a.jpg", None),
+        ("b.jpg", None),
+        ("#2", "shard_corrupt"),
+    ]
+    assert "behind the end" in got.rows[2]["error_message"]
+
+
+def test_an_extended_header_before_zeros_is_cut(tmp_path: Path) -> None:
+    first = tar_bytes([("a.jpg", b"1")])
+    (tmp_path / "s.tar").write_bytes(first + _pax({b"path": b"b.jpg"}) + bytes(512) + first)
+    assert read_all(tmp_path / "s.tar").codes == [None, "shard_truncated"]
+
+
+def test_zeros_behind_the_end_fill_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar_bytes([("a.jpg", b"1")]) + bytes(32 << 20) + tar_bytes([("b.jpg", b"2")]))
+    tracemalloc.start()
+    try:
+        assert read_all(tmp_path / "s.tar").members == ["a.jpg", "b.jpg"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_gzip_is_found_by_its_bytes_not_its_name(tmp_path: Path) -> None:
