@@ -302,7 +302,7 @@ def render_evaluation(evaluation: Evaluation, console: "Console", max_classes: i
         ("medium", e.ap_medium),
         ("large", e.ap_large),
     )
-    console.print(Text("   ".join(f"{name} {_figure(value)}" for name, value in figures), style="bold"))
+    console.print(Text("   ".join(f"{name} {_figure(value)}" for name, value in figures), style="bold"), soft_wrap=True)
     notes = [f"on {e.images:,} images that both the run and the truth hold, {e.detections:,} detections"]
     notes += [f"{e.images_failed:,} of these failed and count as empty"] * bool(e.images_failed)
     notes += [f"{e.images_only_in_run:,} images of the run have no truth of their own"] * bool(e.images_only_in_run)

@@ -1,7 +1,9 @@
 """SQL over committed tables, walled in: it reads the output's own tables and nothing else, and writes nothing."""
 
+import itertools
 import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -34,6 +36,9 @@ def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_r
         latest: Where several runs hold the same image, tar or Parquet file, keep its rows of the newest one only.
         max_rows: Stop reading after this many rows; null takes all.
 
+    Returns:
+        The rows; a column whose name was there before is renamed, ``label`` to ``label_1``.
+
     Raises:
         OutputError: There is no such output or run, or its files cannot be read.
         SpecError: The statement is wrong, or is one that is refused.
@@ -46,9 +51,8 @@ def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_r
     try:
         with readable(results.uri):
             relation = con.sql(sql)
-            if max_rows is None:
-                return relation.to_arrow_table()
-            return _first_rows(relation, max_rows)
+            table = relation.to_arrow_table() if max_rows is None else _first_rows(relation, max_rows)
+            return table.rename_columns(_distinct(table.schema.names))
     except duckdb.Error as error:
         raise SpecError(f"query: {reason(error)}") from error
 
@@ -80,6 +84,18 @@ def _walled_in(results: Results) -> "duckdb.DuckDBPyConnection":
     ):
         con.execute(f"SET {setting}")
     return con
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number repeated names as DuckDB does for tables, for a row with two equal keys loses a value."""
+    taken, found = set(names), []
+    for n, name in enumerate(names):
+        new = name
+        if name in names[:n]:
+            new = next(one for k in itertools.count(1) if (one := f"{name}_{k}") not in taken)
+        taken.add(new)
+        found.append(new)
+    return found
 
 
 def _first_rows(relation: Any, max_rows: int) -> pa.Table:
@@ -185,9 +201,18 @@ def _cell(value: Any) -> str:
         return "NULL"
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e15 else repr(value)
-    text = str(value)
+    text = str(_rounded(value))
     is_plan = text.startswith(("┌", "╭")) and "\n" in text
     return escape(text, keep_newlines=is_plan)
+
+
+def _rounded(value: Any) -> Any:
+    """Round the numbers within a list or struct as those of a column are."""
+    if isinstance(value, float):
+        return float(_cell(value))
+    if isinstance(value, list | tuple):
+        return type(value)(_rounded(one) for one in value)
+    return {key: _rounded(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

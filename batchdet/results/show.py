@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _BAR_WIDTH: Final = 24
 _MAX_CLASSES: Final = 20
+_MAX_LABEL: Final = 30
+_CLASS_NUMBERS_WIDTH: Final = 48
+"""Columns of a terminal that numbers and gaps take beside label and bar, as long as counts are below ten million."""
 
 
 def show(uri: str, run: str | None = None) -> dict[str, Any]:
@@ -70,11 +73,12 @@ def render_show(shown: Mapping[str, Any], console: "Console") -> None:
     _line(console, f"{run['name']}  ·  run {run['run_id']}  ·  {when}", style="bold")
     if shown["other_runs"]:
         older = len(shown["other_runs"])
-        _line(console, f"The output holds {older} other committed run{'s' * (older != 1)}.", style="dim")
+        text = f"The output holds {older} other committed run{'s' * (older != 1)}"
+        _line(console, f"{text}; batchdet query takes each image from its newest run.", style="dim")
     console.print()
     console.print(_facts(shown))
     if stats.get("detections", {}).get("total"):
-        console.print(_classes(stats["detections"]["by_class"], stats["detections"]["total"]))
+        console.print(_classes(stats["detections"]["by_class"], stats["detections"]["total"], console.width))
     console.print()
     for name, table in shown["tables"].items():
         files = f"{table['part_files']} file{'s' * (table['part_files'] != 1)}, {format_bytes(table['size_bytes'])}"
@@ -106,8 +110,8 @@ def _fact_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if model:
         how = ", ".join(str(model[key]) for key in ("family", "runtime", "precision", "canvas") if model.get(key))
-        sha = f"  sha256 {model['sha256'][:12]}…" if model.get("sha256") else ""
-        rows.append(("Model", f"{model.get('uri', '?')}  ({how}){sha}" if how else f"{model.get('uri', '?')}{sha}"))
+        rows.append(("Model", f"{model.get('uri', '?')}  ({how})" if how else f"{model.get('uri', '?')}"))
+        rows += [("", f"sha256 {model['sha256'][:12]}…")] if model.get("sha256") else []
     if images := stats.get("images"):
         rows += _image_rows(images)
     detections = stats.get("detections")
@@ -122,7 +126,7 @@ def _fact_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     if detections and detections["total"]:
         rows.append(("Score", f"0 {sparkline(detections['score']['counts'])} 1"))
         sizes = detections["box_size_coco"]
-        shares = ", ".join(f"{name} {count / detections['total']:.0%}" for name, count in sizes.items())
+        shares = ", ".join(f"{name} {count / detections['total']:.1%}" for name, count in sizes.items())
         rows.append(("Box size", f"{shares}   (area up to 32², 96² px)"))
     return rows + _time_rows(stats)
 
@@ -153,7 +157,8 @@ def _time_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _classes(by_class: Mapping[str, Mapping[str, Any]], total: int) -> "Table":
+def _classes(by_class: Mapping[str, Mapping[str, Any]], total: int, width: int) -> "Table":
+    """Make the table of classes; the bars take what a narrow terminal leaves them."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -163,14 +168,18 @@ def _classes(by_class: Mapping[str, Mapping[str, Any]], total: int) -> "Table":
     rest = [f"{len(found) - _MAX_CLASSES} more classes"] if len(found) > _MAX_CLASSES else []
     rest += [f"{never} class{'es' * (never != 1)} never found"] if never else []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="; ".join(rest) or None, caption_justify="left")
-    table.add_column("class", overflow="fold", max_width=30)
+    table.add_column("class", overflow="fold", max_width=_MAX_LABEL)
     for name in ("boxes", "images", "mean score", "share"):
-        table.add_column(name, justify="right")
-    table.add_column("", no_wrap=True, style="cyan")
+        table.add_column(name, justify="right", no_wrap=True)
+    labels = [len(escape(label)) for label, _ in found[:_MAX_CLASSES]]
+    bar_width = min(width - min(max(labels), _MAX_LABEL) - _CLASS_NUMBERS_WIDTH, _BAR_WIDTH)
+    if bar_width > 1:
+        table.add_column("", no_wrap=True, style="cyan")
     highest = found[0][1]["count"]
     for label, one in found[:_MAX_CLASSES]:
         numbers = (f"{one['count']:,}", f"{one['images']:,}", f"{one['mean_score']:.3f}", f"{one['count'] / total:.1%}")
-        table.add_row(Text(escape(label)), *numbers, bar(one["count"], highest))
+        bars = [bar(one["count"], highest, bar_width)] if bar_width > 1 else []
+        table.add_row(Text(escape(label)), *numbers, *bars)
     return table
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _READERS: Final = 8
+_WIDEST: Final = 1000
+"""Names are folded to fit the terminal; ids and numbers never are, and it wraps what is wider still."""
 
 
 def status(uri: str) -> dict[str, Any]:
@@ -99,7 +101,9 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
         else:
             table.add_row(*head, Text("uncommitted", "yellow"), "", "", "", format_bytes(run["staged_bytes"]), age)
     console.print(Text(escape(found["output"]), style="bold"), soft_wrap=True)
-    console.print(table)
+    least, most = console.measure(table, options=console.options.update(width=_WIDEST))
+    table.width = max(min(most, console.width), least)
+    console.print(table, crop=False)
     console.print()
     for run in found["runs"]:
         if run["state"] == "uncommitted":

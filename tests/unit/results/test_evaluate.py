@@ -167,6 +167,16 @@ def test_a_missing_extra_is_named(fill, truth_file, monkeypatch):
         evaluate(fill(), truth_file())
 
 
+@pytest.mark.parametrize("width", [40, 90])
+def test_the_first_line_holds_all_figures(fill, truth_file, width):
+    found = evaluate(fill(), truth_file())
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        render_evaluation(found, console)
+    assert capture.get().splitlines()[0].startswith("AP 1.000   AP50 1.000   AP75 1.000   small ")
+    assert {"ap", "ap50", "ap75", "images"} <= found.to_dict().keys()
+
+
 def test_an_evaluation_is_printed(fill, truth_file, fake_image):
     found = {**PERFECT, "c.jpg": (), "b.jpg": fake_image("b.jpg", error_code="empty")}
     console = Console(width=90, no_color=True, force_terminal=False)

@@ -220,3 +220,25 @@ def test_json_is_plain(filled):
 def test_csv_holds_no_formula_and_no_control_character():
     table = pa.table({"label": ["=cmd()", "a,b", "\x1b[2J", None, "-1"], "n": [-1, 2, 3, 4, 5]})
     assert to_csv(table).splitlines() == ["label,n", "'=cmd(),-1", '"a,b",2', "\\x1b[2J,3", ",4", "'-1,5"]
+
+
+def test_columns_of_one_name_are_all_kept(output, make_images):
+    output.add_run(FIRST, make_images(4))
+    sql = "SELECT 1 AS n, 2 AS n, 3 AS n_1, 4 AS n"
+    found = query(output.uri, sql)
+    assert found.to_pylist() == [{"n": 1, "n_2": 2, "n_1": 3, "n_3": 4}]
+    assert query(output.uri, sql, max_rows=1).schema.names == found.schema.names
+    pairs = query(
+        output.uri, "SELECT a.label, b.label FROM detections a JOIN detections b USING (image_id)", max_rows=3
+    )
+    assert pairs.schema.names == ["label", "label_1"]
+    assert json.loads(to_json(pairs))[0].keys() == {"label", "label_1"}
+
+
+def test_numbers_in_lists_are_printed_as_short_as_others(output, make_images):
+    output.add_run(FIRST, make_images(4))
+    table = query(output.uri, "SELECT [0.1::FLOAT, NULL] AS l, {'a': 0.1::FLOAT} AS s, MAP {'m': [1e20]} AS m")
+    console = Console(width=100, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        render_table(table, 3, console)
+    assert "[0.1, None]   {'a': 0.1}   [('m', [1e+20])]" in capture.get()

@@ -30,8 +30,9 @@ def test_the_newest_run_is_shown(output, make_images):
     text = printed(shown)
     for part in (
         f"run {SECOND}",
-        "1 other committed run.",
-        "builtin:sample  (yolo_end2end, onnxruntime)  sha256 abababababab…",
+        "1 other committed run; batchdet query",
+        "builtin:sample  (yolo_end2end, onnxruntime)",
+        "  sha256 abababababab…",
         "70 listed = 60 ok + 10 failed",
         "truncated 10",
         "640-640 x 480-480 px",
@@ -48,6 +49,17 @@ def test_facts_and_classes_fit_into_eighty_columns(output, make_images):
     output.add_run(FIRST, make_images(70))
     lines = printed(show(output.uri), width=80).splitlines()
     assert max(len(line) for line in lines if output.uri not in line) <= 80
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_a_narrow_terminal_cuts_no_number(output, fake_image, width):
+    box = (0, 0.75, 10.0, 20.0, 60.0, 90.0)
+    output.add_run(FIRST, [fake_image(f"{n}.jpg", (box,) * 3) for n in range(400)], labels=["umbrella"], part_rows=500)
+    lines = printed(show(output.uri), width).splitlines()
+    (row,) = (line for line in lines if line.startswith(" umbrella"))
+    assert row.split()[:5] == ["umbrella", "1,200", "400", "0.750", "100.0%"]
+    assert ("█" in row) is (width > 50)
+    assert max(len(line) for line in lines if "/" not in line and "·" not in line) <= width
 
 
 def test_a_run_can_be_chosen(output, make_images):

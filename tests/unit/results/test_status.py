@@ -53,3 +53,14 @@ def test_no_output(tmp_path):
 
 def test_ages_are_short():
     assert [format_age(s) for s in (3.4, 90, 7200, 86400 * 40)] == ["3 s", "2 min", "2 h", "40 d"]
+
+
+def test_a_narrow_terminal_cuts_no_id_and_no_number(output, make_images):
+    output.add_run(FIRST, make_images(20))
+    console = Console(width=40, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        render_status(status(output.uri), console)
+    text = capture.get()
+    assert "…" not in text
+    assert FIRST in text
+    assert "committed" in text
