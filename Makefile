@@ -58,7 +58,7 @@ bench-start: $(VENV)/.base ## time `import batchdet` and `batchdet --help`
 embedded: $(VENV)/.dev ## train the embedded detector anew (about an hour on 2 cores)
 	$(BIN)/python -m batchdet.training.embedded
 
-wheel: $(VENV)/.dev ## build the wheel that the images in infra/ install
+wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what the other targets made, but for the environment

@@ -186,12 +186,12 @@ def _console() -> Any:
 @app.command(rich_help_panel=_LOOK)
 def query(
     out: Out,
-    sql: Annotated[str, typer.Argument(help="One SELECT over the views images, detections and runs.")],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the views images, detections and runs.")],
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets.")] = False,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Print at most this many rows as a table.")] = 40,
 ) -> None:
-    """Ask the tables in SQL (DuckDB); committed rows only, each image from its newest run."""
+    """Ask the tables in SQL (DuckDB): committed rows only, each image, or shard, from its newest run."""
     from batchdet.results.query import query as ask
     from batchdet.results.query import render_table, to_csv, to_json
 
@@ -239,7 +239,10 @@ def verify(
 def evaluate(
     out: Out,
     truth: Annotated[str, typer.Option("--truth", metavar="JSON", help="Ground truth, COCO instances.json.")],
-    run_id: RunId = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN_ID", help="A certain run; default: every image's newest rows."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare detections with ground truth: AP as COCO defines it."""

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from batchdet import storage
 from batchdet.errors import OutputError, SpecError
 from batchdet.model.cache import fetch_model
-from batchdet.source.inventory import Inventory, Shard, list_inventory, plan_shards
+from batchdet.source.inventory import Inventory, list_inventory, plan_shards
+from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
 from batchdet.table import commit
@@ -86,7 +87,7 @@ class Plan:
 
     spec: JobSpec
     inventory: Inventory
-    shards: Sequence[Shard] = field(repr=False)
+    shards: ShardPlan = field(repr=False)
     known_objects: int
     later_objects: int
     model_sha256: str
@@ -94,17 +95,6 @@ class Plan:
     resume_run_id: str | None
     finished_run_id: str | None
     why: str
-
-    @property
-    def images(self) -> int | None:
-        """Images to label, or None when only reading can tell (tar, Parquet)."""
-        by_object = self.inventory.format in {"folder", "uri_list"}
-        return self.inventory.objects.num_rows if by_object else None
-
-    @property
-    def size_bytes(self) -> int:
-        """Listed bytes."""
-        return int(pc.sum(pc.max_element_wise(self.inventory.objects["size_bytes"], 0)).as_py() or 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``plan --json``."""
@@ -116,8 +106,8 @@ class Plan:
             "known_objects": self.known_objects,
             "later_objects": self.later_objects,
             "shards": len(self.shards),
-            "images": self.images,
-            "size_bytes": self.size_bytes,
+            "images": self.shards.image_count,
+            "size_bytes": self.shards.size_bytes,
             "carried_columns": {f.name: str(f.type) for f in self.inventory.carried},
             "model_sha256": self.model_sha256,
             "fingerprint": self.fingerprint,
@@ -276,7 +266,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         staged = list_staged(out, run_id) if plan.resume_run_id else {}
         left = _left(plan.shards, staged)
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
-        watcher.start(plan.images, plan.size_bytes, _images_of(plan.shards, left) if staged else 0)
+        watcher.start(plan.shards.image_count, plan.shards.size_bytes, _done_images(plan.shards, left))
         labelling = time.monotonic()
         if left:
             for segment in label_segments(
@@ -312,7 +302,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
 def _say_plan(plan: Plan, watcher: Watcher) -> None:
     inventory = plan.inventory
     objects = f"{inventory.objects.num_rows} {_OBJECTS[inventory.format]}"
-    watcher.say(f"source: {objects}, {plan.size_bytes / 1e6:.1f} MB, from {inventory.root}")
+    watcher.say(f"source: {objects}, {plan.shards.size_bytes / 1e6:.1f} MB, from {inventory.root}")
     if plan.why:
         watcher.say(plan.why)
     if plan.later_objects:
@@ -327,7 +317,7 @@ _OBJECTS: Final = {
 }
 
 
-def _left(shards: Sequence[Shard], staged: dict[str, StagedShard]) -> Sequence[int]:
+def _left(shards: ShardPlan, staged: dict[str, StagedShard]) -> Sequence[int]:
     """Say which shards still have something to do, by their place in the plan."""
     if not staged:
         return range(len(shards))
@@ -335,10 +325,9 @@ def _left(shards: Sequence[Shard], staged: dict[str, StagedShard]) -> Sequence[i
     return [i for i, shard in enumerate(shards) if shard.shard_id not in complete]
 
 
-def _images_of(shards: Sequence[Shard], left: Sequence[int]) -> int:
+def _done_images(shards: ShardPlan, left: Sequence[int]) -> int:
     """Count the images of the shards that are complete, where the listing tells."""
-    open_ = set(left)
-    return sum(max(shard.image_count, 0) for i, shard in enumerate(shards) if i not in open_)
+    return (shards.image_count or 0) - (shards.subset(left).image_count or 0)
 
 
 def _without_known(spec: JobSpec, out: str, listed: Inventory, finished: Sequence[Manifest]) -> Inventory:

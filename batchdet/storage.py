@@ -4,6 +4,7 @@ A local path is written absolute and without ``file://``; everything else keeps 
 text wherever it is seen, and ``image_id`` with it.
 """
 
+import errno
 import io
 import os
 import posixpath
@@ -174,7 +175,8 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
                 raise StorageError(f"{uri}: cannot {action}: it has changed since it was listed") from error
             if kind in {"NoCredentialsError", "PartialCredentialsError"}:
                 raise StorageError(f"{uri}: cannot {action}: no credentials for {scheme(uri)}:// were found") from error
-            failure = StorageError if scheme(uri) in {"file", "memory"} else TransientError
+            refused = getattr(error, "errno", None) == errno.EINVAL  # the store understood, and said no
+            failure = StorageError if refused or scheme(uri) in {"file", "memory"} else TransientError
             raise failure(f"{uri}: cannot {action}{_at(uri)}: {kind}: {text}") from error
         raise
 

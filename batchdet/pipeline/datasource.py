@@ -8,13 +8,13 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from batchdet.source.inventory import Shard
 from batchdet.source.reader import read_segments
+from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 
 
 def _read_shards(
-    shards: Sequence[Shard], spec: JobSpec, carried: pa.Schema, done: Mapping[str, frozenset[int]]
+    shards: ShardPlan, spec: JobSpec, carried: pa.Schema, done: Mapping[str, frozenset[int]]
 ) -> Iterator[pa.Table]:
     for shard in shards:
         segments = read_segments(
@@ -33,7 +33,7 @@ class SegmentDatasource(Datasource):
     """Yields the segments of shards; one row is one segment, so that Ray never splits or merges it.
 
     Args:
-        shards: The plan.
+        plan: The shards of the run.
         left: Places of the shards to read.
         spec: How to read it and where to cut.
         carried: Columns carried over.
@@ -43,7 +43,7 @@ class SegmentDatasource(Datasource):
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        plan: ShardPlan,
         left: Sequence[int],
         spec: JobSpec,
         carried: pa.Schema,
@@ -52,7 +52,7 @@ class SegmentDatasource(Datasource):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         per_task = max(1, -(-len(left) // max_tasks))
-        self._shards = shards
+        self._plan = plan
         self._groups = [left[i : i + per_task] for i in range(0, len(left), per_task)]
         self._spec = spec
         self._carried = carried
@@ -76,9 +76,8 @@ class SegmentDatasource(Datasource):
         """Return one task per group of shards, whatever parallelism Ray asks for."""
         tasks = []
         for group in self._groups:
-            shards = tuple(self._shards[i] for i in group)
-            done = {s.shard_id: self._done[s.shard_id] for s in shards if s.shard_id in self._done}
-            read = functools.partial(_read_shards, shards, self._spec, self._carried, done)
-            size_bytes = sum(max(o.size_bytes, 0) for shard in shards for o in shard.objects)
-            tasks.append(ReadTask(read, BlockMetadata(None, size_bytes, exec_stats=None, input_files=None)))
+            part = self._plan.subset(group)
+            done = {s.shard_id: self._done[s.shard_id] for s in part if s.shard_id in self._done} if self._done else {}
+            read = functools.partial(_read_shards, part, self._spec, self._carried, done)
+            tasks.append(ReadTask(read, BlockMetadata(None, part.size_bytes, exec_stats=None, input_files=None)))
         return tasks

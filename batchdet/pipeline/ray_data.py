@@ -17,7 +17,7 @@ from batchdet.pipeline.detector_actor import DetectorActor
 from batchdet.pipeline.resources import READER_CPUS, WRITER_CPUS, Workers
 from batchdet.records.schema import STATUS_FAILED
 from batchdet.records.segment import LabelledSegment
-from batchdet.source.inventory import Shard
+from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.table.staging import staged_folder, write_staged
 
@@ -70,7 +70,7 @@ def label_segments(
     spec: JobSpec,
     out: str,
     run_id: str,
-    shards: Sequence[Shard],
+    plan: ShardPlan,
     left: Sequence[int],
     carried: pa.Schema,
     done: Mapping[str, frozenset[int]],
@@ -83,7 +83,7 @@ def label_segments(
         spec: The job.
         out: The output's URI.
         run_id: Goes into every row.
-        shards: The plan.
+        plan: The shards of the run.
         left: Places of the shards that still have something to do.
         carried: Columns carried over.
         done: Shard id -> segments that are staged already.
@@ -101,7 +101,7 @@ def label_segments(
         # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
         warnings.simplefilter("ignore")
         with DataContext.current(_context()):
-            yield from _staged(spec, out, run_id, shards, left, carried, done, model_sha256, workers)
+            yield from _staged(spec, out, run_id, plan, left, carried, done, model_sha256, workers)
 
 
 def _context() -> DataContext:
@@ -112,6 +112,7 @@ def _context() -> DataContext:
     context.raise_original_map_exception = True  # our own errors keep their type
     context.actor_init_retry_on_errors = True  # a store that stumbles while the model is fetched
     context.actor_init_max_retries = 3
+    context.max_consecutive_actor_init_deaths = 3
     return context
 
 
@@ -119,14 +120,14 @@ def _staged(
     spec: JobSpec,
     out: str,
     run_id: str,
-    shards: Sequence[Shard],
+    plan: ShardPlan,
     left: Sequence[int],
     carried: pa.Schema,
     done: Mapping[str, frozenset[int]],
     model_sha256: str,
     workers: Workers,
 ) -> Iterator[StagedSegment]:
-    source = SegmentDatasource(shards, left, spec, carried, done)
+    source = SegmentDatasource(plan, left, spec, carried, done)
     rows = ray.data.read_datasource(
         source,
         num_cpus=READER_CPUS,

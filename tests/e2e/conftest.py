@@ -57,6 +57,12 @@ def run(one_ray: None) -> RunJob:
     return run_it
 
 
+def clean_environment() -> dict[str, str]:
+    """Return the environment of a user: a Ray in this process leaves its settings (token mode and others) behind."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONBREAKPOINT"}
+    return kept | {"PYTHONPATH": str(REPOSITORY)}
+
+
 @pytest.fixture
 def cli() -> Cli:
     """Run the command line in a process of its own, as a user would."""
@@ -65,7 +71,7 @@ def cli() -> Cli:
         return subprocess.run(
             [sys.executable, "-m", "batchdet", *map(str, arguments)],
             cwd=cwd or REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"} | (env or {}),
+            env=clean_environment() | {"COLUMNS": "100"} | (env or {}),
             capture_output=True,
             text=True,
             timeout=240,

@@ -10,7 +10,7 @@ import pytest
 from batchdet.sample.dataset import write_sample
 from tests.s3_server import S3Server
 
-from .conftest import Cli
+from .conftest import Cli, clean_environment
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_interrupts_commit_nothing(images: Path, tmp_path: Path) -> None:
             [sys.executable, "-m", "batchdet", "run", str(path)],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=clean_environment(),
         ) as process:
             assert process.stderr is not None
             for line in process.stderr:
