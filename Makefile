@@ -12,17 +12,17 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("batchdet needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("batchdet needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing batchdet into $(VENV) (a few minutes when nothing is cached)"
-	$(PIP) --editable '.[cpu,evaluate]'
+	@$(PIP) --editable '.[cpu,evaluate]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing batchdet and its development tools into $(VENV) (a few minutes when nothing is cached)"
-	$(PIP) --editable '.[cpu,evaluate,torch,dev]'
+	@$(PIP) --editable '.[cpu,evaluate,torch,dev]'
 	@touch $@ $(VENV)/.base
 
 quickstart: $(VENV)/.base ## make a sample data set, label it, show and evaluate the result
@@ -55,8 +55,10 @@ format: $(VENV)/.dev ## format and mend what can be mended
 bench-start: $(VENV)/.base ## time `import batchdet` and `batchdet --help`
 	$(BIN)/python benchmarks/start_up.py
 
-embedded: $(VENV)/.dev ## train the embedded detector anew (about an hour on 2 cores)
-	$(BIN)/python -m batchdet.training.embedded
+embedded: $(VENV)/.dev ## train the embedded detector anew (about 100 minutes on 2 cores)
+	$(BIN)/python -m batchdet.training.embedded --minutes 55 --seed 0 --out build/embedded/1
+	$(BIN)/python -m batchdet.training.embedded --init build/embedded/1/checkpoint.pt --minutes 40 --rate 1.5e-3 --seed 1 --out build/embedded/2
+	$(BIN)/python -m batchdet.training.publish --checkpoint build/embedded/2/checkpoint.pt --seed 7 --images 1000
 
 wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -162,7 +162,8 @@ class ProgressBar:
 
     def committing(self, images: int) -> None:
         """Show the commit."""
-        self._bar.update(self._task, description="committing", completed=images)
+        total = self._meter.images + self._meter.skipped
+        self._bar.update(self._task, description="committing", completed=images, total=max(images, total))
 
     def stop(self) -> None:
         """Close the bar."""
