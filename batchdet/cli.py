@@ -121,6 +121,8 @@ def plan(
                 if planned["finished_run_id"]
                 else "start anew",
             ),
+            *([("because", planned["why"])] if planned["why"] else []),
+            *([("left for later", f"{planned['later_objects']} new objects")] if planned["later_objects"] else []),
         ]
     )
 

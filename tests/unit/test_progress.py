@@ -49,12 +49,14 @@ def test_bar_shows_rate_eta_and_failures() -> None:
     bar = ProgressBar(Console(file=text, force_terminal=True, width=140))
     bar.start(100, 1000, 0)
     bar.advance(50, 3, 500)
+    bar._bar.refresh()
     bar.committing(50)
     bar.stop()
     shown = text.getvalue()
     assert "images/s, ETA 0:0" in shown
     assert "3 failed" in shown
     assert "50/100" in shown
+    assert "50/50 " in shown, "the commit ends whole"
 
 
 def test_counting_is_silent_without_a_terminal() -> None:
