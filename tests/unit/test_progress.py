@@ -56,7 +56,7 @@ def test_bar_shows_rate_eta_and_failures() -> None:
     assert "images/s, ETA 0:0" in shown
     assert "3 failed" in shown
     assert "50/100" in shown
-    assert "50/50 " in shown, "the commit ends whole"
+    assert "50/50" in shown, "the commit ends whole"
 
 
 def test_counting_is_silent_without_a_terminal() -> None:
