@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchdet.errors import BatchdetError
-    from batchdet.job import Run, plan_job, run_job
+    from batchdet.job import Run, run_job
+    from batchdet.plan import plan_job
     from batchdet.results.open import Results, open_results
     from batchdet.spec import JobSpec
     from batchdet.specfile import load_job
@@ -23,7 +24,7 @@ _HOMES = {
     "Run": "batchdet.job",
     "load_job": "batchdet.specfile",
     "open_results": "batchdet.results.open",
-    "plan_job": "batchdet.job",
+    "plan_job": "batchdet.plan",
     "run_job": "batchdet.job",
 }
 

@@ -93,7 +93,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a run would do, without doing it: lists the source and fetches the model."""
-    from batchdet.job import plan_job
+    from batchdet.plan import plan_job
     from batchdet.specfile import load_job
 
     planned = plan_job(load_job(job, set_ or ()), fresh).to_dict()
