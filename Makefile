@@ -57,7 +57,7 @@ bench-start: $(VENV)/.base ## time `import batchdet` and `batchdet --help`
 
 embedded: $(VENV)/.dev ## train the embedded detector anew (about 100 minutes on 2 cores)
 	$(BIN)/python -m batchdet.training.embedded --minutes 55 --seed 0 --out build/embedded/1
-	$(BIN)/python -m batchdet.training.embedded --init build/embedded/1/checkpoint.pt --minutes 40 --rate 1.5e-3 --seed 1 --out build/embedded/2
+	$(BIN)/python -m batchdet.training.embedded --init build/embedded/1/checkpoint.pt --minutes 36 --rate 0.0015 --warmup 100 --score-power 2 --seed 1 --out build/embedded/2
 	$(BIN)/python -m batchdet.training.publish --checkpoint build/embedded/2/checkpoint.pt --seed 7 --images 1000
 
 wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
