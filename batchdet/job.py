@@ -14,7 +14,7 @@ from batchdet.specfile import dump_job
 from batchdet.table import commit
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
-from batchdet.table.manifest import Manifest, committed_runs, run_folder
+from batchdet.table.manifest import Manifest, run_folder
 from batchdet.table.staging import StagedShard, list_staged
 
 if TYPE_CHECKING:
@@ -112,14 +112,13 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     try:
         with Lease(out) as lease:
             plan = plan_job(spec, fresh)
-            committed = committed_runs(out)
-            for manifest in committed:
+            for manifest in plan.committed:
                 if not commit.is_finished(out, manifest.run_id):
                     commit.finish_commit(out, manifest.run_id)
             if plan.finished_run_id is None:
                 return _run(plan, started, watcher, verbose, fresh, lease)
-            commit.mark_newest(out, committed[-1].run_id)
-            finished = next(m for m in committed if m.run_id == plan.finished_run_id)
+            commit.mark_newest(out, plan.committed[-1].run_id)
+            finished = next(m for m in plan.committed if m.run_id == plan.finished_run_id)
             watcher.say(
                 f"nothing new: {plan.known_objects} source objects are labelled already, the last of them by run "
                 f"{finished.run_id}; --fresh labels them again"

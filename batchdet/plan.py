@@ -17,7 +17,7 @@ from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.table import commit
 from batchdet.table.lineage import Lineage, fingerprint
-from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs, load_manifest, run_folder
+from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs, run_folder
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
@@ -38,6 +38,7 @@ class Plan:
         resume_run_id: The unfinished run that goes on, or None.
         finished_run_id: The committed run that has done all this already, or None.
         why: Why this is a new run, or why it goes on; "" for the first run of an output.
+        committed: Every committed run of the output, oldest first.
     """
 
     spec: JobSpec
@@ -50,6 +51,7 @@ class Plan:
     resume_run_id: str | None
     finished_run_id: str | None
     why: str
+    committed: Sequence[Manifest] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``plan --json``."""
@@ -99,7 +101,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
     inventory = listed if fresh else _without_known(spec, out, listed, finished)
     known = listed.objects.num_rows - inventory.objects.num_rows
     nothing = inventory.objects.num_rows == 0
-    unfinished = None if nothing else _unfinished(spec, out, digest, inventory, fresh, finished)
+    unfinished = None if nothing else _unfinished(spec, out, digest, inventory, fresh, committed)
     later = 0
     if unfinished:
         later = inventory.objects.num_rows - unfinished[1].objects.num_rows
@@ -115,6 +117,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         resume_run_id=unfinished[0] if unfinished else None,
         finished_run_id=finished[-1].run_id if nothing else None,
         why=_why(committed, finished, fresh, unfinished, known),
+        committed=committed,
     )
 
 
@@ -134,21 +137,22 @@ def _without_known(spec: JobSpec, out: str, listed: Inventory, finished: Sequenc
 
 
 def _unfinished(
-    spec: JobSpec, out: str, digest: str, inventory: Inventory, fresh: bool, finished: Sequence[Manifest]
+    spec: JobSpec, out: str, digest: str, inventory: Inventory, fresh: bool, committed: Sequence[Manifest]
 ) -> tuple[str, Inventory] | None:
     """Find the newest unfinished run that this one can go on with, and what it was to label.
 
     It must have the same fingerprint and cut, and every object that it was to label must still be there unchanged;
     objects that are new since it began are the next run's.
     """
-    last = finished[-1].run_id if finished else ""
+    done = {m.run_id for m in committed}
+    last = max((m.run_id for m in committed if m.fingerprint == digest), default="")
     for run_id in reversed(list_runs(out)):
         if fresh and run_id <= last:
             return None
+        if run_id in done:
+            continue
         lineage = Lineage.read(out, run_id)
         if lineage is None or lineage.fingerprint != digest or lineage.cut != cut_of(spec) or lineage.fresh != fresh:
-            continue
-        if load_manifest(out, run_id) is not None:
             continue
         try:
             begun = Inventory.read(storage.join(run_folder(out, run_id), "inventory.parquet"))

@@ -4,7 +4,6 @@ An actor whose constructor raises is started again and again; a bad model must r
 reason.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,22 +27,19 @@ class Probed:
         reason: Why there.
         card: The model's card as plain values.
         labels: Class number -> label.
-        load_s: Seconds from fetching the model to its first output.
     """
 
     device: Device
     reason: str
     card: dict[str, Any]
     labels: list[str]
-    load_s: float
 
 
-def _load(spec: JobSpec, sha256: str, device: Device) -> tuple[dict[str, Any], list[str], float]:
-    started = time.perf_counter()
+def _load(spec: JobSpec, sha256: str, device: Device) -> tuple[dict[str, Any], list[str]]:
     local = fetch_model(spec.model.uri, sha256)
     detector = Detector(spec.model, local.path, local.sha256, device, 1)
     detector.probe()
-    return detector.card.to_dict(), list(detector.labels), time.perf_counter() - started
+    return detector.card.to_dict(), list(detector.labels)
 
 
 def probe_model(spec: JobSpec, sha256: str, capacity: Capacity) -> Probed:
@@ -74,7 +70,7 @@ def probe_model(spec: JobSpec, sha256: str, capacity: Capacity) -> Probed:
     return Probed("cpu", reason, *_on_worker(spec, sha256, "cpu"))
 
 
-def _on_worker(spec: JobSpec, sha256: str, device: Device) -> tuple[dict[str, Any], list[str], float]:
+def _on_worker(spec: JobSpec, sha256: str, device: Device) -> tuple[dict[str, Any], list[str]]:
     import ray
 
     task = ray.remote(_load).options(

@@ -97,11 +97,53 @@ def label_segments(
         ClusterError: Workers or nodes were lost for good.
         BatchdetError: What a step raised.
     """
-    with warnings.catch_warnings():
-        # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
-        warnings.simplefilter("ignore")
-        with DataContext.current(_context()):
-            yield from _staged(spec, out, run_id, plan, left, carried, done, model_sha256, workers)
+    # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
+    with warnings.catch_warnings(action="ignore"), DataContext.current(_context()):
+        source = SegmentDatasource(plan, left, spec, carried, done)
+        rows = ray.data.read_datasource(
+            source,
+            num_cpus=READER_CPUS,
+            concurrency=min(workers.readers, max(1, len(source))),
+            override_num_blocks=max(1, len(source)),
+            ray_remote_args={"max_retries": _MAX_RETRIES},
+        )
+        labelled = rows.map_batches(
+            DetectorActor,
+            fn_constructor_kwargs={
+                "spec": spec,
+                "model_sha256": model_sha256,
+                "run_id": run_id,
+                "batch_rows": workers.batch_rows,
+                "device": workers.device,
+                "threads": workers.threads,
+            },
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=workers.actor_cpus,
+            num_gpus=workers.actor_gpus or None,
+            max_restarts=-1,
+            max_task_retries=_MAX_RETRIES,
+        )
+        staged = labelled.map_batches(
+            _stage,
+            fn_kwargs={"folder": staged_folder(out, run_id)},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=WRITER_CPUS,
+            max_retries=_MAX_RETRIES,
+        )
+        try:
+            for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from (StagedSegment(**row) for row in batch.to_pylist())
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, BatchdetError):
+                raise error.cause from None
+            raise ClusterError(f"a step of the pipeline failed: {_line(error.cause)}; --verbose shows more") from error
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            raise ClusterError(
+                f"the pipeline was lost: {_line(error)}; what was staged is kept, the same command goes on"
+            ) from error
 
 
 def _context() -> DataContext:
@@ -114,64 +156,6 @@ def _context() -> DataContext:
     context.actor_init_max_retries = 3
     context.max_consecutive_actor_init_deaths = 3
     return context
-
-
-def _staged(
-    spec: JobSpec,
-    out: str,
-    run_id: str,
-    plan: ShardPlan,
-    left: Sequence[int],
-    carried: pa.Schema,
-    done: Mapping[str, frozenset[int]],
-    model_sha256: str,
-    workers: Workers,
-) -> Iterator[StagedSegment]:
-    source = SegmentDatasource(plan, left, spec, carried, done)
-    rows = ray.data.read_datasource(
-        source,
-        num_cpus=READER_CPUS,
-        concurrency=min(workers.readers, max(1, len(source))),
-        override_num_blocks=max(1, len(source)),
-        ray_remote_args={"max_retries": _MAX_RETRIES},
-    )
-    labelled = rows.map_batches(
-        DetectorActor,
-        fn_constructor_kwargs={
-            "spec": spec,
-            "model_sha256": model_sha256,
-            "run_id": run_id,
-            "batch_rows": workers.batch_rows,
-            "device": workers.device,
-            "threads": workers.threads,
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=workers.actor_cpus,
-        num_gpus=workers.actor_gpus or None,
-        max_restarts=-1,
-        max_task_retries=_MAX_RETRIES,
-    )
-    staged = labelled.map_batches(
-        _stage,
-        fn_kwargs={"folder": staged_folder(out, run_id)},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=WRITER_CPUS,
-        max_retries=_MAX_RETRIES,
-    )
-    try:
-        for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from (StagedSegment(**row) for row in batch.to_pylist())
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, BatchdetError):
-            raise error.cause from None
-        raise ClusterError(f"a step of the pipeline failed: {_line(error.cause)}; --verbose shows more") from error
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        raise ClusterError(
-            f"the pipeline was lost: {_line(error)}; what was staged is kept, the same command goes on"
-        ) from error
 
 
 def _line(error: Any) -> str:
