@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast check format embedded bench-start wheel clean
+.PHONY: help quickstart test test-fast fault check format embedded bench-start wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,7 +40,10 @@ test: $(VENV)/.dev ## run all tests
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev ## run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not fault'
+
+fault: $(VENV)/.dev ## run the long part of the fault suite: kills, stalls, broken stores
+	$(BIN)/python -m pytest tests/fault -m fault -p no:randomly
 
 check: $(VENV)/.dev ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

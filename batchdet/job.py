@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from batchdet import storage
 from batchdet.errors import OutputError
+from batchdet.failpoint import failpoint
 from batchdet.plan import Plan, check_apart, cut_of, in_full, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
@@ -168,6 +169,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
                 spec, out, run_id, plan.shards, left, inventory.carried, done, plan.model_sha256, workers
             ):
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)
+                failpoint("run.staged")
         wall_s = time.monotonic() - labelling
     manifest = commit.commit_run(
         out,
@@ -182,6 +184,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         lease.check,
         plan.resume_run_id is not None,
     )
+    failpoint("run.committed")
     commit.mark_newest(out, run_id)
     return Run(
         run_id,

@@ -115,6 +115,13 @@ class ComputeSpec(_Part):
     segment_bytes: Annotated[int, Field(ge=1)] = Field(
         64 * 1024 * 1024, description="At most this many encoded bytes per segment (one image may exceed it)."
     )
+    image_timeout_s: Annotated[int, Field(ge=1, le=86_400)] = Field(
+        60, description="An image on which a worker hangs for longer becomes a failed row (timed_out)."
+    )
+    image_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = Field(
+        4 * 1024**3,
+        description="An image for which a worker takes more memory than this becomes a failed row (out_of_memory).",
+    )
     address: str | None = Field(
         None,
         description="A running Ray cluster, from one of its machines: auto or HOST:PORT; null starts one here.",
@@ -136,6 +143,14 @@ class PolicySpec(_Part):
 
     incremental: bool = Field(
         True, description="Label only source objects that no committed run of the same fingerprint holds."
+    )
+    retry: Literal["none", "failed"] = Field(
+        "none",
+        description="failed: label images again that failed in committed runs (of a tar or Parquet file the whole "
+        "file); meant for a run after mending: --set policy.retry=failed.",
+    )
+    when_locked: Literal["fail", "wait"] = Field(
+        "fail", description="Another run holds the output: fail with exit status 4, or wait until it ends."
     )
     max_failed_fraction: float = Field(
         0.01, ge=0, le=1, description="The run is not committed when a larger share of its images failed."

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
 from batchdet.errors import BatchdetError, MissingExtra
+from batchdet.failpoint import failpoint
 
 _PACKAGE_OF_SCHEME = {
     "gs": "gcsfs",
@@ -430,6 +431,7 @@ def open_write(uri: str) -> Iterator[IO[bytes]]:
         handle, partial = tempfile.mkstemp(prefix=".partial-", dir=folder)
         try:
             with os.fdopen(handle, "wb") as local:
+                failpoint("storage.write")
                 yield local
                 local.flush()
                 os.fsync(local.fileno())

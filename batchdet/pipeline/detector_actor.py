@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchdet.decode.canvas import Pixels, paint
 from batchdet.decode.image import decode_image
 from batchdet.errors import ClusterError, ImageError
+from batchdet.failpoint import failpoint
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
@@ -134,6 +135,7 @@ class SegmentLabeller:
             yield ahead.popleft().result()
 
     def _decode(self, data: Any) -> Pixels | ImageError:
+        failpoint("decode", data)
         try:
             return decode_image(data, self._max_pixels)
         except ImageError as error:
@@ -230,6 +232,7 @@ class DetectorActor:
     ) -> None:
         import cv2
 
+        failpoint("actor.load")
         cv2.setNumThreads(1)  # the actor's share of the machine is one core; OpenCV would take them all
         local = fetch_model(spec.model.uri, model_sha256)
         detector = Detector(spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1)

@@ -25,13 +25,23 @@ ERROR_CODES: Final[dict[str, str]] = {
     "refused_uri": "the listed URI is not on the allow-list",
     "null_image": "the table's image column holds nothing in this row",
     "inference": "the model failed on this image",
+    "crashed": "the process that worked on this image died, each time",
+    "timed_out": "a worker spent more than compute.image_timeout_s on this image",
+    "out_of_memory": "a worker took more than compute.image_memory_bytes for this image",
 }
 """Error code of a failed image -> what it means."""
 
 SHARD_CODES: Final = frozenset({"shard_truncated", "shard_corrupt"})
 """Codes of a row that stands for all images behind a point that cannot be passed."""
 
-RETRIABLE_CODES: Final = SHARD_CODES | {"unreadable", "size_mismatch", "inference"}
+RETRIABLE_CODES: Final = SHARD_CODES | {
+    "unreadable",
+    "size_mismatch",
+    "inference",
+    "crashed",
+    "timed_out",
+    "out_of_memory",
+}
 """Codes of failures that another try may mend, because they need not lie in the image."""
 
 STATUS_OK: Final = "ok"

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from batchdet import storage
 from batchdet.errors import ConservationError, TooManyFailures
+from batchdet.failpoint import failpoint
 from batchdet.records.schema import DETECTIONS, IMAGES, RETRIABLE_CODES, SCHEMA_VERSION, SHARD_CODES
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
@@ -85,7 +86,9 @@ def commit_run(
         OutputLocked: Another run took the output over; nothing was committed.
     """
     run_id, folder = lineage.run_id, run_folder(out, lineage.run_id)
+    failpoint("commit.gather.before")
     gathered = _gather(out, spec, lineage, shards, carried, labels, progress)
+    failpoint("commit.gather.after")
     counts = gathered.stats.to_dict()["images"]
     _check_failures(spec, counts, gathered)
     check_lease()
@@ -93,11 +96,14 @@ def commit_run(
         _remove_strays(out, run_id, gathered)
     for part in (*gathered.images, *gathered.detections):
         source, target = storage.join(folder, "parts", part.path), storage.join(out, part.path)
+        failpoint("commit.move")
         storage.persist(lambda source=source, target=target: storage.move(source, target))  # type: ignore[misc]
     summary = gathered.stats.to_dict()
     summary["run"] = {"run_id": run_id, "wall_s": round(wall_s, 3), "images_per_s": _rate(counts["listed"], wall_s)}
     stats_text = (json.dumps(summary, indent=1) + "\n").encode()
+    failpoint("commit.stats.before")
     _put(storage.join(folder, "stats.json"), stats_text)
+    failpoint("commit.stats.after")
     replace(lineage, finished_at=now()).write(out)
     manifest = Manifest(
         run_id=run_id,
@@ -117,7 +123,9 @@ def commit_run(
         unread_uris=tuple(gathered.unread_uris),
     )
     check_lease()
+    failpoint("commit.manifest.before")
     _put(storage.join(folder, "manifest.json"), manifest.to_json())
+    failpoint("commit.manifest.after")
     finish_commit(out, run_id)
     return manifest
 
@@ -126,8 +134,10 @@ def finish_commit(out: str, run_id: str) -> None:
     """Do what follows the commit point: the run's ``_SUCCESS``, then the clean-up. Safe to repeat."""
     folder = run_folder(out, run_id)
     _put(storage.join(folder, "_SUCCESS"), b"")
+    failpoint("commit.success.after")
     for left_over in (staged_folder(out, run_id), storage.join(folder, "parts")):
         storage.persist(lambda left_over=left_over: storage.delete_folder(left_over))  # type: ignore[misc]
+        failpoint("commit.clean_up")
 
 
 def is_finished(out: str, run_id: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Final
 import pyarrow as pa
 
 from batchdet import storage
+from batchdet.failpoint import failpoint
 from batchdet.records.segment import LabelledSegment, table_from_ipc, table_to_ipc
 from batchdet.table.manifest import run_folder
 
@@ -35,7 +36,9 @@ def write_staged(folder: str, segment: LabelledSegment) -> str:
     """
     uri = storage.join(folder, staged_name(segment.shard_id, segment.segment_index, segment.last))
     data = table_to_ipc(segment.to_row(), compression=None)
+    failpoint("staged.before")
     storage.persist(lambda: storage.write_bytes(uri, data))
+    failpoint("staged.after")
     return uri
 
 
