@@ -19,7 +19,7 @@ from tests.s3_server import S3Server
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
-    monkeypatch.setattr("batchdet.storage.time.sleep", slept.append)
+    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", slept.append)
     return slept
 
 

@@ -61,7 +61,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchdet.storage.time.sleep", lambda _: None)
+    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", lambda _: None)
 
 
 def test_body_and_quoting(server: str) -> None:

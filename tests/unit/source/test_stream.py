@@ -25,7 +25,7 @@ DATA = os.urandom(10_000)
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchdet.storage.time.sleep", lambda _: None)
+    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", lambda _: None)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ IMAGES = [(f"{i:02d}.jpg", image(i, 3000)) for i in range(12)]
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchdet.storage.time.sleep", lambda _: None)
+    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", lambda _: None)
     monkeypatch.setattr("batchdet.source.stream.BlockStream.__init__.__defaults__", (8192,))
     monkeypatch.setattr("batchdet.source.parquet_rows._BUFFER_BYTES", 4096)
 

@@ -1,0 +1,51 @@
+"""Objects anywhere fsspec reaches: one face for local folders and object stores, with errors in plain words."""
+
+from batchdet.storage.backoff import persist, retry
+from batchdet.storage.client import endpoint, filesystem, plain_errors
+from batchdet.storage.errors import NotFound, SizeMismatch, StorageError, TransientError
+from batchdet.storage.listing import (
+    StoredObject,
+    exists,
+    find_all,
+    is_folder,
+    list_names,
+    list_objects,
+    stat,
+)
+from batchdet.storage.read import open_read, read_bytes, read_object, read_range
+from batchdet.storage.uri import basename, is_glob, join, normalize, scheme
+from batchdet.storage.write import create, delete, delete_folder, move, open_write, write_bytes
+
+__all__ = [
+    "NotFound",
+    "SizeMismatch",
+    "StorageError",
+    "StoredObject",
+    "TransientError",
+    "basename",
+    "create",
+    "delete",
+    "delete_folder",
+    "endpoint",
+    "exists",
+    "filesystem",
+    "find_all",
+    "is_folder",
+    "is_glob",
+    "join",
+    "list_names",
+    "list_objects",
+    "move",
+    "normalize",
+    "open_read",
+    "open_write",
+    "persist",
+    "plain_errors",
+    "read_bytes",
+    "read_object",
+    "read_range",
+    "retry",
+    "scheme",
+    "stat",
+    "write_bytes",
+]

@@ -1,0 +1,30 @@
+"""What a store did, in plain words: the storage branch of the error tree."""
+
+from batchdet.errors import BatchdetError
+
+
+class StorageError(BatchdetError):
+    """An object could not be listed, read or written; the message names it and says why."""
+
+    exit_status = 2
+
+
+class NotFound(StorageError):
+    """There is no such object, folder or bucket."""
+
+
+class TransientError(StorageError):
+    """The store failed in a way that may pass: time-outs, lost connections, 5xx, throttling."""
+
+
+class SizeMismatch(TransientError):
+    """Another number of bytes arrived than was listed.
+
+    Args:
+        message: What arrived and what was listed.
+        data: What did arrive.
+    """
+
+    def __init__(self, message: str, data: bytes = b"") -> None:
+        super().__init__(message)
+        self.data = data

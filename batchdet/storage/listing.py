@@ -1,0 +1,128 @@
+"""What there is: listings of folders, prefixes and globs, and facts about one object."""
+
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from batchdet.storage.client import filesystem, plain_errors
+from batchdet.storage.errors import NotFound
+from batchdet.storage.uri import is_glob, normalize, scheme
+
+
+@dataclass(frozen=True, order=True)
+class StoredObject:
+    """One object of a listing.
+
+    Args:
+        uri: Its full URI.
+        size_bytes: Its size; -1 when the listing does not say.
+        etag: What changes when its content does: the store's ETag, else ``mtime:<seconds>``, else "".
+    """
+
+    uri: str
+    size_bytes: int
+    etag: str
+
+
+def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None) -> list[StoredObject]:
+    """List the files that a URI names: one object, everything below a folder, or what a glob matches.
+
+    Names that begin with a dot or an underscore are passed over below folders, as by Spark and Arrow.
+
+    Args:
+        uri: What to list. Wildcard characters are taken literally where an object of that name exists.
+        keep_underscore: Says of a file's name whether it counts although it begins with an underscore.
+
+    Returns:
+        Sorted by URI.
+
+    Raises:
+        NotFound: A folder or object does not exist (a glob that matches nothing gives an empty list).
+        StorageError: The store refused or failed.
+    """
+    uri = normalize(uri)
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "list"):
+        found = fs.glob(path, detail=True) if is_glob(uri) else {}
+        root = ""
+        if not found and (not is_glob(uri) or fs.exists(path)):
+            info = fs.info(path)
+            if info["type"] == "file":
+                return [_stored(uri, info)]
+            found = fs.find(path, detail=True)
+            root = path.rstrip("/") + "/"
+    objects = []
+    for name, info in found.items():
+        *folders, last = (name.removeprefix(root) if root else posixpath.basename(name)).split("/")
+        hidden = last.startswith(".") or (last.startswith("_") and not (keep_underscore and keep_underscore(last)))
+        if info["type"] == "file" and not hidden and not any(f.startswith((".", "_")) for f in folders):
+            objects.append(_stored(uri, info))
+    return sorted(objects)
+
+
+def list_names(uri: str) -> list[str]:
+    """List the names directly below a folder, hidden ones too; empty when it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        with plain_errors(uri, "list"):
+            return sorted(
+                posixpath.basename(p.rstrip("/"))
+                for p in fs.ls(path, detail=False)
+                if p.rstrip("/") != path.rstrip("/")
+            )
+    except NotFound:
+        return []
+
+
+def find_all(uri: str) -> list[StoredObject]:
+    """List every file below a folder, hidden ones too, sorted; empty when it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        with plain_errors(uri, "list"):
+            return sorted(_stored(uri, info) for info in fs.find(path, detail=True).values())
+    except NotFound:
+        return []
+
+
+def stat(uri: str) -> StoredObject:
+    """Describe one object.
+
+    Raises:
+        NotFound: There is none.
+    """
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "find"):
+        return _stored(uri, fs.info(path))
+
+
+def exists(uri: str) -> bool:
+    """Tell whether an object or folder exists."""
+    try:
+        stat(uri)
+    except NotFound:
+        return False
+    return True
+
+
+def is_folder(uri: str) -> bool:
+    """Tell whether a URI names an existing folder (or prefix)."""
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "look at"):
+        return bool(fs.isdir(path))
+
+
+def _uri_of(base: str, path: str) -> str:
+    """Put the scheme of ``base`` back before a path that its file system listed."""
+    name = scheme(base)
+    return path if name == "file" or "://" in path else f"{name}://{path.lstrip('/')}"
+
+
+def _stored(base: str, info: dict[str, Any]) -> StoredObject:
+    etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    if not etag and info.get("mtime") is not None:
+        etag = f"mtime:{info['mtime']}"
+    elif not etag and info.get("LastModified") is not None:
+        etag = f"mtime:{info['LastModified']}"
+    size = info.get("size")
+    return StoredObject(_uri_of(base, info["name"]), -1 if size is None else int(size), etag)
