@@ -111,7 +111,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     check_apart(spec, out)
     _check_writable(out)
     try:
-        with Lease(out) as lease:
+        with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
             plan = plan_job(spec, fresh)
             for manifest in plan.committed:
                 if not commit.is_finished(out, manifest.run_id):
@@ -156,6 +156,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
             fresh=fresh,
         )
         run_id, spec_text = lineage.run_id, dump_job(spec)
+        lease.name_run(run_id)
         storage.write_bytes(storage.join(run_folder(out, run_id), "spec.yaml"), spec_text.encode())
         inventory.write(storage.join(run_folder(out, run_id), "inventory.parquet"))
         lineage.write(out)
@@ -170,6 +171,8 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
             ):
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)
                 failpoint("run.staged")
+                if lease.lost:
+                    lease.check()
         wall_s = time.monotonic() - labelling
     manifest = commit.commit_run(
         out,

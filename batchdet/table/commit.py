@@ -102,7 +102,7 @@ def commit_run(
     summary["run"] = {"run_id": run_id, "wall_s": round(wall_s, 3), "images_per_s": _rate(counts["listed"], wall_s)}
     stats_text = (json.dumps(summary, indent=1) + "\n").encode()
     failpoint("commit.stats.before")
-    _put(storage.join(folder, "stats.json"), stats_text)
+    _put_own(storage.join(folder, "stats.json"), stats_text, check_lease)
     failpoint("commit.stats.after")
     replace(lineage, finished_at=now()).write(out)
     manifest = Manifest(
@@ -124,7 +124,7 @@ def commit_run(
     )
     check_lease()
     failpoint("commit.manifest.before")
-    _put(storage.join(folder, "manifest.json"), manifest.to_json())
+    _put_own(storage.join(folder, "manifest.json"), manifest.to_json(), check_lease)
     failpoint("commit.manifest.after")
     finish_commit(out, run_id)
     return manifest
@@ -154,6 +154,18 @@ def mark_newest(out: str, run_id: str) -> None:
 
 def _put(uri: str, data: bytes) -> None:
     storage.persist(lambda: storage.write_bytes(uri, data))
+
+
+def _put_own(uri: str, data: bytes, check_lease: Callable[[], None]) -> None:
+    """Write what only the lease's owner may write.
+
+    Between the look at the lease and the write this process may have been stopped for minutes. So nothing is replaced
+    unless the lease is looked at once more: what is there is either left over from an earlier commit of this run, or
+    the new owner's.
+    """
+    if not storage.persist(lambda: storage.create(uri, data)):
+        check_lease()
+        _put(uri, data)
 
 
 @dataclass

@@ -1,25 +1,36 @@
 """The lease on an output: one writer at a time, on any store.
 
-A small object that is created only if it does not exist, and renewed while its owner lives. Whether an owner lives is
-seen by watching it renew, never by comparing clocks; on the same machine its process is looked at instead. Before the
-commit the owner looks whether the lease is still its own.
+Numbered objects, ``_batchdet/lease/000007.json``, each created only if it does not exist: whoever has made the highest
+number holds the output, and renews the object while it lives. In the end it marks it as released. A stale one is never
+deleted or replaced by those who want it; they create the next number, and one of them succeeds. So the number is a
+fencing token: an owner that was thought dead and wakes up sees a higher one, and writes nothing more.
+
+Source: fencing tokens as in M. Kleppmann, "Designing Data-Intensive Applications" (2017), chapter 8.
+
+Whether an owner lives is seen by watching it renew, never by comparing clocks; on the same machine its process is
+looked at first.
 """
 
 import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
 from batchdet import storage
 from batchdet.errors import OutputLocked
+from batchdet.failpoint import failpoint
 
 RENEW_S: Final = 5.0
 STALE_S: Final = 20.0
 _WATCH_S: Final = 0.5
+_WAIT_S: Final = 2.0
+_NAME: Final = re.compile(r"(\d{6,})\.json")
 
 
 class Lease:
@@ -27,6 +38,8 @@ class Lease:
 
     Args:
         out: The output's URI.
+        waiting: Called once with a sentence when another run holds the output, which is then waited for; None raises
+            instead.
         renew_s: Seconds between renewals.
         stale_s: A lease that is not renewed for so long is taken over.
 
@@ -34,36 +47,79 @@ class Lease:
         OutputLocked: Another run holds the output; the message says which.
     """
 
-    def __init__(self, out: str, renew_s: float = RENEW_S, stale_s: float = STALE_S) -> None:
-        self.uri = storage.join(out, "_batchdet", "lease.json")
+    def __init__(
+        self,
+        out: str,
+        waiting: Callable[[str], None] | None = None,
+        renew_s: float = RENEW_S,
+        stale_s: float = STALE_S,
+    ) -> None:
         self._out = out
+        self._waiting = waiting
         self._renew_s, self._stale_s = renew_s, stale_s
-        self._owner = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot_id()}
-        self._count = 0
+        self._number = 0
+        self._state: dict[str, Any] = {**_this_process(), "owner": uuid.uuid4().hex, "renewals": 0, "run_id": None}
+        self._writing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self.lost = False
+        """Whether the thread that renews it has seen that it belongs to another; :meth:`check` says to whom."""
+
+    @property
+    def uri(self) -> str:
+        """Where this lease's object is."""
+        return _uri(self._out, self._number)
 
     def __enter__(self) -> Self:
-        while not storage.create(self.uri, self._text()):
-            seen = self._read()
-            if seen is not None and not self._dead(seen):
-                raise OutputLocked(
-                    f"output.uri: {self._out} is held by another run (process {seen.get('pid')} on "
-                    f"{seen.get('host')}); wait for it, or give this one an output of its own"
-                )
-            if seen is not None and self._read() == seen:
-                storage.delete([self.uri])
+        told = False
+        while not self._acquire(told):
+            told = True
+            time.sleep(_WAIT_S)
         self._thread.start()
         return self
+
+    def _acquire(self, told: bool) -> bool:
+        """Try to take the output; False when its owner lives and is to be waited for."""
+        while True:
+            number, seen = _newest(self._out)
+            if seen is not None and _is_live(self._out, number, seen, self._stale_s):
+                by = f"output.uri: {self._out} is held by another run ({_who(seen)})"
+                if self._waiting is None:
+                    raise OutputLocked(
+                        f"{by}; wait for it (policy.when_locked: wait), or give this one an output of its own"
+                    )
+                if not told:
+                    self._waiting(f"{by}; waiting until it ends")
+                return False
+            failpoint("lease.acquire")
+            if self._create(number + 1):
+                return True
+
+    def _create(self, number: int) -> bool:
+        """Make the object of a number, and make sure that it is the highest one; then older ones may go."""
+        self._number = number
+        text = self._text()
+        if not storage.persist(lambda: storage.create(self.uri, text)):
+            return False
+        *older, highest = storage.persist(lambda: _numbers(self._out)) or [0]
+        if highest != number:  # it had been used and tidied away since it was looked up
+            storage.persist(lambda: storage.delete([self.uri]))
+            return False
+        storage.persist(lambda: storage.delete(_uri(self._out, n) for n in older))
+        return True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join(self._renew_s)
         try:
             if self._is_mine():
-                storage.delete([self.uri])
+                self._write(released=True)
         except storage.StorageError:
             return  # it goes stale by itself; what the block raised matters more
+
+    def name_run(self, run_id: str) -> None:
+        """Say which run this is, so that nothing of it is taken for left over."""
+        storage.persist(lambda: self._write(run_id=run_id))
 
     def check(self) -> None:
         """Make sure that the lease is still this run's own.
@@ -71,50 +127,114 @@ class Lease:
         Raises:
             OutputLocked: Another run has taken it over.
         """
-        if not self._is_mine():
-            seen = self._read() or {}
+        if not storage.persist(self._is_mine):
+            _, seen = _newest(self._out)
             raise OutputLocked(
-                f"output.uri: {self._out} was taken over by process {seen.get('pid')} on {seen.get('host')} while this "
-                "run did not answer; nothing more is written here"
+                f"output.uri: {self._out} was taken over ({_who(seen or {})}) while this run did not answer; "
+                "nothing more is written here"
             )
 
     def _keep(self) -> None:
         while not self._ended.wait(self._renew_s):
             try:
                 if not self._is_mine():
+                    self.lost = True
                     return
-                storage.write_bytes(self.uri, self._text())
+                self._write()
             except storage.StorageError:
                 continue  # the store may be back before the lease is stale
 
     def _is_mine(self) -> bool:
-        seen = storage.persist(self._read)
-        return seen is not None and seen.get("owner") == self._owner["owner"]
+        return _numbers(self._out)[-1:] == [self._number]
+
+    def _write(self, **changes: Any) -> None:
+        with self._writing:
+            self._state |= changes
+            storage.write_bytes(self.uri, self._text())
 
     def _text(self) -> bytes:
-        self._count += 1
-        return json.dumps({**self._owner, "renewals": self._count}).encode()
+        self._state["renewals"] += 1
+        return json.dumps(self._state).encode()
 
-    def _read(self) -> dict[str, Any] | None:
+
+def live_holder(out: str, stale_s: float = STALE_S) -> dict[str, Any] | None:
+    """Say who holds an output.
+
+    Args:
+        out: The output's URI.
+        stale_s: An owner on another machine is watched for at most so long.
+
+    Returns:
+        ``host``, ``pid`` and ``run_id`` (None while it is not known) of a living owner; None when there is none.
+    """
+    number, seen = _newest(out)
+    return seen if seen is not None and _is_live(out, number, seen, stale_s) else None
+
+
+def _folder(out: str) -> str:
+    return storage.join(out, "_batchdet", "lease")
+
+
+def _uri(out: str, number: int) -> str:
+    return storage.join(_folder(out), f"{number:06d}.json")
+
+
+def _numbers(out: str) -> list[int]:
+    matches = (_NAME.fullmatch(name) for name in storage.list_names(_folder(out)))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _newest(out: str) -> tuple[int, dict[str, Any] | None]:
+    """Return the highest number and what its object says; 0 and None when there is none."""
+    while numbers := storage.persist(lambda: _numbers(out)):
         try:
-            found = json.loads(storage.read_bytes(self.uri))
+            found = json.loads(storage.persist(lambda: storage.read_bytes(_uri(out, numbers[-1]))))
         except storage.NotFound:
-            return None
+            continue  # a newer owner has tidied up
         except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+            found = {}
+        return numbers[-1], found if isinstance(found, dict) else {}
+    return 0, None
 
-    def _dead(self, seen: dict[str, Any]) -> bool:
-        """Tell whether a lease's owner has ended: at once on this machine, else by watching it."""
-        here = (self._owner["host"], self._owner["boot"])
-        if (seen.get("host"), seen.get("boot")) == here and isinstance(seen.get("pid"), int):
-            return not os.path.exists(f"/proc/{seen['pid']}")
-        deadline = time.monotonic() + self._stale_s
-        while time.monotonic() < deadline:
-            time.sleep(min(_WATCH_S, self._stale_s / 4))
-            if self._read() != seen:
-                return self._read() is None
-        return True
+
+def _is_live(out: str, number: int, seen: dict[str, Any], stale_s: float) -> bool:
+    """Tell whether a lease's owner lives: by its process when it is one of this machine, else by watching it."""
+    if seen.get("released"):
+        return False
+    here = _this_process()
+    if (seen.get("host"), seen.get("boot")) == (here["host"], here["boot"]) and isinstance(seen.get("pid"), int):
+        state, started = _process(seen["pid"])
+        if state in {"", "Z", "X"} or started != seen.get("started"):
+            return False
+        if state not in {"T", "t"}:  # one that is stopped has to be watched
+            return True
+    deadline = time.monotonic() + stale_s
+    while time.monotonic() < deadline:
+        time.sleep(min(_WATCH_S, stale_s / 4))
+        now_number, now = _newest(out)
+        if now_number != number:
+            return now is not None and not now.get("released")
+        if now != seen:
+            return now is not None and not now.get("released")
+    return False
+
+
+def _who(seen: dict[str, Any]) -> str:
+    return f"process {seen.get('pid')} on {seen.get('host')}"
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "started": _process(os.getpid())[1]}
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """Return a process's state, as one letter of proc(5), and when it started; "" when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]
 
 
 def _boot_id() -> str:

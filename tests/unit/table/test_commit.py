@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchdet import storage
-from batchdet.errors import ConservationError, TooManyFailures
+from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
@@ -221,8 +222,6 @@ def test_a_shard_that_could_not_be_opened_is_named_in_the_manifest(tmp_path: Pat
 
 
 def test_a_lost_lease_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
-    from batchdet.errors import OutputLocked
-
     stage(tmp_path, segments)
 
     def lost() -> None:
@@ -233,3 +232,39 @@ def test_a_lost_lease_stops_the_commit(tmp_path: Path, segments: list[LabelledSe
     with pytest.raises(OutputLocked):
         commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=lost)
     assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.acceptance("R8")
+@pytest.mark.parametrize("file", ["stats.json", "manifest.json"])
+def test_a_driver_that_wakes_up_does_not_replace_what_the_new_owner_committed(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """It looked at its lease, was stopped, and goes on when another has taken over and committed the same run."""
+    stage(tmp_path, segments)
+    theirs = tmp_path / "_batchdet/runs" / RUN_ID / file
+    fenced = False
+
+    def stopped_here(name: str) -> None:
+        nonlocal fenced
+        if name == f"commit.{file.removesuffix('.json')}.before":
+            theirs.write_text("the new owner's")
+            fenced = True
+
+    def check() -> None:
+        if fenced:
+            raise OutputLocked("taken over")
+
+    monkeypatch.setattr("batchdet.table.commit.failpoint", stopped_here)
+    spec = spec_for(tmp_path)
+    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
+    with pytest.raises(OutputLocked):
+        commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=check)
+    assert theirs.read_text() == "the new owner's"
+
+
+def test_what_an_earlier_commit_of_the_run_left_gives_way(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    stage(tmp_path, segments)
+    folder = tmp_path / "_batchdet/runs" / RUN_ID
+    (folder / "stats.json").write_text("left over")
+    manifest = commit(tmp_path, SHARDS)
+    assert hashlib.sha256((folder / "stats.json").read_bytes()).hexdigest() == manifest.stats_sha256

@@ -2,7 +2,10 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from batchdet import storage
 from batchdet.errors import OutputLocked
-from batchdet.table.lease import Lease
+from batchdet.table.lease import Lease, live_holder
 from tests.s3_server import S3Server
 
 
@@ -22,27 +25,95 @@ def test_one_of_two_holds_the_output(tmp_path: Path) -> None:
             pass
     with Lease(str(tmp_path)):
         pass
-    assert not (tmp_path / "_batchdet/lease.json").exists()
+    assert [p.name for p in (tmp_path / "_batchdet/lease").iterdir()] == ["000002.json"]
 
 
-def _hold(out: str, ready: Any) -> None:
-    with Lease(out):
+def _hold(out: str, ready: Any, named: bool) -> None:
+    with Lease(out) as held:
+        held.name_run("run-of-the-owner") if named else None
         ready.set()
-        signal.pause()
+        while True:
+            time.sleep(0.05)
+            try:
+                held.check()
+            except OutputLocked as error:
+                sys.exit(error.exit_status)
+
+
+def _owner(folder: Path, named: bool = False) -> BaseProcess:
+    """Start a process that holds the output until it is fenced, and wait until it does."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    owner = context.Process(target=_hold, args=(str(folder), ready, named))
+    owner.start()
+    assert ready.wait(60)
+    return owner
+
+
+def test_a_lease_says_whose_run_it_is(tmp_path: Path) -> None:
+    owner = _owner(tmp_path, named=True)
+    holder = live_holder(str(tmp_path))
+    assert holder is not None
+    assert holder["run_id"] == "run-of-the-owner"
+    owner.kill()
+    owner.join()
 
 
 def test_a_lease_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    owner = context.Process(target=_hold, args=(str(tmp_path), ready))
-    owner.start()
-    assert ready.wait(60)
+    owner = _owner(tmp_path)
     with pytest.raises(OutputLocked), Lease(str(tmp_path)):
         pass
-    owner.kill()
-    owner.join()
+    holder = live_holder(str(tmp_path))
+    assert holder is not None
+    assert (holder["pid"], holder["run_id"]) == (owner.pid, None)
+    assert owner.pid is not None
+    os.kill(owner.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # dead, but its entry in /proc stays until it is joined
     with Lease(str(tmp_path)) as taken:
         taken.check()
+    owner.join()
+    assert live_holder(str(tmp_path)) is None
+
+
+@pytest.mark.acceptance("R8")
+def test_an_owner_that_is_stopped_is_taken_over_and_fenced(tmp_path: Path) -> None:
+    owner = _owner(tmp_path)
+    assert owner.pid is not None
+    os.kill(owner.pid, signal.SIGSTOP)
+    with Lease(str(tmp_path), stale_s=0.5) as taken:
+        os.kill(owner.pid, signal.SIGCONT)
+        owner.join(60)
+        assert owner.exitcode == 4, "it woke up and saw that the lease is another's"
+        taken.check()
+
+
+def test_a_process_number_that_was_given_again_is_not_the_owner(tmp_path: Path) -> None:
+    owner = _owner(tmp_path)
+    owner.kill()
+    owner.join()
+    (file,) = (tmp_path / "_batchdet/lease").iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": os.getpid()}))
+    assert live_holder(str(tmp_path)) is None
+    with Lease(str(tmp_path)) as taken:
+        taken.check()
+
+
+@pytest.mark.acceptance("R32")
+def test_a_lease_may_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    first = Lease(str(tmp_path))
+    first.__enter__()
+
+    def release_first(seconds: float) -> None:
+        assert said, "it said so before it waited"
+        first.__exit__(None, None, None)
+
+    monkeypatch.setattr("batchdet.table.lease.time.sleep", release_first)
+    with Lease(str(tmp_path), waiting=said.append) as second:
+        monkeypatch.undo()
+        second.check()
+    assert len(said) == 1
+    assert said[0].endswith("; waiting until it ends")
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -54,52 +125,88 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "file" else f"memory://{tmp_path.name}"
 
 
-def _foreign(renewals: int = 1) -> bytes:
-    return json.dumps({"owner": "x", "host": "elsewhere", "pid": 1, "boot": "b", "renewals": renewals}).encode()
+def _foreign(renewals: int = 1, **more: Any) -> bytes:
+    return json.dumps({"owner": "x", "host": "elsewhere", "pid": 1, "boot": "b", "renewals": renewals, **more}).encode()
+
+
+def _object(out: str, number: int) -> str:
+    return storage.join(out, "_batchdet/lease", f"{number:06d}.json")
 
 
 def test_a_foreign_lease_is_stale_when_nobody_renews_it(out: str) -> None:
-    lease = Lease(out, stale_s=0.5)
-    assert storage.create(lease.uri, _foreign())
-    assert not storage.create(lease.uri, b"second")
-    with lease:
+    assert storage.create(_object(out, 3), _foreign())
+    with Lease(out, stale_s=0.5) as lease:
         lease.check()
+        assert lease.uri == _object(out, 4)
+        assert storage.list_names(storage.join(out, "_batchdet/lease")) == ["000004.json"]
 
 
 def test_a_foreign_lease_that_is_renewed_is_respected(out: str) -> None:
-    lease = Lease(out, stale_s=30)
-    storage.write_bytes(lease.uri, _foreign())
-    renew = threading.Timer(0.2, lambda: storage.write_bytes(lease.uri, _foreign(2)))
+    storage.write_bytes(_object(out, 1), _foreign())
+    renew = threading.Timer(0.2, lambda: storage.write_bytes(_object(out, 1), _foreign(2)))
     renew.start()
-    with pytest.raises(OutputLocked, match="process 1 on elsewhere"), lease:
+    with pytest.raises(OutputLocked, match="process 1 on elsewhere"), Lease(out, stale_s=30):
         pass
     renew.join()
-    storage.delete([lease.uri])
+
+
+def test_a_foreign_lease_that_was_released_is_free(out: str) -> None:
+    storage.write_bytes(_object(out, 1), _foreign(released=True))
+    with Lease(out, stale_s=60) as lease:
+        lease.check()
 
 
 def test_the_old_owner_sees_that_it_was_fenced(out: str) -> None:
-    with Lease(out) as old:
-        storage.write_bytes(old.uri, _foreign())
-        with pytest.raises(OutputLocked, match="was taken over by process 1 on elsewhere"):
+    with Lease(out, renew_s=0.05) as old:
+        storage.write_bytes(_object(out, 2), _foreign())
+        sentence = r"was taken over \(process 1 on elsewhere\)"
+        with pytest.raises(OutputLocked, match=sentence):
             old.check()
-    assert storage.exists(old.uri), "the new owner's lease is not removed by the old one"
-    storage.delete([old.uri])
+        for _ in range(200):
+            if old.lost:
+                break
+            time.sleep(0.05)
+        assert old.lost
+    assert json.loads(storage.read_bytes(_object(out, 2)))["owner"] == "x", "the new owner's lease is left alone"
 
 
-def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
-    won = []
-    start = threading.Barrier(8)
+def test_a_number_that_was_tidied_away_is_not_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that looked long ago finds its number free, although a higher one exists."""
+    out = str(tmp_path)
+    storage.write_bytes(_object(out, 1), _foreign(released=True))
 
-    def race(i: int) -> None:
+    def meanwhile(name: str, data: bytes = b"") -> None:
+        monkeypatch.undo()
+        storage.write_bytes(_object(out, 3), _foreign())
+        storage.delete([_object(out, 1)])
+
+    monkeypatch.setattr("batchdet.table.lease.failpoint", meanwhile)
+    with Lease(out, stale_s=0.2) as lease:
+        assert lease.uri == _object(out, 4)
+        lease.check()
+
+
+@pytest.mark.acceptance("R8")
+def test_of_many_that_want_a_stale_lease_one_gets_it(tmp_path: Path) -> None:
+    out, many = str(tmp_path), 8
+    storage.write_bytes(_object(out, 1), _foreign())
+    start, end = threading.Barrier(many), threading.Barrier(many)
+    outcomes = []
+
+    def race() -> None:
         start.wait()
-        if storage.create(str(tmp_path / "lease.json"), str(i).encode()):
-            won.append(i)
+        try:
+            with Lease(out, stale_s=0.3) as lease:
+                lease.check()
+                outcomes.append("held")
+                end.wait()
+        except OutputLocked:
+            outcomes.append("locked")
+            end.wait()
 
-    threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+    threads = [threading.Thread(target=race) for _ in range(many)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
-    assert (tmp_path / "lease.json").read_text() == str(won[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["lease.json"]
+    assert sorted(outcomes) == ["held"] + ["locked"] * (many - 1)
