@@ -107,7 +107,7 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", port: int, folder: Path) 
     raise RuntimeError(f"the Ray head did not start:\n{(folder / 'head.log').read_text()[-3000:]}")
 
 
-def _started(pid: int) -> int | None:
+def started(pid: int) -> int | None:
     """Return when a living process began (clock ticks since boot), or None: a number alone may be used again."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -130,7 +130,7 @@ def descendants(pid: int) -> dict[int, int]:
     todo = [pid]
     while todo:
         for child in children.get(todo.pop(), ()):
-            began = _started(child)
+            began = started(child)
             if began is not None and child not in found:
                 found[child] = began
                 todo.append(child)
@@ -147,10 +147,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.kill()
         process.wait()
     limit = time.monotonic() + 5
-    while any(_started(pid) == began for pid, began in family.items()) and time.monotonic() < limit:
+    while any(started(pid) == began for pid, began in family.items()) and time.monotonic() < limit:
         time.sleep(0.05)
     for pid, began in family.items():
-        if _started(pid) == began:
+        if started(pid) == began:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
