@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
 from typing import IO, Final, Self
 
@@ -130,6 +130,7 @@ class ProgressBar:
             TextColumn("{task.fields[news]}"),
             TimeElapsedColumn(),
             console=self._console,
+            redirect_stdout=False,  # what others print is caught by hushed()
         )
         self._task = self._bar.add_task("starting", total=None, news="")
         self._bar.start()
@@ -172,9 +173,10 @@ class ProgressBar:
 
 @contextmanager
 def hushed(verbose: bool = False) -> Iterator[None]:
-    """Send what native libraries write to standard error into a file, and leave the screen to Python.
+    """Send what native libraries and Ray write into a file, and leave the screen to the watcher.
 
-    Ray's C++ core writes to file descriptor 2 whatever its settings say. The file is kept, and named, only when the
+    Whatever its settings say, Ray's C++ core writes to file descriptor 2, and a thread of its driver prints the
+    raylet's warnings to standard output, where a program may read JSON. The file is kept, and named, only when the
     block ends with an error that is none of ours.
 
     Args:
@@ -188,7 +190,8 @@ def hushed(verbose: bool = False) -> Iterator[None]:
         sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
         os.dup2(log.fileno(), 2)
         try:
-            yield
+            with redirect_stdout(log):
+                yield
         except BaseException as error:
             if not isinstance(error, BatchdetError | SystemExit):
                 print(f"what Ray wrote is in {log.name}", file=sys.stderr)

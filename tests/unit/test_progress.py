@@ -73,12 +73,16 @@ import os, sys
 from batchdet.progress import hushed
 with hushed({verbose}):
     os.write(2, b"native chatter\\n")
+    print("a raylet's warning")
     print("news", file=sys.stderr)
+print("result")
 os.write(2, b"after\\n")
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert ("native chatter" in done.stderr) is verbose
+    assert ("a raylet's warning" in done.stdout) is verbose
+    assert "result" in done.stdout
     assert "news" in done.stderr
     assert "after" in done.stderr
