@@ -112,6 +112,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     _check_writable(out)
     try:
         with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
+            failpoint("run.leased")
             plan = plan_job(spec, fresh)
             for manifest in plan.committed:
                 if not commit.is_finished(out, manifest.run_id):
@@ -158,8 +159,11 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         run_id, spec_text = lineage.run_id, dump_job(spec)
         lease.name_run(run_id)
         storage.write_bytes(storage.join(run_folder(out, run_id), "spec.yaml"), spec_text.encode())
+        failpoint("run.spec.after")
         inventory.write(storage.join(run_folder(out, run_id), "inventory.parquet"))
+        failpoint("run.inventory.after")
         lineage.write(out)
+        failpoint("run.lineage.after")
         staged = list_staged(out, run_id) if plan.resume_run_id else {}
         left = _left(plan.shards, staged)
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
