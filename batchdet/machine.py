@@ -49,6 +49,12 @@ def memory_bytes() -> tuple[int, int]:
     return total, available
 
 
+def private_bytes(pid: int) -> int:
+    """Return the memory that a process has to itself, Ray's object store left out; 0 when it is gone."""
+    fields = _read(Path(f"/proc/{pid}/statm")).split()
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
 def shared_memory_bytes() -> int:
     """Return the size of /dev/shm, where Ray keeps objects; 0 where there is none."""
     try:

@@ -21,8 +21,9 @@ from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.table.staging import staged_folder, write_staged
 
-_MAX_RETRIES: Final = 3
-"""How often a task is tried again whose process died; Ray Data's own default is for ever."""
+_MAX_RETRIES: Final = 10
+"""How often reading or staging is tried again whose process died. Actors are started again for ever: each segment
+bounds its own attempts, see :class:`~batchdet.pipeline.detector_actor.DetectorActor`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def label_segments(
             num_cpus=workers.actor_cpus,
             num_gpus=workers.actor_gpus or None,
             max_restarts=-1,
-            max_task_retries=_MAX_RETRIES,
+            max_task_retries=-1,
         )
         staged = labelled.map_batches(
             _stage,
@@ -154,7 +155,7 @@ def _context() -> DataContext:
     context.raise_original_map_exception = True  # our own errors keep their type
     context.actor_init_retry_on_errors = True  # a store that stumbles while the model is fetched
     context.actor_init_max_retries = 3
-    context.max_consecutive_actor_init_deaths = 3
+    context.max_consecutive_actor_init_deaths = 10
     return context
 
 

@@ -74,6 +74,11 @@ class Segment:
         return f"{self.shard_id}/{self.segment_index:05d}"
 
     @property
+    def shard_uri(self) -> str:
+        """Where its images are, for messages; "" when it has none."""
+        return self.members["shard_uri"][0].as_py() if self.members.num_rows else ""
+
+    @property
     def size_bytes(self) -> int:
         """Encoded bytes that travel with the segment."""
         return sum(len(d) for d in self.data if d is not None)

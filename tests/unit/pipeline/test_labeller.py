@@ -10,7 +10,7 @@ from PIL import Image
 
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
-from batchdet.pipeline.detector_actor import SegmentLabeller
+from batchdet.pipeline.labeller import SegmentLabeller
 from batchdet.records.detections import Detections
 from batchdet.records.schema import DETECTIONS, IMAGES, MEMBERS, image_id
 from batchdet.records.segment import Segment

@@ -1,0 +1,66 @@
+"""Attempts: notes on this node of which segments a worker has begun, so that the next worker knows what ended the last.
+
+A file per segment in work, a byte per attempt; it goes when the segment is done, however that ends in Python. What
+remains was written by a process that died in the middle. The notes are this node's alone: a segment that goes on
+elsewhere is counted there anew, which costs one more worker and nothing else.
+"""
+
+import contextlib
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from batchdet.errors import ClusterError
+
+_KEEP_S: Final = 7 * 86_400.0
+
+
+class Attempts:
+    """The notes of one run.
+
+    Args:
+        run_id: The run.
+        folder: Where they are kept; None takes a private folder below the system's temporary one.
+
+    Raises:
+        ClusterError: The folder belongs to another user, or others may write there.
+    """
+
+    def __init__(self, run_id: str, folder: Path | None = None) -> None:
+        self._folder = folder or Path(tempfile.gettempdir()) / f"batchdet-{os.geteuid()}"
+        self._run_id = run_id
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        found = self._folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise ClusterError(f"{self._folder}: is not a private folder of this user; remove it, or set TMPDIR")
+        self._forget_old_ones()
+
+    @contextlib.contextmanager
+    def of(self, segment_name: str) -> Iterator[int]:
+        """Note that a segment is in work while the block runs.
+
+        Yields:
+            How many workers have died with it, here.
+        """
+        path = self._folder / f"{self._run_id}-{segment_name.replace('/', '-')}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            earlier = os.fstat(handle).st_size
+            os.write(handle, b".")
+        finally:
+            os.close(handle)
+        try:
+            yield earlier
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _forget_old_ones(self) -> None:
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):  # another worker may be quicker
+                if time.time() - path.stat().st_mtime > _KEEP_S:
+                    path.unlink()
