@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from batchdet import storage
-from batchdet.errors import OutputLocked
+from batchdet.errors import BatchdetError, OutputLocked
 from batchdet.failpoint import failpoint
 
 RENEW_S: Final = 5.0
@@ -44,7 +44,7 @@ class Lease:
         stale_s: A lease that is not renewed for so long is taken over.
 
     Raises:
-        OutputLocked: Another run holds the output; the message says which.
+        OutputLocked: Another run holds the output, the message says which; or it was taken over while the block ran.
     """
 
     def __init__(
@@ -112,10 +112,13 @@ class Lease:
         self._ended.set()
         self._thread.join(self._renew_s)
         try:
-            if self._is_mine():
+            mine = self._is_mine()
+            if mine:
                 self._write(released=True)
         except storage.StorageError:
             return  # it goes stale by itself; what the block raised matters more
+        if not mine and isinstance(error, BatchdetError):
+            raise self._taken_over() from error  # files that the new owner tidied away are no errors of their own
 
     def name_run(self, run_id: str) -> None:
         """Say which run this is, so that nothing of it is taken for left over."""
@@ -128,11 +131,14 @@ class Lease:
             OutputLocked: Another run has taken it over.
         """
         if not storage.persist(self._is_mine):
-            _, seen = _newest(self._out)
-            raise OutputLocked(
-                f"output.uri: {self._out} was taken over ({_who(seen or {})}) while this run did not answer; "
-                "nothing more is written here"
-            )
+            raise self._taken_over()
+
+    def _taken_over(self) -> OutputLocked:
+        _, seen = _newest(self._out)
+        return OutputLocked(
+            f"output.uri: {self._out} was taken over ({_who(seen or {})}) while this run did not answer; "
+            "nothing more is written here"
+        )
 
     def _keep(self) -> None:
         while not self._ended.wait(self._renew_s):

@@ -210,3 +210,19 @@ def test_of_many_that_want_a_stale_lease_one_gets_it(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["held"] + ["locked"] * (many - 1)
+
+
+def test_an_error_of_a_fenced_owner_says_that_it_was_fenced(tmp_path: Path) -> None:
+    out = str(tmp_path)
+
+    def fail(taken_over: bool) -> None:
+        with Lease(out, stale_s=0.1):
+            if taken_over:
+                storage.write_bytes(_object(out, 2), _foreign())
+            raise storage.NotFound("a staged file is gone")
+
+    with pytest.raises(OutputLocked, match="was taken over") as caught:
+        fail(taken_over=True)
+    assert isinstance(caught.value.__cause__, storage.NotFound)
+    with pytest.raises(storage.NotFound):
+        fail(taken_over=False)
