@@ -5,6 +5,7 @@
     BatchdetError                 exit status
     ├── SpecError                 2   the job spec or an argument is wrong
     │   ├── SourceError           2   the source cannot be listed, or holds no image
+    │   │   └── SourceEmpty       2   it holds no file at all, and no run of the output has ever labelled it
     │   └── OutputError           2   the output cannot be written or read
     ├── TooManyFailures           3   more images failed than the spec allows
     ├── OutputLocked              4   another run holds the output
@@ -41,6 +42,10 @@ class SpecError(BatchdetError):
 
 class SourceError(SpecError):
     """The source cannot be listed, or holds no image."""
+
+
+class SourceEmpty(SourceError):
+    """What the source names exists, or may exist, and holds no file."""
 
 
 class OutputError(SpecError):

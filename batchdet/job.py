@@ -121,10 +121,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
                 return _run(plan, started, watcher, verbose, fresh, lease)
             commit.mark_newest(out, plan.committed[-1].run_id)
             finished = next(m for m in plan.committed if m.run_id == plan.finished_run_id)
-            watcher.say(
-                f"nothing new: {plan.known_objects} source objects are labelled already, the last of them by run "
-                f"{finished.run_id}; --fresh labels them again"
-            )
+            watcher.say(f"nothing new: {plan.why}")
             return Run(finished.run_id, out, "nothing_new", 0, 0, time.monotonic() - started, finished)
     finally:
         watcher.stop()
@@ -190,6 +187,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         watcher.committing,
         lease.check,
         plan.resume_run_id is not None,
+        (plan.retried_images, plan.retried_objects),
     )
     failpoint("run.committed")
     commit.mark_newest(out, run_id)
@@ -211,7 +209,7 @@ def _say_plan(plan: Plan, watcher: Watcher) -> None:
     if plan.why:
         watcher.say(plan.why)
     if plan.later_objects:
-        watcher.say(f"{plan.later_objects} objects are new since that run began; the next run takes them")
+        watcher.say(f"{plan.later_objects} objects are not that run's; the next run takes them")
 
 
 _OBJECTS: Final = {

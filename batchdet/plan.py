@@ -3,21 +3,25 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet import storage
-from batchdet.errors import OutputError, SpecError
+from batchdet.errors import OutputError, SourceEmpty, SpecError
 from batchdet.model.cache import fetch_model
+from batchdet.results.changes import name_changes, name_cut_change, name_source_change
+from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.table import commit
-from batchdet.table.lineage import Lineage, fingerprint
-from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs, run_folder
+from batchdet.table.lineage import fingerprint
+from batchdet.table.manifest import TABLES, Manifest, committed_runs, run_folder
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
@@ -31,13 +35,15 @@ class Plan:
         spec: The job, with places written out in full.
         inventory: What is to be labelled now.
         shards: Units of planning, in order; made when they are asked for.
-        known_objects: Source objects that committed runs hold already.
-        later_objects: Source objects that are new but left for the next run, because an unfinished one goes on.
+        known_objects: Source objects that committed runs hold already and that are left alone.
+        retried_objects: Source objects of ``inventory`` that hold images which failed in committed runs.
+        retried_images: Those images.
+        later_objects: Source objects that are left for the next run, because an unfinished one goes on.
         model_sha256: Digest of the model's bytes.
         fingerprint: Everything that changes results, as one digest.
         resume_run_id: The unfinished run that goes on, or None.
         finished_run_id: The committed run that has done all this already, or None.
-        why: Why this is a new run, or why it goes on; "" for the first run of an output.
+        why: Why this is a new run, why it goes on, or why there is nothing to do; "" for the first run of an output.
         committed: Every committed run of the output, oldest first.
     """
 
@@ -45,6 +51,8 @@ class Plan:
     inventory: Inventory
     shards: ShardPlan = field(repr=False)
     known_objects: int
+    retried_objects: int
+    retried_images: int
     later_objects: int
     model_sha256: str
     fingerprint: str
@@ -61,6 +69,8 @@ class Plan:
             "source": self.inventory.root,
             "objects": self.inventory.objects.num_rows,
             "known_objects": self.known_objects,
+            "retried_objects": self.retried_objects,
+            "retried_images": self.retried_images,
             "later_objects": self.later_objects,
             "shards": len(self.shards),
             "images": self.shards.image_count,
@@ -91,96 +101,161 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
     spec = in_full(spec)
     out = spec.output.uri
     check_apart(spec, out)
-    listed = list_inventory(spec.source)
+    committed = committed_runs(out)
+    listed, emptied = _list(spec, committed)
     _check_not_own_tables(listed, out)
     _check_partitions(spec, listed)
     model = fetch_model(spec.model.uri, spec.model.sha256)
-    digest = fingerprint(spec, listed.format, model.sha256, _labels_sha256(spec))
-    committed = committed_runs(out)
-    finished = [m for m in committed if m.fingerprint == digest]
-    inventory = listed if fresh else _without_known(spec, out, listed, finished)
-    known = listed.objects.num_rows - inventory.objects.num_rows
-    nothing = inventory.objects.num_rows == 0
-    unfinished = None if nothing else _unfinished(spec, out, digest, inventory, fresh, committed)
-    later = 0
-    if unfinished:
-        later = inventory.objects.num_rows - unfinished[1].objects.num_rows
-        inventory = unfinished[1]
-    return Plan(
+    job = _Job(
+        spec, fresh, listed.format, model.sha256, fingerprint(spec, listed.format, model.sha256, _labels_sha256(spec))
+    )
+    finished = [m for m in committed if m.fingerprint == job.fingerprint] or emptied
+    todo, retried_images = _to_do(job, listed, finished)
+    inventory = listed.keep(todo)
+    nothing = inventory.objects.num_rows == 0 and bool(finished)
+    going_on, obstacle = (None, "") if nothing else _look_for_unfinished(job, inventory, committed)
+    if going_on is not None and going_on.inventory is not None:
+        inventory = going_on.inventory
+        retried_images = np.where(listed.held_by(inventory.objects), retried_images, 0)
+    known = int(np.count_nonzero(~todo))
+    plan = Plan(
         spec=spec,
         inventory=inventory,
         shards=plan_shards(inventory, SLICE_ROWS),
         known_objects=known,
-        later_objects=later,
+        retried_objects=int(np.count_nonzero(retried_images)),
+        retried_images=int(retried_images.sum()),
+        later_objects=int(np.count_nonzero(todo)) - inventory.objects.num_rows,
         model_sha256=model.sha256,
-        fingerprint=digest,
-        resume_run_id=unfinished[0] if unfinished else None,
+        fingerprint=job.fingerprint,
+        resume_run_id=going_on.run_id if going_on else None,
         finished_run_id=finished[-1].run_id if nothing else None,
-        why=_why(committed, finished, fresh, unfinished, known),
+        why="",
         committed=committed,
     )
+    return replace(plan, why=_why(plan, job, finished, emptied, obstacle))
 
 
-def _without_known(spec: JobSpec, out: str, listed: Inventory, finished: Sequence[Manifest]) -> Inventory:
-    """Drop the objects that committed runs of the same fingerprint hold."""
-    if not spec.policy.incremental:
-        done = any(m.inventory_digest == listed.digest for m in finished)
-        return listed.without(listed.objects) if done else listed
-    left = listed
-    for manifest in finished:
-        known = Inventory.read(storage.join(run_folder(out, manifest.run_id), "inventory.parquet")).objects
-        if manifest.unread_uris:
-            unread = pc.is_in(known["uri"], pa.array(manifest.unread_uris, pa.string()))
-            known = known.filter(pc.invert(unread))
-        left = left.without(known)
-    return left
+@dataclass(frozen=True)
+class _Job:
+    """What decides whether a run is the one that is asked for."""
+
+    spec: JobSpec
+    fresh: bool
+    source_format: str
+    model_sha256: str
+    fingerprint: str
+
+    @property
+    def out(self) -> str:
+        return self.spec.output.uri
 
 
-def _unfinished(
-    spec: JobSpec, out: str, digest: str, inventory: Inventory, fresh: bool, committed: Sequence[Manifest]
-) -> tuple[str, Inventory] | None:
-    """Find the newest unfinished run that this one can go on with, and what it was to label.
+def _list(spec: JobSpec, committed: Sequence[Manifest]) -> tuple[Inventory, list[Manifest]]:
+    """List the source. One that holds nothing any more is no mistake if a run of this output has labelled it.
 
-    It must have the same fingerprint and cut, and every object that it was to label must still be there unchanged;
-    objects that are new since it began are the next run's.
+    Returns:
+        The inventory; and the newest run over a source that is empty now.
     """
-    done = {m.run_id for m in committed}
-    last = max((m.run_id for m in committed if m.fingerprint == digest), default="")
-    for run_id in reversed(list_runs(out)):
-        if fresh and run_id <= last:
-            return None
-        if run_id in done:
-            continue
-        lineage = Lineage.read(out, run_id)
-        if lineage is None or lineage.fingerprint != digest or lineage.cut != cut_of(spec) or lineage.fresh != fresh:
-            continue
-        try:
-            begun = Inventory.read(storage.join(run_folder(out, run_id), "inventory.parquet"))
-        except storage.NotFound:
-            continue
-        gone = begun.without(inventory.objects).objects.num_rows
-        if begun.digest == lineage.inventory_digest and gone == 0:
-            return run_id, begun
-    return None
+    try:
+        return list_inventory(spec.source), []
+    except SourceEmpty:
+        out = spec.output.uri
+        for manifest in reversed(committed):
+            if not name_source_change(out, manifest.run_id, spec):
+                before = Inventory.read(storage.join(run_folder(out, manifest.run_id), "inventory.parquet"))
+                return before.keep(np.zeros(before.objects.num_rows, bool)), [manifest]
+        raise
 
 
-def _why(
-    committed: Sequence[Manifest],
-    finished: Sequence[Manifest],
-    fresh: bool,
-    unfinished: tuple[str, Inventory] | None,
-    known: int,
-) -> str:
-    """Say in a sentence why this is a new run, or goes on."""
-    if unfinished:
-        return f"run {unfinished[0]} goes on where it stopped"
-    if fresh and committed:
-        return "a new run, because of --fresh"
-    if known:
-        return f"{known} source objects are labelled already"
-    if committed and not finished:
-        return f"a new run: the model or a setting that changes results is not that of run {committed[-1].run_id}"
-    return ""
+def _to_do(
+    job: _Job, listed: Inventory, finished: Sequence[Manifest]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Say which objects are to be labelled, and how many images of each failed in committed runs.
+
+    Args:
+        job: With the policy.
+        listed: What the source holds.
+        finished: Committed runs of the same fingerprint, oldest first.
+    """
+    count, policy = listed.objects.num_rows, job.spec.policy
+    everything = job.fresh or not (policy.incremental or any(m.inventory_digest == listed.digest for m in finished))
+    if everything:
+        return np.ones(count, bool), np.zeros(count, np.int64)
+    standing = compare(job.out, listed, finished, policy.retry == "failed")
+    new = ~standing.known if policy.incremental else np.zeros(count, bool)
+    return new | (standing.failed_images > 0), standing.failed_images
+
+
+def _look_for_unfinished(
+    job: _Job, inventory: Inventory, committed: Sequence[Manifest]
+) -> tuple[Unfinished | None, str]:
+    """Find the newest unfinished run that this one can go on with.
+
+    Returns:
+        The run, or None; and why the newest run of all, if it is unfinished, is not the one.
+    """
+    obstacle = ""
+    for run in unfinished_runs(job.out, committed):
+        found = _obstacle(job, run, inventory)
+        if not found:
+            return run, obstacle
+        if not run.newer:
+            obstacle = obstacle or f"the unfinished run {run.run_id} cannot go on: {found}"
+    return None, obstacle
+
+
+def _obstacle(job: _Job, run: Unfinished, inventory: Inventory) -> str:
+    """Say why this job cannot go on with an unfinished run, as half a sentence; "" when it can.
+
+    It must have the same fingerprint and cut, and every object that it was to label must still be there unchanged and
+    to be labelled; objects that are new since it began are the next run's.
+    """
+    if run.lineage is None:
+        return run.ended
+    if run.lineage.fresh != job.fresh:
+        return f"it was begun {'with' if run.lineage.fresh else 'without'} --fresh"
+    if run.lineage.fingerprint != job.fingerprint:
+        return name_changes(job.out, run.run_id, job.spec, job.source_format, job.model_sha256)
+    if run.lineage.cut != cut_of(job.spec):
+        return name_cut_change(job.out, run.run_id, job.spec)
+    if run.ended or run.inventory is None:
+        return run.ended
+    gone = run.inventory.without(inventory.objects).objects.num_rows
+    count = run.inventory.objects.num_rows
+    moved = name_source_change(job.out, run.run_id, job.spec)
+    return (moved or f"{gone} of its {count} source objects are gone, changed or labelled by now") if gone else ""
+
+
+def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[Manifest], obstacle: str) -> str:
+    """Say in a sentence why this is a new run, goes on, or has nothing to do."""
+    if plan.resume_run_id:
+        return f"run {plan.resume_run_id} goes on where it stopped"
+    if plan.finished_run_id and emptied:
+        return f"{job.spec.source.uri} holds nothing any more; the last run over it is {plan.finished_run_id}"
+    known = f"{plan.known_objects} source objects are labelled already"
+    if plan.finished_run_id:
+        return f"{known}, the last of them by run {plan.finished_run_id}; --fresh labels them again"
+    reasons = []
+    if job.fresh and plan.committed:
+        reasons.append("a new run, because of --fresh")
+    elif obstacle:
+        reasons.append(f"a new run, because {obstacle}")
+    elif plan.committed and not finished:
+        newest = plan.committed[-1].run_id
+        changes = name_changes(job.out, newest, job.spec, job.source_format, job.model_sha256)
+        reasons.append(f"a new run, because since run {newest} {changes}")
+    elif finished and not plan.known_objects and not plan.retried_objects:
+        moved = name_source_change(job.out, finished[-1].run_id, job.spec)
+        reasons.append(f"a new run, because {moved or 'no source object is as a run has labelled it'}")
+    if plan.known_objects:
+        reasons.append(known)
+    if plan.retried_images:
+        where = (
+            "" if job.source_format in {"folder", "uri_list"} else f" with the {plan.retried_objects} files they are in"
+        )
+        reasons.append(f"{plan.retried_images} images that failed are tried again{where} (policy.retry)")
+    return "; ".join(reasons)
 
 
 def cut_of(spec: JobSpec) -> str:

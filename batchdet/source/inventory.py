@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -61,8 +62,8 @@ class Inventory:
                 digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
-    def without(self, known: pa.Table) -> "Inventory":
-        """Drop the objects that another inventory holds unchanged.
+    def held_by(self, known: pa.Table) -> npt.NDArray[np.bool_]:
+        """Say of each object whether another inventory holds it unchanged.
 
         An object is known by URI, size and ETag; an entry of a list by the list, its name there and its URI, so that
         neither the same image in another list or under another name, nor an empty entry, is taken for a known one.
@@ -70,17 +71,29 @@ class Inventory:
         Args:
             known: The ``objects`` of the other inventory. One of another kind (lists or objects) holds none of these.
         """
-        if ("list_uri" in known.schema.names) != (self.format == "uri_list"):
-            return self
-        names = _LISTED_KEY if self.format == "uri_list" else _KEY
-        keys = list(names)
+        return self._found_in(known, _LISTED_KEY if self.format == "uri_list" else _KEY)
+
+    def shares_places_with(self, other: pa.Table) -> bool:
+        """Tell whether another inventory's ``objects`` hold images that have the same ``image_id`` as some of these."""
+        return bool(self._found_in(other, _LISTED_KEY[:2] if self.format == "uri_list" else _KEY[:1]).any())
+
+    def _found_in(self, other: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+        if ("list_uri" in other.schema.names) != (self.format == "uri_list"):
+            return np.zeros(self.objects.num_rows, bool)
         mine = _without_nulls(self.objects, names)
-        theirs = _without_nulls(known, names).cast(mine.schema)
+        theirs = _without_nulls(other, names).cast(mine.schema)
         numbered = mine.append_column("_row", pa.array(np.arange(mine.num_rows)))
-        left = numbered.join(theirs, keys=keys, join_type="left anti")["_row"]
-        kept = np.zeros(mine.num_rows, bool)
-        kept[left.to_numpy()] = True
-        return Inventory(self.format, self.root, self.objects.filter(pa.array(kept)), self.carried)
+        found = np.ones(mine.num_rows, bool)
+        found[numbered.join(theirs, keys=list(names), join_type="left anti")["_row"].to_numpy()] = False
+        return found
+
+    def keep(self, chosen: npt.NDArray[np.bool_]) -> "Inventory":
+        """Return the inventory of some of the objects, in their order."""
+        return Inventory(self.format, self.root, self.objects.filter(pa.array(chosen)), self.carried)
+
+    def without(self, known: pa.Table) -> "Inventory":
+        """Drop the objects that another inventory holds unchanged; see :meth:`held_by`."""
+        return self.keep(~self.held_by(known))
 
     def to_table(self) -> pa.Table:
         """Return ``objects`` with format, root and carried columns in its schema's metadata."""
@@ -117,10 +130,24 @@ class Inventory:
         Raises:
             SourceError: It is no inventory.
         """
-        try:
-            return Inventory.from_table(pq.read_table(pa.BufferReader(storage.read_bytes(uri))))
-        except pa.ArrowInvalid as error:
-            raise SourceError(f"{uri}: not a Parquet file: {error}") from error
+        return Inventory.from_table(_open(uri).read())
+
+    @staticmethod
+    def read_keys(uri: str) -> pa.Table:
+        """Read no more of ``objects`` than what they are known by.
+
+        Raises:
+            SourceError: It is no inventory.
+        """
+        file = _open(uri)
+        return file.read([name for name in file.schema_arrow.names if name in {*_KEY, *_LISTED_KEY}])
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{uri}: not a Parquet file: {error}") from error
 
 
 def list_inventory(source: SourceSpec) -> Inventory:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from batchdet import storage
-from batchdet.errors import MissingExtra, SourceError
+from batchdet.errors import MissingExtra, SourceEmpty, SourceError
 from batchdet.spec import SourceSpec
 from batchdet.storage import NotFound, StorageError, StoredObject
 
@@ -51,7 +51,8 @@ def list_source(source: SourceSpec) -> list[StoredObject]:
     ``_DSC0001.JPG``.
 
     Raises:
-        SourceError: It does not exist, is empty, or the store refused.
+        SourceEmpty: An empty folder, or a glob that matches nothing.
+        SourceError: It does not exist, or the store refused.
     """
     try:
         objects = storage.list_objects(source.uri, keep_underscore=is_image_name)
@@ -63,7 +64,7 @@ def list_source(source: SourceSpec) -> list[StoredObject]:
         raise SourceError(f"source.uri: {error.message}") from error
     if not objects:
         what = "matches no file" if storage.is_glob(source.uri) else "is an empty folder"
-        raise SourceError(
+        raise SourceEmpty(
             f"source.uri: {source.uri} {what}; it should name images, tar shards, Parquet files or a list"
         )
     return objects

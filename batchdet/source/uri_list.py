@@ -48,21 +48,20 @@ def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.
     """
     tables = []
     carried = pa.schema([])
-    for number, obj in enumerate(objects):
-        raw = _read_list(obj)
-        refuse_repeated(raw.schema.names, obj.uri)
-        column = find_uri_column(raw.schema, source.image_column, obj.uri)
+    named = [source.image_column or "uri", *filter(None, [source.id_column])]
+    lists = [(obj.uri, _read_list(obj, named)) for obj in objects]
+    lists = [one for one in lists if one[1].num_rows] or lists[:1]  # an empty one does not tell types
+    for number, (uri, raw) in enumerate(lists):
+        refuse_repeated(raw.schema.names, uri)
+        column = find_uri_column(raw.schema, source.image_column, uri)
         if source.id_column is not None:
-            require_column(source.id_column, raw.schema.names, "source.id_column", obj.uri)
+            require_column(source.id_column, raw.schema.names, "source.id_column", uri)
         types = {f.name: f.type for f in raw.schema}
-        fields = select_columns(types, source.columns, (column,), obj.uri)
+        fields = select_columns(types, source.columns, (column,), uri)
         if number == 0:
             carried = pa.schema(list(fields.values()))
-        tables.append(_inventory_rows(raw, obj.uri, column, source.id_column, fields, carried))
-    table = pa.concat_tables(tables)
-    if table.num_rows == 0:
-        raise SourceError(f"source.uri: {source.uri} is a list that names no image")
-    return table, carried
+        tables.append(_inventory_rows(raw, uri, column, source.id_column, fields, carried))
+    return pa.concat_tables(tables), carried
 
 
 def _inventory_rows(
@@ -127,7 +126,8 @@ def unique_members(names: Sequence[str], codes: Sequence[str | None]) -> tuple[l
     return members, new_codes
 
 
-def _read_list(obj: StoredObject) -> pa.Table:
+def _read_list(obj: StoredObject, columns: Sequence[str]) -> pa.Table:
+    """Read one list; one without a line has no row, and the columns that are asked for."""
     try:
         data = storage.retry(lambda: storage.read_bytes(obj.uri, obj.size_bytes))
     except StorageError as error:
@@ -139,7 +139,7 @@ def _read_list(obj: StoredObject) -> pa.Table:
             return pq.read_table(pa.BufferReader(data))
         data.decode()
         if not data.strip():
-            raise SourceError(f"source.uri: {obj.uri} is empty; a list names at least one image")
+            return pa.table({column: pa.array([], pa.string()) for column in columns})
         if name.endswith((".jsonl", ".ndjson", ".json")):
             options = pa.json.ReadOptions(use_threads=False, block_size=max(1024, len(data) + 1))
             return pa.json.read_json(pa.BufferReader(data), read_options=options)

@@ -61,6 +61,7 @@ def commit_run(
     progress: Callable[[int], None] = lambda images: None,
     check_lease: Callable[[], None] = lambda: None,
     resumed: bool = False,
+    retried: tuple[int, int] = (0, 0),
 ) -> Manifest:
     """Commit a run whose segments are all staged.
 
@@ -76,6 +77,7 @@ def commit_run(
         progress: Called with the number of images taken so far.
         check_lease: Raises when the output is no longer this run's; called before anything is visible.
         resumed: An earlier process may have stopped in this run's commit; what it moved and no longer belongs goes.
+        retried: Images that failed in committed runs and are tried again here, and the source objects they are in.
 
     Returns:
         The manifest.
@@ -90,7 +92,7 @@ def commit_run(
     gathered = _gather(out, spec, lineage, shards, carried, labels, progress)
     failpoint("commit.gather.after")
     counts = gathered.stats.to_dict()["images"]
-    _check_failures(spec, counts, gathered)
+    _check_failures(spec, counts, gathered, retried)
     check_lease()
     if resumed:
         _remove_strays(out, run_id, gathered)
@@ -302,18 +304,20 @@ def _read_patiently(uri: str) -> LabelledSegment:
     return storage.persist(lambda: read_staged(uri))
 
 
-def _check_failures(spec: JobSpec, counts: dict[str, Any], gathered: _Gathered) -> None:
+def _check_failures(spec: JobSpec, counts: dict[str, Any], gathered: _Gathered, retried: tuple[int, int]) -> None:
     """Stop the commit when too much failed; a shard whose end could not be read counts as a shard, not as one image.
 
+    As many images and shards as are tried again may fail again: their failure was committed before.
     Staged files with failures that may be mended are dropped, so that the same command tries those images again.
     """
     allowed = spec.policy.max_failed_fraction
     listed, failed = counts["listed"], counts["failed"]
+    images, shards = retried
     what = ""
-    if listed and failed / listed > allowed:
+    if listed and (failed - images) / listed > allowed:
         codes = ", ".join(f"{code} {n}" for code, n in counts["by_error_code"].items())
         what = f"{failed} of {listed} images failed ({codes})"
-    elif gathered.shards and gathered.broken_shards / gathered.shards > allowed:
+    elif gathered.shards and (gathered.broken_shards - shards) / gathered.shards > allowed:
         what = f"{gathered.broken_shards} of {gathered.shards} shards could not be read to their end"
     if what:
         storage.delete(gathered.retriable)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -76,7 +76,8 @@ class Lineage:
         """
         uri = storage.join(run_folder(out, run_id), "lineage.json")
         try:
-            return Lineage(**json.loads(storage.read_bytes(uri)))
+            found = json.loads(storage.read_bytes(uri))
+            return Lineage(**{f.name: found[f.name] for f in fields(Lineage) if f.name in found})
         except storage.NotFound:
             return None
         except (ValueError, TypeError) as error:
@@ -110,11 +111,16 @@ def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha
     Returns:
         64 hex digits.
     """
+    parts = deciding_settings(spec)
+    facts = [SCHEMA_VERSION, source_format, parts["source"], parts["model"], model_sha256, labels_sha256]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def deciding_settings(spec: JobSpec) -> dict[str, dict[str, Any]]:
+    """Return the settings that change results, as plain values: those of ``source`` and ``model`` but for places."""
     plain = spec.model_dump(mode="json")
-    source = {key: value for key, value in plain["source"].items() if key not in {"uri", "format"}}
-    model = {key: value for key, value in plain["model"].items() if key not in {"uri", "sha256", "labels"}}
-    text = json.dumps([SCHEMA_VERSION, source_format, source, model, model_sha256, labels_sha256], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    places = {"source": {"uri", "format"}, "model": {"uri", "sha256", "labels"}}
+    return {part: {k: v for k, v in plain[part].items() if k not in left_out} for part, left_out in places.items()}
 
 
 def versions() -> dict[str, str]:

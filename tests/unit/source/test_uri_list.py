@@ -98,8 +98,6 @@ def test_csv_types_are_those_that_all_values_have(tmp_path: Path, pictures: list
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("l.csv", "", "is empty"),
-        ("l.csv", "url,n\n", "names no image"),
         ("l.csv", "url,n\na,1,2\n", "cannot be read as a list: .*Expected 2 columns, got 3"),
         ("l.csv", "a,b\nx,y\n", r"2 columns of .* could hold the images \(a, b\)"),
         ("l.csv", "url,uri,path\nx,y,z\n", r"2 columns of .* \(url, uri\)"),
@@ -108,13 +106,28 @@ def test_csv_types_are_those_that_all_values_have(tmp_path: Path, pictures: list
         ("l.csv", "url,n,n\nx,1,2\n", "2 columns named 'n'"),
         ("l.jsonl", '{"url": "a"}\n{"url": \n', "cannot be read as a list"),
         ("l.jsonl", '{"url": "a"}\n{"url": 5}\n', "cannot be read as a list"),
-        ("l.txt", "\n \n", "is empty"),
     ],
 )
 def test_bad_lists_are_one_clear_sentence(tmp_path: Path, name: str, content: str, match: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(SourceError, match=match):
         list_inventory(SourceSpec(uri=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("l.csv", ""), ("l.csv", "url,n\n"), ("l.txt", "\n \n"), ("l.jsonl", "")]
+)
+def test_a_list_may_name_no_image(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    found = list_inventory(SourceSpec(uri=str(tmp_path / name)))
+    assert (found.format, found.objects.num_rows, found.carried.names) == ("uri_list", 0, ["n"] * ("n" in content))
+
+
+def test_of_several_lists_an_empty_one_does_not_decide_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_text("url,other\n")
+    (tmp_path / "1.csv").write_text("url,n\na.jpg,1\n")
+    found = list_inventory(SourceSpec(uri=f"{tmp_path}/*.csv"))
+    assert found.carried == pa.schema([("n", pa.int64())])
 
 
 def test_list_that_is_not_text(tmp_path: Path) -> None:

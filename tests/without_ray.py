@@ -1,0 +1,177 @@
+"""The real ``run_job`` with a labeller that needs neither Ray nor a model: plans, staging and commits in milliseconds.
+
+What is "found" in an image depends on its bytes alone. In a process of its own, with failpoints:
+``python -m tests.without_ray JOB.yaml [KEY=VALUE ...]``.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+
+from batchdet.failpoint import failpoint
+from batchdet.records.schema import DETECTIONS, IMAGES, image_id
+from batchdet.records.segment import LabelledSegment, Segment
+from batchdet.source.reader import read_segments
+from batchdet.source.shards import ShardPlan
+from batchdet.spec import JobSpec
+from batchdet.table.staging import staged_folder, write_staged
+
+LABELS = ["car", "dog", "person"]
+BAD = b"bad"
+"""An image that holds this never succeeds."""
+EMPTY = b"empty"
+"""In an image that holds this nothing is found."""
+broken: set[bytes] = set()
+"""Images that hold one of these fail for now."""
+labelled: list[str] = []
+"""URIs of the images that were labelled in this process, in order."""
+
+
+def job(source: Path | str, out: Path | str, **parts: Any) -> JobSpec:
+    """Make a job spec; keyword parts such as ``policy={...}`` are merged in."""
+    plain: dict[str, Any] = {
+        "name": "fast",
+        "source": {"uri": str(source), **parts.get("source_", {})},
+        "model": {"uri": "builtin:sample", **parts.get("model_", {})},
+        "output": {"uri": str(out), **parts.get("output_", {})},
+        "compute": {"segment_rows": 3, **parts.get("compute", {})},
+        "policy": {"max_failed_fraction": 0.5, **parts.get("policy", {})},
+    }
+    return JobSpec.model_validate_json(json.dumps(plain))
+
+
+def _label(segment: Segment, run_id: str) -> LabelledSegment:
+    images, detections = [], []
+    for row, data in zip(segment.members.to_pylist(), segment.data, strict=True):
+        content = bytes(data) if data is not None else b""
+        failpoint("decode", content)
+        labelled.append(row["uri"])
+        if row["error_code"] is None and (BAD in content or any(mark in content for mark in broken)):
+            row |= {"error_code": "corrupt" if BAD in content else "crashed", "error_message": "it is bad"}
+        ok = row["error_code"] is None
+        digest = hashlib.sha256(content).digest()
+        found = 0 if not ok or EMPTY in content else 1 + digest[0] % 3
+        key = {"run_id": run_id, "image_id": image_id(row["shard_uri"], row["member"])}
+        images.append(
+            key
+            | row
+            | {
+                "status": "ok" if ok else "failed",
+                "width_px": 640 if ok else None,
+                "height_px": 480 if ok else None,
+                "detection_count": found,
+                "max_score": 0.9 if found else None,
+            }
+        )
+        detections += [
+            key
+            | {
+                "detection_index": n,
+                "class_id": digest[n + 1] % 3,
+                "label": LABELS[digest[n + 1] % 3],
+                "score": 0.9 - n / 10,
+                **dict.fromkeys(("x_min", "y_min"), float(digest[n + 4])),
+                **dict.fromkeys(("x_max", "y_max"), 300.0),
+            }
+            for n in range(found)
+        ]
+    carried = list(segment.members.schema)[7:]
+    return LabelledSegment(
+        segment.shard_index,
+        segment.shard_id,
+        segment.segment_index,
+        segment.last,
+        pa.Table.from_pylist(images, schema=pa.schema([*IMAGES, *carried])),
+        pa.Table.from_pylist(detections, schema=DETECTIONS),
+        {"decode": 0.001},
+    )
+
+
+def _label_segments(
+    spec: JobSpec,
+    out: str,
+    run_id: str,
+    plan: ShardPlan,
+    left: Sequence[int],
+    carried: pa.Schema,
+    done: Mapping[str, frozenset[int]],
+    *others: Any,
+) -> Iterator[Any]:
+    for shard in plan.subset(left):
+        already = done.get(shard.shard_id, frozenset())
+        compute = spec.compute
+        for segment in read_segments(shard, spec.source, carried, compute.segment_rows, compute.segment_bytes, already):
+            write_staged(staged_folder(out, run_id), _label(segment, run_id))
+            yield SimpleNamespace(images=len(segment.data), failed=0, size_bytes=segment.size_bytes)
+
+
+@contextlib.contextmanager
+def _no_ray(*arguments: Any) -> Iterator[None]:
+    yield None
+
+
+def _probe(spec: JobSpec, model_sha256: str, *others: Any) -> SimpleNamespace:
+    return SimpleNamespace(card={"sha256": model_sha256}, labels=LABELS, device="cpu", reason="")
+
+
+_FAKES: dict[str, Any] = {
+    "session": {"ray_session": _no_ray},
+    "probe": {"probe_model": _probe},
+    "resources": {"plan_workers": lambda *arguments: SimpleNamespace(choices={})},
+    "ray_data": {"label_segments": _label_segments},
+}
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Make ``run_job`` label in this process while the block runs."""
+    before = {name: sys.modules.get(name) for name in ("batchdet.pipeline", *_modules())}
+    sys.modules.setdefault("batchdet.pipeline", ModuleType("batchdet.pipeline"))
+    sys.modules.update(_modules())
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+
+
+def _modules() -> dict[str, ModuleType]:
+    found = {}
+    for name, contents in _FAKES.items():
+        module = ModuleType(f"batchdet.pipeline.{name}")
+        module.__dict__.update(contents)
+        found[module.__name__] = module
+    return found
+
+
+def main() -> None:
+    """Run the job that the arguments name."""
+    from batchdet.cli import _fail
+    from batchdet.errors import BatchdetError
+    from batchdet.job import Silent, run_job
+    from batchdet.specfile import load_job
+
+    class Printing(Silent):
+        def say(self, text: str) -> None:
+            print(text, file=sys.stderr)
+
+    try:
+        with without_ray():
+            done = run_job(load_job(sys.argv[1], sys.argv[2:]), watcher=Printing())
+    except BatchdetError as error:
+        _fail(error)
+    print(done.run_id, done.status, done.images_ok, done.images_failed)
+
+
+if __name__ == "__main__":
+    main()
