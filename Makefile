@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast fault check format embedded bench-start wheel clean
+.PHONY: help quickstart test test-fast fault check format embedded bench-start bench-bookkeeping bench-memory wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ embedded: $(VENV)/.dev ## train the embedded detector anew (about 100 minutes on
 	$(BIN)/python -m batchdet.training.embedded --minutes 55 --seed 0 --out build/embedded/1
 	$(BIN)/python -m batchdet.training.embedded --init build/embedded/1/checkpoint.pt --minutes 36 --rate 0.0015 --warmup 100 --score-power 2 --seed 1 --out build/embedded/2
 	$(BIN)/python -m batchdet.training.publish --checkpoint build/embedded/2/checkpoint.pt --seed 7 --images 1000
+
+bench-bookkeeping: $(VENV)/.dev ## time what it costs that a run can be killed (about 4 minutes)
+	PYTHONPATH=. $(BIN)/python benchmarks/bookkeeping.py
+
+bench-memory: $(VENV)/.dev ## memory of driver and actors from 1,000 to 100,000 images (about 10 minutes)
+	PYTHONPATH=. $(BIN)/python benchmarks/memory.py
 
 wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
