@@ -237,6 +237,22 @@ def verify(
     report.raise_problems()
 
 
+@app.command(rich_help_panel=_RUN)
+def gc(
+    out: Out,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also remove unfinished runs that could still go on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what no committed, live or unfinished run needs, and list it."""
+    from batchdet.results.garbage import collect_garbage, render_garbage
+
+    found = collect_garbage(out, dry_run, unfinished)
+    _print_json(found.to_dict()) if as_json else render_garbage(found, _console())
+
+
 @app.command(rich_help_panel=_LOOK)
 def evaluate(
     out: Out,
