@@ -37,10 +37,10 @@ def read_object(obj: StoredObject, max_bytes: int) -> bytes:
     try:
         if obj.size_bytes < 0:
             uri = obj.uri
-            obj = storage.retry(lambda: storage.stat(uri))
+            obj = storage.persist(lambda: storage.stat(uri))
         if obj.size_bytes > max_bytes:
             raise ImageError("too_large", f"{obj.uri}: {obj.size_bytes} bytes, source.max_image_bytes is {max_bytes}")
-        return storage.retry(lambda: storage.read_object(obj))
+        return storage.persist(lambda: storage.read_object(obj))
     except StorageError as error:
         raise ImageError(lasting_code(error), error.message) from error
     except MissingExtra as error:
@@ -63,7 +63,7 @@ def read_allowed(allowed: Allowed, max_bytes: int) -> bytes:
     if storage.scheme(allowed.uri) not in {"http", "https"}:
         return read_object(StoredObject(allowed.uri, -1, ""), max_bytes)
     try:
-        return storage.retry(lambda: http.fetch(allowed, max_bytes))
+        return storage.retry(lambda: http.fetch(allowed, max_bytes), storage.WEB)
     except StorageError as error:
         raise ImageError("unreadable", error.message) from error
 

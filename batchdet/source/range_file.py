@@ -1,7 +1,4 @@
-"""A stored object as a seekable file; the check that it is still the listed one; which failures last."""
-
-import io
-from typing import Any
+"""A source object as a seekable file; the check that it is still the listed one; which failures last."""
 
 from batchdet import storage
 from batchdet.storage import SizeMismatch, StorageError, StoredObject, TransientError
@@ -36,7 +33,7 @@ def check_unchanged(obj: StoredObject) -> StoredObject:
         StorageError: It is gone, unreadable, or its ETag is another.
     """
     try:
-        now = storage.retry(lambda: storage.stat(obj.uri))
+        now = storage.persist(lambda: storage.stat(obj.uri))
     except ValueError as error:
         raise StorageError(f"{obj.uri}: cannot read: {error}") from error
     if 0 <= obj.size_bytes != now.size_bytes >= 0:
@@ -46,18 +43,8 @@ def check_unchanged(obj: StoredObject) -> StoredObject:
     return StoredObject(obj.uri, max(obj.size_bytes, now.size_bytes), now.etag)
 
 
-class RangeFile(io.RawIOBase):
-    """A stored object as a seekable file. Each read is one ranged request, retried, and checked for length.
-
-    Args:
-        obj: The object; its listed size is where the file ends.
-    """
-
-    def __init__(self, obj: StoredObject) -> None:
-        super().__init__()
-        self.size_bytes = obj.size_bytes
-        self._obj = obj
-        self._at = 0
+class RangeFile(storage.RangeFile):
+    """A stored object as a seekable file that ends where the store's bodies end."""
 
     def fetch(self, start: int, end: int) -> bytes:
         """Return a range of bytes; fewer when the store keeps answering with a body cut short.
@@ -65,39 +52,7 @@ class RangeFile(io.RawIOBase):
         Raises:
             StorageError: The store failed after all retries.
         """
-        end = min(end, self.size_bytes)
         try:
-            return storage.retry(lambda: storage.read_range(self._obj, start, end))
+            return super().fetch(start, end)
         except SizeMismatch as error:
             return error.data
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; nothing is requested."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size_bytes}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def read(self, count: int | None = -1) -> bytes:
-        """Return the next bytes; -1 reads to the end."""
-        end = self.size_bytes if count is None or count < 0 else self._at + count
-        data = self.fetch(self._at, end)
-        self._at += len(data)
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

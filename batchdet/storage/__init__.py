@@ -1,8 +1,9 @@
 """Objects anywhere fsspec reaches: one face for local folders and object stores, with errors in plain words."""
 
-from batchdet.storage.backoff import persist, retry
-from batchdet.storage.client import endpoint, filesystem, plain_errors
+from batchdet.storage.backoff import WEB, persist, retry
+from batchdet.storage.client import filesystem
 from batchdet.storage.errors import NotFound, SizeMismatch, StorageError, TransientError
+from batchdet.storage.failure import endpoint, plain_errors
 from batchdet.storage.listing import (
     StoredObject,
     exists,
@@ -12,12 +13,14 @@ from batchdet.storage.listing import (
     list_objects,
     stat,
 )
-from batchdet.storage.read import open_read, read_bytes, read_object, read_range
+from batchdet.storage.read import RangeFile, open_read, read_bytes, read_object, read_range
 from batchdet.storage.uri import basename, is_glob, join, normalize, scheme
-from batchdet.storage.write import create, delete, delete_folder, move, open_write, write_bytes
+from batchdet.storage.write import create, delete, delete_folder, move, write_bytes
 
 __all__ = [
+    "WEB",
     "NotFound",
+    "RangeFile",
     "SizeMismatch",
     "StorageError",
     "StoredObject",
@@ -38,7 +41,6 @@ __all__ = [
     "move",
     "normalize",
     "open_read",
-    "open_write",
     "persist",
     "plain_errors",
     "read_bytes",

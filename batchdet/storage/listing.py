@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from batchdet.storage.client import filesystem, plain_errors
+from batchdet.storage.backoff import patient
+from batchdet.storage.client import filesystem
 from batchdet.storage.errors import NotFound
+from batchdet.storage.failure import plain_errors
 from batchdet.storage.uri import is_glob, normalize, scheme
 
 
@@ -25,6 +27,7 @@ class StoredObject:
     etag: str
 
 
+@patient
 def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None) -> list[StoredObject]:
     """List the files that a URI names: one object, everything below a folder, or what a glob matches.
 
@@ -49,7 +52,7 @@ def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None)
         if not found and (not is_glob(uri) or fs.exists(path)):
             info = fs.info(path)
             if info["type"] == "file":
-                return [_stored(uri, info)]
+                return [stored_object(uri, info)]
             found = fs.find(path, detail=True)
             root = path.rstrip("/") + "/"
     objects = []
@@ -57,10 +60,11 @@ def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None)
         *folders, last = (name.removeprefix(root) if root else posixpath.basename(name)).split("/")
         hidden = last.startswith(".") or (last.startswith("_") and not (keep_underscore and keep_underscore(last)))
         if info["type"] == "file" and not hidden and not any(f.startswith((".", "_")) for f in folders):
-            objects.append(_stored(uri, info))
+            objects.append(stored_object(uri, info))
     return sorted(objects)
 
 
+@patient
 def list_names(uri: str) -> list[str]:
     """List the names directly below a folder, hidden ones too; empty when it does not exist."""
     fs, path = filesystem(uri)
@@ -75,16 +79,18 @@ def list_names(uri: str) -> list[str]:
         return []
 
 
+@patient
 def find_all(uri: str) -> list[StoredObject]:
     """List every file below a folder, hidden ones too, sorted; empty when it does not exist."""
     fs, path = filesystem(uri)
     try:
         with plain_errors(uri, "list"):
-            return sorted(_stored(uri, info) for info in fs.find(path, detail=True).values())
+            return sorted(stored_object(uri, info) for info in fs.find(path, detail=True).values())
     except NotFound:
         return []
 
 
+@patient
 def stat(uri: str) -> StoredObject:
     """Describe one object.
 
@@ -93,7 +99,7 @@ def stat(uri: str) -> StoredObject:
     """
     fs, path = filesystem(uri)
     with plain_errors(uri, "find"):
-        return _stored(uri, fs.info(path))
+        return stored_object(uri, fs.info(path))
 
 
 def exists(uri: str) -> bool:
@@ -105,6 +111,7 @@ def exists(uri: str) -> bool:
     return True
 
 
+@patient
 def is_folder(uri: str) -> bool:
     """Tell whether a URI names an existing folder (or prefix)."""
     fs, path = filesystem(uri)
@@ -118,7 +125,8 @@ def _uri_of(base: str, path: str) -> str:
     return path if name == "file" or "://" in path else f"{name}://{path.lstrip('/')}"
 
 
-def _stored(base: str, info: dict[str, Any]) -> StoredObject:
+def stored_object(base: str, info: dict[str, Any]) -> StoredObject:
+    """Put what a file system says of a path into the words of a listing."""
     etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
     if not etag and info.get("mtime") is not None:
         etag = f"mtime:{info['mtime']}"

@@ -36,6 +36,11 @@ def scheme(uri: str) -> str:
     return uri.split("://", 1)[0].lower() if "://" in uri else "file"
 
 
+def is_s3(uri: str) -> bool:
+    """Tell whether a URI names something on S3."""
+    return scheme(uri) in {"s3", "s3a"}
+
+
 def is_glob(uri: str) -> bool:
     """Tell whether a URI holds a wildcard."""
     return any(c in _GLOB for c in uri)

@@ -3,7 +3,6 @@ import pickle
 import stat as stat_module
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
@@ -13,14 +12,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from batchdet import storage
 from batchdet.errors import MissingExtra
 from batchdet.storage import NotFound, SizeMismatch, StorageError, StoredObject, TransientError
+from tests.clock import Clock, stop_the_clock
 from tests.s3_server import S3Server
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    slept: list[float] = []
-    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", slept.append)
-    return slept
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return stop_the_clock(monkeypatch)
 
 
 @pytest.fixture
@@ -125,11 +123,17 @@ def test_write_read_stat_delete(kind: str, tmp_path: Path, request: pytest.Fixtu
     assert storage.read_range(found, 3, 3) == b""
     with storage.open_read(uri) as file:
         assert file.read(3) == b"sec"
-    with storage.open_write(f"{base}/deep/y.bin") as file:
-        file.write(b"12")
+        assert (file.seek(1), file.read()) == (1, b"econd")
+    with pytest.raises(StorageError), storage.open_read(f"{base}/deep") as file:
+        file.read(1)
+    storage.write_bytes(f"{base}/deep/y.bin", b"12")
+    storage.move(f"{base}/deep/y.bin", f"{base}/deep/z/y.bin")
+    storage.move(f"{base}/deep/z/y.bin", f"{base}/deep/y.bin")
     assert storage.read_bytes(f"{base}/deep/y.bin") == b"12"
-    with pytest.raises(ZeroDivisionError), storage.open_write(f"{base}/deep/z.bin") as file:
-        file.write(b"1" * (100 // 0))
+    assert [storage.create(f"{base}/deep/new", data) for data in (b"1", b"2")] == [True, False]
+    assert storage.read_bytes(f"{base}/deep/new") == b"1"
+    storage.delete([f"{base}/deep/new"])
+    storage.delete_folder(f"{base}/deep/z")
     assert storage.list_names(f"{base}/deep") == ["er", "y.bin"]
     storage.write_bytes(f"{base}/deep/empty.bin", b"")
     assert storage.read_object(storage.stat(f"{base}/deep/empty.bin")) == b""
@@ -150,14 +154,14 @@ def test_local_files_have_ordinary_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", [3, 5, 0, 400])
-def test_other_sizes_than_listed_are_found_out(tmp_path: Path, memory: str, listed: int) -> None:
+def test_other_sizes_than_listed_are_found_out(tmp_path: Path, memory: str, listed: int, clock: Clock) -> None:
     for base in (str(tmp_path), memory):
         storage.write_bytes(f"{base}/x", b"1234")
         with pytest.raises(SizeMismatch, match=f"bytes arrived, {listed} were listed"):
             storage.read_bytes(f"{base}/x", listed)
 
 
-def test_body_cut_short_is_found_out(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_cut_short_is_found_out(memory: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_bytes(f"{memory}/x", b"1234")
     real = MemoryFileSystem.cat_file
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **kwargs: real(*args, **kwargs)[:2])
@@ -181,7 +185,7 @@ def test_object_that_changed_is_found_out(tmp_path: Path, s3: S3Server) -> None:
             storage.read_object(listed)
 
 
-def test_retry_waits_longer_and_longer(pauses: list[float]) -> None:
+def test_retry_waits_longer_and_longer(clock: Clock) -> None:
     calls: list[int] = []
 
     def call() -> str:
@@ -191,26 +195,61 @@ def test_retry_waits_longer_and_longer(pauses: list[float]) -> None:
         return "done"
 
     assert storage.retry(call) == "done"
-    assert len(pauses) == 3
-    for pause, mean in zip(pauses, (0.2, 0.4, 0.8), strict=True):
+    assert len(clock.slept) == 3
+    for pause, mean in zip(clock.slept, (0.2, 0.4, 0.8), strict=True):
         assert mean * 0.5 <= pause <= mean * 1.5
 
 
-def test_retry_gives_up_and_leaves_other_errors_alone(pauses: list[float]) -> None:
+def test_retry_gives_up_at_its_deadline_and_says_so(clock: Clock) -> None:
+    def call() -> None:
+        clock.now_s += 1.0
+        raise TransientError("the store is away")
+
+    for patient, patience_s in ((storage.retry, 40.0), (storage.persist, 75.0)):
+        clock.slept.clear()
+        started = clock.now_s
+        with pytest.raises(TransientError, match=r"^the store is away \(tried for \d+ s\)$"):
+            patient(call)
+        assert patience_s - 5 < clock.now_s - started <= patience_s + 1, "the last call begins before the deadline"
+        assert max(clock.slept) <= 3
+
+
+def test_one_deadline_for_all_layers(clock: Clock) -> None:
+    calls: list[float] = []
+
+    def call() -> None:
+        calls.append(clock.now_s)
+        raise TransientError("503")
+
+    with pytest.raises(TransientError, match=r"503 \(tried for"):
+        storage.persist(lambda: storage.retry(lambda: storage.persist(call)))
+    assert calls[-1] - calls[0] <= 75
+    assert len(calls) == len(clock.slept) + 1, "only the outermost layer calls again"
+
+
+def test_a_wrong_size_is_believed_after_a_few_tries(clock: Clock) -> None:
     calls: list[int] = []
 
-    def call(error: Exception) -> Any:
+    def call() -> None:
         calls.append(1)
-        raise error
+        raise SizeMismatch("2 of 4 bytes", b"12")
 
-    with pytest.raises(TransientError):
-        storage.retry(lambda: call(TransientError("x")), tries=3)
-    assert len(calls) == 3
-    calls.clear()
-    with pytest.raises(NotFound):
-        storage.retry(lambda: call(NotFound("x")))
-    assert len(calls) == 1
-    assert len(pauses) == 2
+    with pytest.raises(SizeMismatch) as caught:
+        storage.persist(call)
+    assert (len(calls), caught.value.data) == (4, b"12")
+    assert sum(clock.slept) < 3
+
+
+def test_retry_leaves_other_errors_alone(clock: Clock) -> None:
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        raise NotFound("x")
+
+    with pytest.raises(NotFound, match=r"^x$"):
+        storage.retry(call)
+    assert (len(calls), clock.slept) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +259,7 @@ def test_retry_gives_up_and_leaves_other_errors_alone(pauses: list[float]) -> No
         ("s3://b/x", PermissionError(13, "Forbidden"), StorageError, r"denied \(Forbidden\); check the credentials"),
         ("/x", PermissionError(13, "Permission denied"), StorageError, "check the file's permissions"),
         ("/x", IsADirectoryError(21, "Is a directory"), StorageError, "Is a directory"),
-        ("s3://b/x", OSError(5, "a\nb"), TransientError, "OSError: .Errno 5. a b"),
+        ("s3://b/x", OSError(5, "a\nb"), TransientError, "cannot read: a b$"),
         ("/x", OSError(5, "io"), StorageError, "io"),
         ("s3://b/x", TimeoutError(), TransientError, "TimeoutError"),
     ],

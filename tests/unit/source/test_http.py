@@ -11,6 +11,7 @@ from batchdet.source.fetch import read_allowed
 from batchdet.source.http import fetch
 from batchdet.source.policy import Allowed
 from batchdet.storage import NotFound, StorageError, TransientError
+from tests.clock import stop_the_clock
 from tests.unit.source.corpus import read_all
 
 BODY = b"an image" * 100
@@ -61,7 +62,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", lambda _: None)
+    stop_the_clock(monkeypatch)
 
 
 def test_body_and_quoting(server: str) -> None:

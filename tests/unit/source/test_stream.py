@@ -19,13 +19,14 @@ from batchdet.source.stream import (
     open_stream,
 )
 from batchdet.storage import SizeMismatch, StorageError, StoredObject, TransientError
+from tests.clock import stop_the_clock
 
 DATA = os.urandom(10_000)
 
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", lambda _: None)
+    stop_the_clock(monkeypatch)
 
 
 @pytest.fixture

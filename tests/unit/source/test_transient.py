@@ -20,6 +20,7 @@ from batchdet.source.policy import Allowed
 from batchdet.source.reader import read_image, read_segments
 from batchdet.spec import SourceSpec
 from batchdet.storage import StorageError, TransientError
+from tests.clock import stop_the_clock
 from tests.unit.source.corpus import image, tar_bytes
 
 ROOT = "memory://transient-test"
@@ -28,7 +29,7 @@ IMAGES = [(f"{i:02d}.jpg", image(i, 3000)) for i in range(12)]
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchdet.storage.backoff.time.sleep", lambda _: None)
+    stop_the_clock(monkeypatch)
     monkeypatch.setattr("batchdet.source.stream.BlockStream.__init__.__defaults__", (8192,))
     monkeypatch.setattr("batchdet.source.parquet_rows._BUFFER_BYTES", 4096)
 

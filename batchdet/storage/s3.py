@@ -1,0 +1,89 @@
+"""The S3 client: s3fs with one layer of retries instead of its three.
+
+botocore, s3fs's requests and s3fs's bodies each repeat by themselves, and multiply: a store that answers every
+request with 503 is asked up to 125 times for one object. Here a request is repeated in one place, until the deadline
+that :mod:`batchdet.storage.backoff` holds; bodies are repeated by whoever reads them.
+"""
+
+import asyncio
+import errno
+import functools
+import os
+from typing import Any, Final
+
+import fsspec
+from fsspec.asyn import sync_wrapper
+from s3fs import S3FileSystem
+
+from batchdet.storage import backoff
+from batchdet.storage.failure import may_pass
+
+_CONNECT_S: Final = 5.0
+_READ_S: Final = 20.0
+_SLOWEST_BYTES_PER_S: Final = 256 * 1024
+_CONNECTIONS: Final = 32
+"""As many as threads fetch at once, with room: a request that waits for a connection has no time-out."""
+
+
+class PatientS3(S3FileSystem):  # type: ignore[misc]
+    """S3 whose requests are repeated with jittered pauses until a deadline, and nowhere else."""
+
+    retries = 1
+
+    async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        limit_s = _READ_S + _CONNECT_S + len(kwargs.get("Body") or b"") / _SLOWEST_BYTES_PER_S
+        pauses = backoff.pauses()
+        asked_before = False
+        while True:
+            try:
+                # a body that nobody takes has no time-out of its own
+                return await asyncio.wait_for(super()._call_s3(method, *akwarglist, **kwargs), limit_s)
+            except FileNotFoundError as error:
+                if asked_before and method == "complete_multipart_upload":
+                    # it may have been completed, and the reply lost; only a new upload makes sure
+                    raise OSError(errno.EIO, "the upload is gone, completed or not") from error
+                raise
+            except Exception as error:
+                pause_s = pauses.next_s(error)
+                if pause_s is None or not may_pass(error):
+                    raise
+                asked_before = True
+                await asyncio.sleep(pause_s)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
+        try:
+            await super()._abort_mpu(bucket, key, mpu)
+        except FileNotFoundError:
+            return  # what is gone need not be aborted, and the failure before matters more
+
+    abort_mpu = sync_wrapper(_abort_mpu)
+
+
+def s3_client(version_aware: bool = False) -> PatientS3:
+    """Return this process's client for what the environment says now.
+
+    Users' own settings go before: ``AWS_MAX_ATTEMPTS`` and ``AWS_RETRY_MODE`` let botocore repeat too, and
+    ``config_kwargs`` of fsspec's configuration for ``s3`` replace each value given here.
+    """
+    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _client(os.getpid(), settings, version_aware)
+
+
+@functools.lru_cache(maxsize=8)
+def _client(pid: int, settings: tuple[tuple[str, str], ...], version_aware: bool) -> PatientS3:
+    config: dict[str, Any] = {
+        "connect_timeout": _CONNECT_S,
+        "read_timeout": _READ_S,
+        "max_pool_connections": _CONNECTIONS,
+    }
+    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & {name for name, _ in settings}:
+        config["retries"] = {"total_max_attempts": 1}
+    return PatientS3(
+        use_listings_cache=False,
+        local_expiry_check=True,
+        version_aware=version_aware,
+        config_kwargs={**config, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})},
+        skip_instance_cache=True,
+    )
