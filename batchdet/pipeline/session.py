@@ -95,7 +95,8 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
     try:
         yield capacity()
     finally:
-        ray.shutdown()
+        with _own_signals():
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:
@@ -113,7 +114,10 @@ def _check_address(address: str) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Put this process's signal handlers back: Ray installs one for SIGTERM that ends the process with a dump."""
+    """Put this process's signal handlers back.
+
+    Ray installs one for SIGTERM when it starts, and when it ends it leaves SIGTERM to end the process without a word.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
