@@ -10,6 +10,7 @@ import typer
 
 import batchdet
 from batchdet.errors import BatchdetError, Interrupted
+from batchdet.failpoint import failpoint
 
 app = typer.Typer(
     name="batchdet",
@@ -433,8 +434,10 @@ def _plain(text: str) -> str:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """Turn the first SIGINT or SIGTERM into an error that unwinds; the second one ends the process at once."""
-    signal.signal(number, lambda again, _: os._exit(128 + again))
+    """Turn the first SIGINT or SIGTERM into an error that unwinds; another one of either ends the process at once."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda again, _: os._exit(128 + again))
+    failpoint("cli.interrupted")
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     raise Interrupted(f"stopped by {name}; what was staged is kept, the same command goes on", 128 + number)
 
