@@ -113,6 +113,7 @@ class Driver:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                start_new_session=True,
             )
         self._family: dict[int, int] = {}
 
@@ -154,10 +155,14 @@ class Driver:
             self._family |= descendants(self.pid)
         return living(self._family)
 
+    def named(self, *parts: str) -> list[int]:
+        """List the living processes below it whose command line holds each of some texts."""
+        lines = {pid: _command_line(pid) for pid in self.family()}
+        return sorted(pid for pid, line in lines.items() if all(part in line for part in parts))
+
     def actors(self) -> list[int]:
         """List the processes of its detector actors that live now."""
-        lines = {pid: _command_line(pid) for pid in self.family()}
-        return sorted(pid for pid, line in lines.items() if line.startswith("ray::") and "DetectorActor" in line)
+        return self.named("ray::", "DetectorActor")
 
     def wait_for(self, file: Path, deadline_s: float = _START_S) -> None:
         """Wait for a file that a failpoint makes.
@@ -179,6 +184,11 @@ class Driver:
         """Send it a signal; its Ray's processes get none."""
         self.family()
         self.process.send_signal(number)
+
+    def ctrl_c(self) -> None:
+        """Do what a terminal does: SIGINT to every process of its group."""
+        self.family()
+        os.killpg(self.pid, signal.SIGINT)
 
     def wait(self, deadline_s: float = _END_S) -> int:
         """Wait until it has ended, and its Ray with it, and return its exit status.
