@@ -75,6 +75,7 @@ def test_too_many_failures_commit_nothing_until_the_policy_allows(
     assert done.images_failed == len(broken_images())
 
 
+@pytest.mark.acceptance("R30")
 def test_all_images_bad_and_no_images_at_all(run: RunJob, tmp_path: Path) -> None:
     bad = write_shards(str(tmp_path / "bad"), [(f"{i}.jpg", b"<html>") for i in range(5)], 1)
     run(bad, tmp_path / "out-bad", policy={"max_failed_fraction": 1.0})
@@ -125,6 +126,7 @@ def test_statistics_equal_a_recount(labelled: Path) -> None:
     assert stats["images"]["listed"] == 24
 
 
+@pytest.mark.acceptance("R33")
 def test_a_flipped_bit_is_named(labelled: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -138,6 +140,7 @@ def test_a_flipped_bit_is_named(labelled: Path, tmp_path: Path) -> None:
         verify(str(copy))
 
 
+@pytest.mark.acceptance("R2")
 def test_a_finished_job_is_not_done_again_and_an_interrupted_one_goes_on(
     run: RunJob, good: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
