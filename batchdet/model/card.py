@@ -19,6 +19,7 @@ class ModelCard:
         family_reason: By what the family is known.
         runtime: What runs it, with version.
         provider: What computes.
+        precision: Number format of the arithmetic.
         inputs: As declared.
         outputs: As declared.
         probed_outputs: Shapes that came out of a run with one image on ``canvas_px``.
@@ -52,6 +53,7 @@ class ModelCard:
     family_reason: str
     runtime: str
     provider: str
+    precision: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     probed_outputs: tuple[TensorInfo, ...]
@@ -95,7 +97,7 @@ class ModelCard:
             ("backbone", self.backbone),
             ("neck", self.neck),
             ("head", self.head),
-            ("runtime", f"{self.runtime}, {self.provider}"),
+            ("runtime", f"{self.runtime}, {self.provider}, {self.precision}"),
             ("inputs", "; ".join(map(str, self.inputs))),
             ("outputs", "; ".join(map(str, self.probed_outputs))),
             ("canvas", f"{width} x {height} px, {self.canvas_shape}, stride {self.stride}, {self.letterbox} letterbox"),

@@ -14,7 +14,7 @@ from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Preprocess, Signature
 from batchdet.model.onnx_file import read_onnx
-from batchdet.model.runtimes import Device, Tensor, TensorInfo, load_runtime
+from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, load_runtime
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
 
@@ -44,7 +44,8 @@ class Detector:
     def __init__(self, spec: ModelSpec, path: str, sha256: str, device: Device = "cpu", threads: int = 1) -> None:
         self.spec = spec
         self._path, self._sha256 = path, sha256
-        self._runtime = load_runtime(spec.runtime, path, device, threads)
+        precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
+        self._runtime = load_runtime(spec.runtime, path, device, threads, precision)
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
@@ -57,6 +58,9 @@ class Detector:
         self.family, self._family_reason = families.find_family(spec.family, self.signature, metadata)
         self.labels, self._labels_reason = labels.find_labels(
             spec.labels, metadata, self.family.class_count(self.signature), assume_coco=self.family.name == "detr"
+        )
+        self._takes_canvases = self._runtime.take_canvases(
+            self._image.name, self.preprocess.colours, self.preprocess.scale
         )
         self._shape = self._canvas_shape()
         self._settings = DecodeSettings(
@@ -108,7 +112,7 @@ class Detector:
         size = (canvases.shape[2], canvases.shape[1])
         if any(box.canvas != size for box in letterboxes):
             raise ValueError(f"the canvases are {size}, a letterbox is for {letterboxes[0].canvas}")
-        step = self._fixed_batch or count
+        step = self._fixed_batch or self._runtime.batch_rows or count
         found: list[Detections] = []
         for start in range(0, count, max(step, 1)):
             boxes = letterboxes[start : start + step]
@@ -127,13 +131,14 @@ class Detector:
         Exports often declare axes free that the graph then refuses. What does not work is not used, and the
         card says so.
         """
-        if self._fixed_batch is None and not self._works(2, self.canvas):
+        usual = self._runtime.batch_rows or 2
+        if self._fixed_batch is None and not self._works(usual, self.canvas):
             self._fixed_batch = 1
             self._notes.append("declares a free batch but runs only one image at once, so that is what it is given")
         if self._shape == "rectangle":
             width, height = self.canvas
             half = max(self.stride, height // 2 // self.stride * self.stride)
-            if not self._works(self._fixed_batch or 2, (width, half)):
+            if not self._works(self._fixed_batch or usual, (width, half)):
                 if self.spec.canvas.shape == "rectangle":
                     raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
                 self._shape = "square"
@@ -153,6 +158,7 @@ class Detector:
             family_reason=self._family_reason,
             runtime=self._runtime.name,
             provider=self._runtime.provider,
+            precision=self._runtime.precision,
             inputs=tuple(self._runtime.inputs),
             outputs=tuple(self._runtime.outputs),
             probed_outputs=self.signature.outputs,
@@ -240,8 +246,25 @@ class Detector:
         return len(found) == batch
 
     def _infer(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        count, height, width, _ = canvases.shape
+        count = len(canvases)
         batch = max(count, self._fixed_batch or 0)
+        tensor = self._padded(canvases, batch) if self._takes_canvases else self._planes(canvases, batch)
+        padded = [*letterboxes, *[letterboxes[-1]] * (batch - count)]
+        feeds = {self._image.name: tensor, **self.family.feeds(self.signature, padded)}
+        outputs = self._runtime.run(feeds)
+        return outputs if batch == count else {name: a[:count] for name, a in outputs.items()}
+
+    @staticmethod
+    def _padded(canvases: npt.NDArray[np.uint8], batch: int) -> Tensor:
+        """Add empty canvases where the model wants more than there are."""
+        count, height, width, _ = canvases.shape
+        if count == batch:
+            return np.ascontiguousarray(canvases)
+        return np.concatenate([canvases, np.zeros((batch - count, height, width, 3), np.uint8)])
+
+    def _planes(self, canvases: npt.NDArray[np.uint8], batch: int) -> Tensor:
+        """Turn canvases into what the model declares: ``(batch, 3, H, W)`` float32, scaled, in its order of colours."""
+        _, height, width, _ = canvases.shape
         size = batch * 3 * height * width
         if self._buffer.size < size:
             self._buffer = np.zeros(size, np.float32)
@@ -252,10 +275,7 @@ class Detector:
             np.copyto(planes, canvas[:, :, channels].transpose(2, 0, 1))  # a third of the time of one np.multiply
             if scale != 1:
                 planes *= scale
-        padded = [*letterboxes, *[letterboxes[-1]] * (batch - count)]
-        feeds = {self._image.name: tensor, **self.family.feeds(self.signature, padded)}
-        outputs = self._runtime.run(feeds)
-        return outputs if batch == count else {name: a[:count] for name, a in outputs.items()}
+        return tensor
 
 
 def open_detector(spec: ModelSpec, device: Device = "cpu", threads: int = 1) -> Detector:

@@ -49,3 +49,14 @@ def test_openvino_finds_what_onnx_runtime_finds(shared: Path, name: str) -> None
     by_openvino = as_rows(detect_all(opened(shared, name, runtime="openvino"), shared, first=40), 0.25)
     assert matched(by_onnxruntime, by_openvino) >= 0.99
     assert matched(by_openvino, by_onnxruntime) >= 0.99
+
+
+@pytest.mark.slow
+def test_bf16_on_rectangles_costs_no_precision(shared: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bf16")
+    detector = opened(shared, "yolo26n", "auto", runtime="openvino", precision="bf16")
+    assert detector.card.precision == "bf16"
+    ap, _ = average_precision(detect_all(detector, shared), shared)
+    assert ap >= REFERENCE_AP["yolo26n"] - 0.003

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchdet.errors import ClusterError, MissingExtra, ModelError
+from batchdet.errors import ClusterError, MissingExtra, ModelError, SpecError
 from batchdet.model.runtimes import Runtime, TensorInfo, load_runtime
 from tests import tiny_onnx
 
@@ -122,3 +122,39 @@ def test_no_gpu_is_an_error_and_never_the_cpu(name: str, model: Path) -> None:
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(ClusterError, match=r"compute\.device: gpu"):
         load_runtime(name, str(model), "gpu", 1)
+
+
+@pytest.mark.parametrize("colours", ["RGB", "BGR"])
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_canvases_are_what_the_input_wants(name: str, scale: float, colours: Any, model: Path) -> None:
+    pytest.importorskip(name)
+    runtime = load_runtime(name, str(model), "cpu", 1)
+    canvases = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3), np.uint8)
+    channels = canvases if colours == "RGB" else canvases[..., ::-1]
+    planes = np.ascontiguousarray(channels.transpose(0, 3, 1, 2) * np.float32(scale), np.float32)
+    wanted = runtime.run({"images": planes})["features"]
+    if runtime.take_canvases("images", colours, scale):
+        assert runtime.inputs[0].dtype == "float32", "the signature stays the model's own"
+        found = runtime.run({"images": canvases})["features"]
+    else:
+        found = runtime.run({"images": planes})["features"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_bf16_is_near_fp32_or_refused(model: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ClusterError, match="this processor has no bf16"):
+            load_runtime("openvino", str(model), "cpu", 1, "bf16")
+        return
+    batch = images(1, 64, 64)
+    exact, near = (load_runtime("openvino", str(model), "cpu", 1, p) for p in ("fp32", "bf16"))
+    assert (exact.precision, near.precision) == ("fp32", "bf16")
+    one, other = exact.run({"images": batch})["features"], near.run({"images": batch})["features"]
+    np.testing.assert_allclose(other, one, atol=0.02 * np.abs(one).max())
+
+
+def test_bf16_of_onnx_runtime_is_refused(model: Path) -> None:
+    with pytest.raises(SpecError, match=r"model\.precision: bf16 needs model\.runtime: openvino"):
+        load_runtime("onnxruntime", str(model), "cpu", 1, "bf16")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from batchdet.geometry.boxes import Boxes, area
 from batchdet.geometry.letterbox import PAD_VALUE, Letterbox
 from batchdet.geometry.nms import nms
-from batchdet.model.runtimes import Tensor, TensorInfo
+from batchdet.model.runtimes import Colours, Tensor, TensorInfo
 from batchdet.records.detections import Detections
 
 _YOLO_STRIDES = ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (4, 8, 16), (16, 32))
@@ -27,7 +27,7 @@ class Preprocess:
         pad_value: Gray around the image, 0..255.
     """
 
-    colours: Literal["RGB", "BGR"] = "RGB"
+    colours: Colours = "RGB"
     scale: float = 1 / 255
     letterbox: Literal["centred", "top_left", "stretch"] = "centred"
     pad_value: int = PAD_VALUE

@@ -11,11 +11,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchdet.errors import MissingExtra
+from batchdet.errors import MissingExtra, SpecError
 from batchdet.model.onnx_file import read_onnx
 
 Tensor = npt.NDArray[Any]
 Device = Literal["cpu", "gpu"]
+Precision = Literal["fp32", "bf16"]
+Colours = Literal["RGB", "BGR"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class Runtime(Protocol):
         """What computes: ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CPU``."""
 
     @property
+    def precision(self) -> Precision:
+        """Number format of the arithmetic."""
+
+    @property
+    def batch_rows(self) -> int | None:
+        """Images that one ``run`` should be given; None where more are better."""
+
+    @property
     def inputs(self) -> Sequence[TensorInfo]:
         """The model's inputs, in its order."""
 
@@ -59,11 +69,23 @@ class Runtime(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """The model file's own key-value texts."""
 
+    def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
+        """Have the graph itself turn canvases into what an input wants, where the runtime can.
+
+        Args:
+            name: The input, declared as float32 ``(N, 3, H, W)``.
+            colours: Order of its channels.
+            scale: What 0..255 is multiplied with.
+
+        Returns:
+            Whether ``run`` takes uint8 ``(N, H, W, 3)`` RGB for this input from now on, instead of what it declares.
+        """
+
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs.
 
         Args:
-            feeds: One array per input, of its dtype, C-contiguous.
+            feeds: One array per input, of its dtype (but see :meth:`take_canvases`), C-contiguous.
 
         Returns:
             One array per output.
@@ -73,7 +95,7 @@ class Runtime(Protocol):
         """
 
 
-def load_runtime(name: str, path: str, device: Device, threads: int) -> Runtime:
+def load_runtime(name: str, path: str, device: Device, threads: int, precision: Precision = "fp32") -> Runtime:
     """Load an ONNX file.
 
     Args:
@@ -81,21 +103,27 @@ def load_runtime(name: str, path: str, device: Device, threads: int) -> Runtime:
         path: A local file, checked by :func:`batchdet.model.onnx_file.read_onnx` first.
         device: ``gpu`` is CUDA by ONNX Runtime. Nothing falls back to the CPU in silence.
         threads: Threads of one ``run``.
+        precision: Of the arithmetic; ``bf16`` is OpenVINO's.
 
     Raises:
         MissingExtra: The runtime's package is not installed.
-        ClusterError: ``gpu`` was asked for and is not to be had.
+        ClusterError: ``gpu`` or ``bf16`` was asked for and is not to be had.
+        SpecError: The runtime has no such precision.
         ModelError: The file cannot be loaded.
     """
     metadata = read_onnx(path).metadata
     if name in ("auto", "onnxruntime"):
+        if precision != "fp32":
+            raise SpecError(
+                f"model.precision: {precision} needs model.runtime: openvino; ONNX Runtime computes in fp32"
+            )
         from batchdet.model.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(path, metadata, device, threads)
     if name == "openvino":
         from batchdet.model.runtimes.openvino import OpenVino
 
-        return OpenVino(path, metadata, device, threads)
+        return OpenVino(path, metadata, device, threads, precision)
     raise ValueError(f"no runtime {name!r}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ModelError
-from batchdet.model.runtimes import Device, Tensor, TensorInfo, free_axis, missing, one_line
+from batchdet.model.runtimes import Colours, Device, Precision, Tensor, TensorInfo, free_axis, missing, one_line
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -30,6 +30,9 @@ class OnnxRuntime:
         device: ``cpu`` or ``gpu``.
         threads: Threads of one ``run`` on the CPU.
     """
+
+    precision: Precision = "fp32"
+    batch_rows = None
 
     def __init__(self, path: str, metadata: Mapping[str, str], device: Device, threads: int) -> None:
         try:
@@ -62,6 +65,10 @@ class OnnxRuntime:
             )
         self.inputs = _infos(self._session.get_inputs())
         self.outputs = _infos(self._session.get_outputs())
+
+    def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
+        """Leave that to the caller: the graph is used as it is."""
+        return False
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""

@@ -1,27 +1,37 @@
-"""OpenVINO on the CPU, in fp32."""
+"""OpenVINO on the CPU, in fp32 or bf16, fed with uint8 canvases."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from batchdet.errors import ClusterError, ModelError
-from batchdet.model.runtimes import Device, Tensor, TensorInfo, missing, one_line
+from batchdet.model.runtimes import Colours, Device, Precision, Tensor, TensorInfo, missing, one_line
+
+_PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVino:
-    """One compiled model; see :class:`batchdet.model.runtimes.Runtime`.
+    """One model; see :class:`batchdet.model.runtimes.Runtime`.
+
+    One graph serves all canvas shapes. One compiled for each shape would be 7 % faster and costs as much as ten images
+    to compile, in every actor, and in bf16 it rounds otherwise, so that the two cannot be mixed in a run (yolo26n on a
+    CPU with AVX512-BF16). Batches bring nothing on one core.
 
     Args:
         path: The ONNX file.
         metadata: Its key-value texts.
         device: Only ``cpu``.
         threads: Threads of one ``run``.
+        precision: Of the arithmetic; ``bf16`` needs a processor that has it.
     """
 
     provider = "CPU"
+    batch_rows = 1
 
-    def __init__(self, path: str, metadata: Mapping[str, str], device: Device, threads: int) -> None:
+    def __init__(
+        self, path: str, metadata: Mapping[str, str], device: Device, threads: int, precision: Precision = "fp32"
+    ) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -31,26 +41,56 @@ class OpenVino:
                 "compute.device: gpu works with model.runtime onnxruntime; openvino computes on the CPU here"
             )
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
+        self.precision = precision
         self.metadata = metadata
-        # CPUs with AMX or AVX512-BF16 would compute in bf16 unless told otherwise
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        self._settings = {
+            # CPUs with AMX or AVX512-BF16 would compute in bf16 unless told otherwise
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
+        self._request: Any = None
         try:
-            core = openvino.Core()
-            model = core.read_model(path)
-            self._compiled = core.compile_model(model, self.provider, settings)
-            self._request = self._compiled.create_infer_request()
+            self._core = openvino.Core()
+            capabilities = self._core.get_property(self.provider, "OPTIMIZATION_CAPABILITIES")
+            self._model = self._core.read_model(path)
         except Exception as error:
             raise ModelError(f"OpenVINO cannot load the model: {one_line(error)}") from error
-        self.inputs = tuple(_info(port) for port in model.inputs)
-        self.outputs = tuple(_info(port) for port in model.outputs)
+        if precision == "bf16" and "BF16" not in capabilities:
+            raise ClusterError("model.precision: bf16, but this processor has no bf16 arithmetic; take fp32 or auto")
+        self.inputs = tuple(_info(port) for port in self._model.inputs)
+        self.outputs = tuple(_info(port) for port in self._model.outputs)
+        self._names = [info.name for info in self.outputs]
+
+    def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
+        """Put colour order, scale and layout into the graph, so that input ``name`` takes uint8 canvases."""
+        from openvino import Layout, Type
+        from openvino.preprocess import PrePostProcessor
+
+        try:
+            steps = PrePostProcessor(self._model)
+            image = steps.input(name)
+            image.tensor().set_element_type(Type.u8).set_layout(Layout("NHWC"))
+            image.model().set_layout(Layout("NCHW"))
+            if colours == "BGR":
+                image.preprocess().reverse_channels()
+            image.preprocess().convert_element_type(Type.f32).scale(1 / scale)
+            self._model = steps.build()
+        except Exception as error:
+            raise ModelError(f"OpenVINO cannot feed the model with canvases: {one_line(error)}") from error
+        self._request = None
+        return True
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
         try:
+            if self._request is None:
+                compiled = self._core.compile_model(self._model, self.provider, self._settings)
+                self._request = compiled.create_infer_request()
             result = self._request.infer(dict(feeds), share_inputs=True)
         except Exception as error:
             raise ModelError(f"OpenVINO failed on this input: {one_line(error)}") from error
-        return {info.name: result[i].copy() for i, info in enumerate(self.outputs)}
+        return {name: result[i].copy() for i, name in enumerate(self._names)}
 
 
 def _info(port: Any) -> TensorInfo:
