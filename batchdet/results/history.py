@@ -1,6 +1,7 @@
 """What the runs of an output hold: which objects of a listing are labelled, which failed, which run may go on."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -26,6 +27,10 @@ _FAILED_KEY: Final = {
     "uri_list": ("shard_uri", "member"),
 }
 """Columns of the images table that name the source object to read again, by format."""
+
+_READERS: Final = 8
+_MOST_TOGETHER: Final = 64
+"""Inventories are read 1, 2, 4, ... at a time up to this many: few joins, and at most twice as many as needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +64,27 @@ def compare(out: str, listed: Inventory, runs: Sequence[Manifest], with_failures
     count = listed.objects.num_rows
     known, undecided = np.zeros(count, bool), np.ones(count, bool)
     failed_images = np.zeros(count, np.int64)
-    for manifest in reversed(runs):
-        if not undecided.any():
-            break
-        held = listed.held_by(Inventory.read_keys(_inventory_uri(out, manifest.run_id))) & undecided
-        undecided &= ~held
-        if manifest.unread_uris:
-            unread = pc.is_in(listed.objects["uri"], pa.array(manifest.unread_uris, pa.string()))
-            held &= ~unread.to_numpy()
-        known |= held
-        if with_failures and manifest.images_failed and held.any():
-            failed_images[held] = _failed_images(out, manifest, listed)[held]
+    left = list(reversed(runs))
+    together = 1
+    while left and undecided.any():
+        newest, left = left[:together], left[together:]
+        together = min(2 * together, _MOST_TOGETHER)
+        holders = np.where(undecided, listed.first_holder(_read_keys(out, newest)), -1)
+        undecided &= holders < 0
+        for place, manifest in enumerate(newest):
+            held = holders == place
+            if manifest.unread_uris:
+                unread = pc.is_in(listed.objects["uri"], pa.array(manifest.unread_uris, pa.string()))
+                held &= ~unread.to_numpy()
+            known |= held
+            if with_failures and manifest.images_failed and held.any():
+                failed_images[held] = _failed_images(out, manifest, listed)[held]
     return Standing(known, failed_images)
+
+
+def _read_keys(out: str, runs: Sequence[Manifest]) -> list[pa.Table]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda m: Inventory.read_keys(_inventory_uri(out, m.run_id)), runs))
 
 
 def _failed_images(out: str, manifest: Manifest, listed: Inventory) -> npt.NDArray[np.int64]:

@@ -63,28 +63,38 @@ class Inventory:
         return digest.hexdigest()
 
     def held_by(self, known: pa.Table) -> npt.NDArray[np.bool_]:
-        """Say of each object whether another inventory holds it unchanged.
+        """Say of each object whether another inventory holds it unchanged; see :meth:`first_holder`."""
+        return self.first_holder([known]) >= 0
+
+    def first_holder(self, others: Sequence[pa.Table]) -> npt.NDArray[np.int64]:
+        """Say of each object which is the first of other inventories that holds it unchanged; -1 where none does.
 
         An object is known by URI, size and ETag; an entry of a list by the list, its name there and its URI, so that
         neither the same image in another list or under another name, nor an empty entry, is taken for a known one.
 
         Args:
-            known: The ``objects`` of the other inventory. One of another kind (lists or objects) holds none of these.
+            others: Their ``objects``. One of another kind (lists or objects) holds none of these.
         """
-        return self._found_in(known, _LISTED_KEY if self.format == "uri_list" else _KEY)
+        return self._first_with(others, _LISTED_KEY if self.format == "uri_list" else _KEY)
 
     def shares_places_with(self, other: pa.Table) -> bool:
         """Tell whether another inventory's ``objects`` hold images that have the same ``image_id`` as some of these."""
-        return bool(self._found_in(other, _LISTED_KEY[:2] if self.format == "uri_list" else _KEY[:1]).any())
+        names = _LISTED_KEY[:2] if self.format == "uri_list" else _KEY[:1]
+        return bool((self._first_with([other], names) >= 0).any())
 
-    def _found_in(self, other: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_]:
-        if ("list_uri" in other.schema.names) != (self.format == "uri_list"):
-            return np.zeros(self.objects.num_rows, bool)
+    def _first_with(self, others: Sequence[pa.Table], names: Sequence[str]) -> npt.NDArray[np.int64]:
         mine = _without_nulls(self.objects, names)
-        theirs = _without_nulls(other, names).cast(mine.schema)
-        numbered = mine.append_column("_row", pa.array(np.arange(mine.num_rows)))
-        found = np.ones(mine.num_rows, bool)
-        found[numbered.join(theirs, keys=list(names), join_type="left anti")["_row"].to_numpy()] = False
+        keys = [
+            _without_nulls(other, names).cast(mine.schema).append_column("_place", pa.repeat(place, other.num_rows))
+            for place, other in enumerate(others)
+            if ("list_uri" in other.schema.names) == (self.format == "uri_list")
+        ]
+        found = np.full(mine.num_rows, -1, np.int64)
+        if keys:
+            theirs = pa.concat_tables(keys).group_by(names).aggregate([("_place", "min")])
+            numbered = mine.append_column("_row", pa.array(np.arange(mine.num_rows)))
+            both = numbered.join(theirs, keys=list(names), join_type="inner")
+            found[both["_row"].to_numpy()] = both["_place_min"].to_numpy()
         return found
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> "Inventory":

@@ -1,6 +1,7 @@
 """The manifest: the list of part files of one run. A run is committed when its manifest exists."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from batchdet.errors import OutputError
 
 TABLES: Final = ("images", "detections")
 RUNS_FOLDER: Final = "_batchdet/runs"
+_READERS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -109,5 +111,6 @@ def load_manifest(out: str, run_id: str) -> Manifest | None:
 
 def committed_runs(out: str) -> list[Manifest]:
     """Read the manifests of all committed runs, oldest first."""
-    manifests = (load_manifest(out, run_id) for run_id in list_runs(out))
+    with ThreadPoolExecutor(_READERS) as pool:
+        manifests = list(pool.map(lambda run_id: load_manifest(out, run_id), list_runs(out)))
     return [m for m in manifests if m is not None]

@@ -494,3 +494,15 @@ def test_only_as_much_history_is_read_as_is_needed(run: RunIt, tmp_path: Path, m
     monkeypatch.setattr(Inventory, "read_keys", staticmethod(lambda uri: read.append(uri) or real(uri)))
     assert run().status == "nothing_new"
     assert [Path(uri).parent.name for uri in read] == [runs[-1]]
+
+
+def test_many_runs_are_looked_through(run: RunIt, tmp_path: Path) -> None:
+    broken.add(b"x")
+    for n in range(9):
+        write(tmp_path / "in", **{f"i{n}": "x" if n == 3 else str(n), "changing": f"c{n}" * (n + 1)})
+        run()
+        assert names() == sorted(["changing", f"i{n}"])
+    assert run().status == "nothing_new"
+    broken.clear()
+    run(policy={"retry": "failed"})
+    assert names() == ["i3"]

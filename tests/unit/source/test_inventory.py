@@ -263,3 +263,16 @@ def test_a_hundred_thousand_shards_are_planned_in_seconds() -> None:
     left = inventory.without(objects.filter(pa.array([i % 3 == 0 for i in range(count)])))
     assert left.objects["size_bytes"].to_pylist() == [i for i in range(count) if i % 3]
     assert time.perf_counter() - start < 20
+
+
+def test_of_several_inventories_the_first_that_holds_an_object_is_named(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.tar", "b.tar", "c.tar", "d.tar")
+    whole = _list(tmp_path)
+    objects = whole.objects
+    entries = pa.table({"uri": ["x"], "size_bytes": [1], "etag": [""], "list_uri": ["l"], "member": ["m"]})
+    assert whole.first_holder([entries, objects.slice(2, 1), objects.slice(0, 3)]).tolist() == [2, 2, 1, -1]
+    assert whole.first_holder([]).tolist() == whole.first_holder([entries]).tolist() == [-1] * 4
+    changed = objects.set_column(2, "etag", pa.array(["new"] * 4))
+    assert not whole.held_by(changed).any()
+    assert whole.shares_places_with(changed)
+    assert not whole.shares_places_with(entries)
