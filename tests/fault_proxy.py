@@ -38,6 +38,8 @@ FAULTS: Final = (
     "stall",  # nothing happens for a while (or until the rule is taken away), then the request goes on
     "refuse",  # the connection ends before anything is forwarded
 )
+_VARYING: Final = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}|uploadId=[^&]+")
+"""Names of runs and uploads: what differs each time is no part of chance."""
 _UPSTREAM_TIMEOUT_S: Final = 300.0
 _MESSAGES: Final = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
@@ -183,15 +185,16 @@ class FaultProxy:
 
     def _choose(self, method: str, path: str) -> Rule | None:
         with self._changed:
-            nth = self._asked[method, path]
-            self._asked[method, path] += 1
+            name = _VARYING.sub("*", path)
+            nth = self._asked[method, name]
+            self._asked[method, name] += 1
             for place, rule in enumerate(self._rules):
                 if not (re.fullmatch(rule.method, method) and re.search(rule.path, path)):
                     continue
                 rule.seen += 1
                 if rule.seen <= rule.after or (rule.count is not None and rule.hits >= rule.count):
                     continue
-                if random.Random(f"{self._seed} {place} {method} {path} {nth}").random() < rule.fraction:
+                if random.Random(f"{self._seed} {place} {method} {name} {nth}").random() < rule.fraction:
                     rule.hits += 1
                     self._changed.notify_all()
                     return rule
