@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchdet import storage
 from batchdet.errors import OutputError
+from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
 from batchdet.results.show import format_bytes
-from batchdet.table.manifest import list_runs, load_manifest
+from batchdet.table.manifest import Manifest, committed_runs, list_runs
 from batchdet.table.staging import staged_folder
 
 if TYPE_CHECKING:
@@ -37,39 +38,44 @@ def status(uri: str) -> dict[str, Any]:
     run_ids = list_runs(out)
     if not run_ids:
         raise OutputError(f"{out}: no results here (no _batchdet/runs); batchdet run makes them")
+    committed = committed_runs(out)
     with ThreadPoolExecutor(_READERS) as pool:
-        return {"output": out, "runs": list(pool.map(lambda run_id: _describe(out, run_id), run_ids))}
+        uncommitted = list(pool.map(_uncommitted, unfinished_runs(out, committed)))
+    runs = [*map(_committed, committed), *uncommitted]
+    return {"output": out, "runs": sorted(runs, key=lambda run: str(run["run_id"]))}
 
 
-def _describe(out: str, run_id: str) -> dict[str, Any]:
-    manifest = load_manifest(out, run_id)
-    if manifest is not None:
-        parts = (*manifest.images, *manifest.detections)
-        return {
-            "run_id": run_id,
-            "name": manifest.name,
-            "state": "committed",
-            "at": manifest.created_at,
-            "age_s": _age_s(manifest.created_at),
-            "images_listed": manifest.images_listed,
-            "images_ok": manifest.images_ok,
-            "images_failed": manifest.images_failed,
-            "detections": sum(p.rows for p in manifest.detections),
-            "part_files": len(parts),
-            "size_bytes": sum(p.size_bytes for p in parts),
-        }
-    lineage = read_record(out, run_id, "lineage.json")
-    staged = storage.find_all(staged_folder(out, run_id))
-    started_at = str(lineage.get("started_at", ""))
+def _committed(manifest: Manifest) -> dict[str, Any]:
+    parts = (*manifest.images, *manifest.detections)
     return {
-        "run_id": run_id,
+        "run_id": manifest.run_id,
+        "name": manifest.name,
+        "state": "committed",
+        "at": manifest.created_at,
+        "age_s": _age_s(manifest.created_at),
+        "images_listed": manifest.images_listed,
+        "images_ok": manifest.images_ok,
+        "images_failed": manifest.images_failed,
+        "detections": sum(p.rows for p in manifest.detections),
+        "part_files": len(parts),
+        "size_bytes": sum(p.size_bytes for p in parts),
+    }
+
+
+def _uncommitted(run: Unfinished) -> dict[str, Any]:
+    lineage = read_record(run.out, run.run_id, "lineage.json")
+    staged = storage.find_all(staged_folder(run.out, run.run_id))
+    started_at = str(lineage.get("started_at", ""))
+    can = "the same batchdet run command goes on with it"
+    return {
+        "run_id": run.run_id,
         "name": str(lineage.get("name", "")),
         "state": "uncommitted",
         "at": started_at,
         "age_s": _age_s(started_at),
         "staged_files": len(staged),
         "staged_bytes": sum(max(one.size_bytes, 0) for one in staged),
-        "go_on": "give the same batchdet run command again",
+        "go_on": f"no command goes on with it ({run.ended}); batchdet gc removes it" if run.ended else can,
     }
 
 
@@ -108,7 +114,7 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
     for run in found["runs"]:
         if run["state"] == "uncommitted":
             segments = f"{run['staged_files']:,} segment{'s' * (run['staged_files'] != 1)} staged"
-            text = f"Run {run['run_id']} is not committed ({segments}); to finish it, {run['go_on']}."
+            text = f"Run {run['run_id']} is not committed ({segments}); {run['go_on']}."
             console.print(Text(text), soft_wrap=True)
 
 

@@ -14,6 +14,7 @@ from batchdet.errors import SourceError, TooManyFailures
 from batchdet.job import Run, Silent, run_job
 from batchdet.plan import plan_job
 from batchdet.results.query import query
+from batchdet.results.status import status
 from batchdet.results.verify import inspect_output
 from batchdet.table.manifest import run_folder
 from tests.e2e.conftest import pack_tar
@@ -409,7 +410,14 @@ class TestWhy:
         self, run: RunIt, told: Told, unfinished: str, tmp_path: Path
     ) -> None:
         """Its rows would be older than the others', and hidden."""
+
+        def go_on() -> str:
+            (one,) = (r for r in status(str(tmp_path / "out"))["runs"] if r["state"] == "uncommitted")
+            return str(one["go_on"])
+
+        assert go_on() == "the same batchdet run command goes on with it"
         newer = run(model_={"score_threshold": 0.4})
+        assert f"run {newer.run_id}, which is newer, has labelled its images" in go_on()
         again = run()
         assert unfinished < newer.run_id < again.run_id
         assert len(labelled) == 7

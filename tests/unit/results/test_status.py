@@ -35,7 +35,9 @@ def test_committed_and_uncommitted_runs(output, make_images):
     text = printed(found)
     assert " age" in text
     assert f"Run {SECOND} is not committed (3 segments staged)" in text
-    assert "the same batchdet run command again" in text
+    assert (
+        "no command goes on with it (its lineage.json or inventory.parquet is missing or damaged); batchdet gc" in text
+    )
     assert text.index(SECOND) < text.index(FIRST)
 
 
