@@ -29,6 +29,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
     """S3 whose requests are repeated with jittered pauses until a deadline, and nowhere else."""
 
     retries = 1
+    cachable = False  # fsspec's cache does not know the environment that a client was made in; _client does
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         limit_s = _READ_S + _CONNECT_S + len(kwargs.get("Body") or b"") / _SLOWEST_BYTES_PER_S
