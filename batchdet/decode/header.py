@@ -4,15 +4,20 @@ The first bytes decide, never the file's name. Sizes are known before a decoder 
 which claims to be huge costs nothing.
 """
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchdet.decode.tags import HEIGHT, WIDTH, TagError, Tags, exif_orientation, pixel_data_end, read_tags
+from batchdet.decode.tags import HEIGHT, PAGE_TAGS, WIDTH, TagError, Tags, exif_orientation, pixel_data_end, read_tags
 from batchdet.errors import ImageError
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
+_PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_SCAN: Final = re.compile(rb"\xff\xda")
+_MAX_SCANS: Final = 100
+"""Encoders write up to 20. A scan of a few bytes costs a pass over all pixels, so that 10 MB could cost an hour."""
 _REFUSED: Final = (
     (0, b"8BPS", "Photoshop (PSD)"),
     (0, b"%!PS", "PostScript (EPS)"),
@@ -141,6 +146,8 @@ def _jpeg(data: memoryview) -> Header:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 2)
             if bits != 8:
                 raise ImageError("unsupported_mode", f"jpeg: {bits} bits a channel; 8 are read")
+            if marker in _PROGRESSIVE and (scans := sum(1 for _ in _SCAN.finditer(data))) > _MAX_SCANS:
+                raise _corrupt("jpeg", f"{scans} scans; {_MAX_SCANS} are read")
             return Header("jpeg", width, height, orientation, channels)
         at += length
 
@@ -208,7 +215,7 @@ def _bmp(data: memoryview) -> Header:
 
 def _tiff(data: memoryview) -> Header:
     try:
-        tags = read_tags(data)
+        tags = read_tags(data, PAGE_TAGS)
     except TagError as error:
         raise ImageError("truncated" if error.truncated else "corrupt", f"tiff: {error}") from error
     if WIDTH not in tags or HEIGHT not in tags:

@@ -59,6 +59,7 @@ _PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
 _PILLOW_FILTERS: Final = threading.Lock()  # warning filters belong to the whole process
 _STRAY_BYTES: Final = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _MAX_STRAY_BYTES: Final = 16
+_STRIP_PIXELS: Final = 4_000_000
 
 
 def decode_image(data: bytes | bytearray | memoryview, max_pixels: int) -> Pixels:
@@ -143,10 +144,8 @@ def _to_rgb(image: Image.Image, header: Header) -> Pixels:
     if mode == "CMYK":
         return _inverted_cmyk_to_rgb(255 - np.asarray(image))
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        if mode == "La":
-            image = image.convert("LA")
-        return _on_white(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+        return _on_white(image.convert("LA") if mode == "La" else image)
+    return np.array(image if mode == "RGB" else image.convert("RGB"))
 
 
 def _high_bits(values: npt.NDArray[Any], header: Header, transparent: Any) -> Pixels:
@@ -160,19 +159,32 @@ def _high_bits(values: npt.NDArray[Any], header: Header, transparent: Any) -> Pi
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _on_white(rgba: Pixels) -> Pixels:
-    alpha = rgba[:, :, 3:]
-    if alpha.min(initial=255) == 255:
-        return rgba[:, :, :3]
-    weight = alpha.astype(np.uint16)
-    mixed = rgba[:, :, :3] * weight + 255 * (255 - weight) + 127
-    return (mixed // 255).astype(np.uint8)
+def _on_white(image: Image.Image) -> Pixels:
+    """Composite an image with alpha onto white, a strip at a time: the sums take several times the memory of pixels."""
+    width, height = image.size
+    out = np.empty((height, width, 3), np.uint8)
+    for top, below in _strips(width, height):
+        rgba = np.asarray(image.crop((0, top, width, below)).convert("RGBA"))
+        weight = rgba[:, :, 3:].astype(np.uint16)
+        out[top:below] = (rgba[:, :, :3] * weight + 255 * (255 - weight) + 127) // 255
+    return out
 
 
 def _inverted_cmyk_to_rgb(light: Pixels) -> Pixels:
     """Turn ``(H, W, 4)`` of 255 minus ink into RGB."""
-    mixed = light[:, :, :3].astype(np.uint16) * light[:, :, 3:] + 127
-    return (mixed // 255).astype(np.uint8)
+    height, width = light.shape[:2]
+    out = np.empty((height, width, 3), np.uint8)
+    for top, below in _strips(width, height):
+        strip = light[top:below]
+        out[top:below] = (strip[:, :, :3].astype(np.uint16) * strip[:, :, 3:] + 127) // 255
+    return out
+
+
+def _strips(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """Yield first row and row behind the last of strips of about four million pixels."""
+    rows = max(_STRIP_PIXELS // width, 1)
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

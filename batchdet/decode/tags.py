@@ -4,6 +4,7 @@ Source: TIFF Revision 6.0 (1992), section 2; BigTIFF as in libtiff's specificati
 """
 
 import struct
+from collections.abc import Collection
 from typing import Final
 
 WIDTH: Final = 256
@@ -13,6 +14,9 @@ PHOTOMETRIC: Final = 262
 ORIENTATION: Final = 274
 _OFFSETS_AND_COUNTS: Final = ((273, 279), (324, 325))
 _TYPES: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_SIZES: Final = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of a value by its type, where it is more than one."""
+PAGE_TAGS: Final = frozenset({WIDTH, HEIGHT, BITS, PHOTOMETRIC, *(tag for pair in _OFFSETS_AND_COUNTS for tag in pair)})
 _MAX_ENTRIES: Final = 4096
 _MAX_VALUES: Final = 1_000_000
 
@@ -27,11 +31,14 @@ class TagError(ValueError):
         self.truncated = truncated
 
 
-def read_tags(data: memoryview) -> Tags:
-    """Read the unsigned integers of the first directory.
+def read_tags(data: memoryview, wanted: Collection[int], may_lack_bytes: bool = False) -> Tags:
+    """Read unsigned integers of the first directory.
 
     Args:
         data: A whole TIFF file, or the TIFF part of an EXIF block.
+        wanted: Tags to read; thousands of others may name the same bytes, so that reading all would fill the memory.
+        may_lack_bytes: Values of other tags may have been cut off, as editors do with EXIF; else a directory whose
+            values are larger than the file in all is refused, for a decoder might read them all.
 
     Returns:
         Tag number to values.
@@ -50,17 +57,21 @@ def read_tags(data: memoryview) -> Tags:
     if count > _MAX_ENTRIES:
         raise TagError(f"a directory of {count} entries")
     tags: Tags = {}
+    total_bytes = 0
     for _ in range(count):
         tag, kind, number = _unpack(order + entry, data, at)
+        total_bytes += number * _SIZES.get(kind, 1)
         place = at + struct.calcsize(order + entry)
         at = place + width
         letter = _TYPES.get(kind)
-        if letter is None or not 0 < number <= _MAX_VALUES:
+        if tag not in wanted or tag in tags or letter is None or not 0 < number <= _MAX_VALUES:
             continue
         layout = f"{order}{number}{letter}"
         if struct.calcsize(layout) > width:
             (place,) = _unpack(order + ("Q" if big else "I"), data, place)
         tags[tag] = _unpack(layout, data, place)
+    if total_bytes > len(data) and not may_lack_bytes:
+        raise TagError(f"the values of the first directory take {total_bytes} bytes, more than the file has")
     return tags
 
 
@@ -83,7 +94,7 @@ def exif_orientation(block: memoryview) -> int:
     if bytes(block[:6]) == b"Exif\0\0":
         block = block[6:]
     try:
-        values = read_tags(block).get(ORIENTATION, (1,))
+        values = read_tags(block, (ORIENTATION,), may_lack_bytes=True).get(ORIENTATION, (1,))
     except TagError:
         return 1
     return values[0] if 1 <= values[0] <= 8 else 1
