@@ -22,6 +22,7 @@ _DEFAULT_SIZE_PX: Final = 640
 _DEFAULT_STRIDE: Final = 32
 _MAX_SIDE_PX: Final = 8192
 _MAX_BATCH: Final = 256
+_MAX_INPUT_PIXELS: Final = 256 * 1024 * 1024
 
 
 class Detector:
@@ -49,6 +50,8 @@ class Detector:
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
+        if self.stride > _MAX_SIDE_PX:
+            raise ModelError(f"the model's metadata says a stride above {_MAX_SIDE_PX} px, which no detector has")
         self._dynamic_canvas = None in self._image.shape[2:]
         self._fixed_batch = self._image.shape[0]
         self.canvas = self._full_canvas()
@@ -193,9 +196,12 @@ class Detector:
                 raise SpecError(
                     f"model.canvas.size_px: {asked}, but the model is made for {width} x {height} only; leave it out"
                 )
-            if max(width, height) > _MAX_SIDE_PX or (self._fixed_batch or 1) > _MAX_BATCH:
+            batch = self._fixed_batch or 1
+            too_large = width * height * batch > _MAX_INPUT_PIXELS
+            if too_large or max(width, height) > _MAX_SIDE_PX or batch > _MAX_BATCH:
                 raise ModelError(
-                    f"the model wants {self._image}; sides of {_MAX_SIDE_PX} px and {_MAX_BATCH} images are the limit"
+                    f"the model wants {self._image}; sides of {_MAX_SIDE_PX} px, {_MAX_BATCH} images and "
+                    f"{_MAX_INPUT_PIXELS} px in all are the limit"
                 )
             return width, height
         sizes = labels.numbers(self._runtime.metadata.get("imgsz", ""))

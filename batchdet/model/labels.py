@@ -71,13 +71,18 @@ def parse_names(text: str) -> tuple[str, ...]:
     value = _parse(text)
     if isinstance(value, dict):
         try:
-            numbered = {int(k): str(v) for k, v in value.items()}
+            numbered = {int(k): _text(v) for k, v in value.items()}
         except (TypeError, ValueError):
             return ()
         if not numbered or min(numbered) < 0 or max(numbered) > 100_000:
             return ()
         return tuple(numbered.get(i, f"class_{i}") for i in range(max(numbered) + 1))
-    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+    return tuple(map(_text, value)) if isinstance(value, list | tuple) else ()
+
+
+def _text(value: Any) -> str:
+    """Return a label as text; what a table cannot hold (half a surrogate pair) is written as an escape."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _parse(text: str) -> Any:

@@ -17,6 +17,10 @@ from batchdet.errors import ModelError
 MAX_BYTES: Final = 4 * 1024**3
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _MAX_DEPTH: Final = 32
+_MAX_FIELDS: Final = 4_000_000
+"""The largest models have some 100,000 nodes of ten fields; without a limit 1 GB of tiny ones would take an hour."""
+_FILE_OPERATORS: Final = frozenset({"EPContext", "Snpe"})
+"""Operators of com.microsoft that name a file or carry code for a driver."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class _Broken(Exception):
 class _Findings:
     domains: set[str] = field(default_factory=set)
     function_domains: set[str] = field(default_factory=set)
+    file_operators: set[str] = field(default_factory=set)
     external: bool = False
     nodes: int = 0
 
@@ -57,6 +62,7 @@ class _Wire:
 
     def __init__(self, buffer: mmap.mmap | bytes) -> None:
         self.buffer = buffer
+        self.fields_left = _MAX_FIELDS
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
         value = shift = 0
@@ -73,6 +79,9 @@ class _Wire:
         """Yield (field number, start, end) of length-delimited fields, (number, value, -1) of integers."""
         at = start
         while at < end:
+            self.fields_left -= 1
+            if self.fields_left < 0:
+                raise _Broken
             key, at = self.varint(at, end)
             number, kind = key >> 3, key & 7
             if number == 0:
@@ -133,6 +142,11 @@ def read_onnx(path: str) -> OnnxInfo:
             f"{name} keeps weights in other files (ONNX external data), which is refused: "
             "save the model as a single file (onnx.save(model, path, save_as_external_data=False))"
         )
+    if findings.file_operators:
+        raise ModelError(
+            f"{name} uses operators that load other files ({', '.join(sorted(findings.file_operators))}), which is "
+            "refused: export the model with ONNX's own operators"
+        )
     strange = sorted(findings.domains - _KNOWN_DOMAINS - findings.function_domains)
     if strange:
         raise ModelError(
@@ -160,6 +174,10 @@ def _scan_model(wire: _Wire, size_bytes: int, findings: _Findings) -> OnnxInfo:
         elif number == 14:
             entry = wire.texts(start, end)
             metadata[entry.get(1, "")] = entry.get(2, "")
+        elif number == 20:  # training info: its graphs (1, 2) hold initialisers too
+            for part, a, b in wire.fields(start, end):
+                if part in (1, 2):
+                    _scan_graph(wire, a, b, findings, 1)
         elif number == 25:
             _scan_function(wire, start, end, findings)
     if not has_graph or not ir_version or not opsets:
@@ -183,19 +201,27 @@ def _scan_graph(wire: _Wire, start: int, end: int, findings: _Findings, depth: i
 def _scan_node(wire: _Wire, start: int, end: int, findings: _Findings, depth: int) -> None:
     if end < 0:
         raise _Broken
-    domain = ""
+    domain = kind = ""
     for number, a, b in wire.fields(start, end):
         if number == 7:
             domain = wire.text(a, b)
-        elif number == 5:  # attribute: tensors (5, 10), graphs (6, 11), sparse tensors (22, 23)
-            for part, c, d in wire.fields(a, b):
-                if part in (5, 10):
-                    _scan_tensor(wire, c, d, findings)
-                elif part in (6, 11):
-                    _scan_graph(wire, c, d, findings, depth + 1)
-                elif part in (22, 23):
-                    _scan_sparse(wire, c, d, findings)
+        elif number == 4:
+            kind = wire.text(a, b)
+        elif number == 5:
+            _scan_attribute(wire, a, b, findings, depth)
     findings.domains.add(domain)
+    if domain == "com.microsoft" and kind in _FILE_OPERATORS:
+        findings.file_operators.add(kind)
+
+
+def _scan_attribute(wire: _Wire, start: int, end: int, findings: _Findings, depth: int) -> None:
+    for part, a, b in wire.fields(start, end):  # tensors (5, 10), graphs (6, 11), sparse tensors (22, 23)
+        if part in (5, 10):
+            _scan_tensor(wire, a, b, findings)
+        elif part in (6, 11):
+            _scan_graph(wire, a, b, findings, depth + 1)
+        elif part in (22, 23):
+            _scan_sparse(wire, a, b, findings)
 
 
 def _scan_tensor(wire: _Wire, start: int, end: int, findings: _Findings) -> None:
@@ -220,6 +246,8 @@ def _scan_function(wire: _Wire, start: int, end: int, findings: _Findings) -> No
             findings.function_domains.add(wire.text(a, b))
         elif number == 7:
             _scan_node(wire, a, b, findings, 1)
+        elif number == 11:  # attributes with their defaults
+            _scan_attribute(wire, a, b, findings, 1)
 
 
 def _looks_like(head: bytes) -> str:
