@@ -10,18 +10,12 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from batchdet import storage
+from batchdet.credentials import find_secret, is_secret_name
 from batchdet.errors import SpecError
 from batchdet.spec import JobSpec
-from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, parse_yaml, rewrite
+from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, parse_yaml, rewrite, shortened
 
-_SECRETS: Final = {
-    "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a token": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY"),
-    "an account key": re.compile(r"(?i)(AccountKey|SharedAccessSignature|client_secret|password)="),
-    "a user name and password": re.compile(r"[a-z0-9+.-]+://[^/\s@]+:[^/\s@]*@"),
-    "a signed query": re.compile(r"(?i)[?&][^=&]*(signature|sig|token|secret|password|api_?key|accesskeyid)[^=&]*="),
-}
+_MAX_MISTAKES: Final = 20
 
 
 def make_spec(document: Document, environment: Mapping[str, str]) -> JobSpec:
@@ -34,24 +28,31 @@ def make_spec(document: Document, environment: Mapping[str, str]) -> JobSpec:
     try:
         return JobSpec.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise SpecError("\n".join(_sentences(document, data, error))) from None
+        sentences = _sentences(document, data, error)
+        more = [f"{document.name}: {len(sentences) - _MAX_MISTAKES} more mistakes"] * (len(sentences) > _MAX_MISTAKES)
+        raise SpecError("\n".join(sentences[:_MAX_MISTAKES] + more)) from None
 
 
 def _expand(document: Document, text: str, path: Path, environment: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] not in environment:
             document.fail_at(path, f"the environment variable {match[1]} is not set; export it and try again")
+        if is_secret_name(match[1]):
+            document.fail_at(
+                path, f"{match[1]} is a secret by its name, and the spec is kept with the results; {_REMEDY}"
+            )
         return environment[match[1]]
 
     expanded = MARKED.sub(value, text)
-    for what, pattern in _SECRETS.items():
-        if pattern.search(expanded):
-            document.fail_at(
-                path,
-                f"holds {what}; leave it out, and let the storage client read its credentials from the "
-                "environment (AWS_ACCESS_KEY_ID and the like)",
-            )
+    if what := find_secret(expanded, environment):
+        document.fail_at(path, f"holds {what}; {_REMEDY}")
     return expanded
+
+
+_REMEDY: Final = (
+    "leave it out, and let the storage client read its credentials from the "
+    "environment (AWS_ACCESS_KEY_ID and the like)"
+)
 
 
 def load_job(path: str, overrides: Sequence[str] = ()) -> JobSpec:
@@ -113,7 +114,8 @@ def _override(document: Document, override: str) -> None:
     set_path = tuple(parts)
     for path in [path for path in document.lines if path[: len(set_path)] == set_path]:
         del document.lines[path]
-    document.overrides[set_path] = f"--set {override}"
+    shown = f"{key}=***" if find_secret(override, os.environ) else shortened(override)
+    document.overrides[set_path] = f"--set {shown}"
 
 
 def _sentences(document: Document, data: Any, error: ValidationError) -> list[str]:
@@ -140,7 +142,8 @@ def _sentences(document: Document, data: Any, error: ValidationError) -> list[st
     for path, texts in said.items():
         first, *others = texts
         more = "".join(" or " + other.split("; ", 1)[-1].removeprefix("it should be ") for other in others)
-        result.append(f"{document.place(path)}: {dotted(path)}: {first}{more}")
+        key = f"{dotted(path)}: " if path else ""
+        result.append(shortened(f"{document.place(path)}: {key}{first}{more}"))
     return result
 
 

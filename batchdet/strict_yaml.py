@@ -14,8 +14,10 @@ import yaml
 
 from batchdet.errors import SpecError
 
-_MAX_BYTES: Final = 1024 * 1024
+_MAX_CHARACTERS: Final = 256 * 1024
+_MAX_VALUES: Final = 10_000
 _MAX_DEPTH: Final = 12
+_MAX_MESSAGE: Final = 1000
 _INT: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT: Final = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WORDS: Final[dict[str, Any]] = {"": None, "~": None, "null": None, "true": True, "false": False}
@@ -56,13 +58,12 @@ class Document:
 
     def fail(self, line: int | None, message: str) -> NoReturn:
         """Raise a SpecError that begins with file and line."""
-        raise SpecError(unmarked(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}"))
+        raise SpecError(shortened(unmarked(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}")))
 
     def fail_at(self, path: Path, message: str) -> NoReturn:
         """Raise a SpecError that names the line and key of a value."""
-        raise SpecError(
-            unmarked(f"{self.place(path)}: {dotted(path)}: {message}" if path else f"{self.name}: {message}")
-        )
+        text = f"{self.place(path)}: {dotted(path)}: {message}" if path else f"{self.name}: {message}"
+        raise SpecError(shortened(unmarked(text)))
 
     def place(self, path: Path) -> str:
         """Say where a value was written: file and line (its own or that of what encloses it), or the ``--set``."""
@@ -71,6 +72,11 @@ class Document:
         if path in self.overrides:
             return self.overrides[path]
         return f"{self.name}:{self.lines[path]}" if path else self.name
+
+
+def shortened(text: str) -> str:
+    """Cut the middle out of a message that quotes too much of what was found."""
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
 
 
 def unmarked(text: str) -> str:
@@ -106,8 +112,8 @@ def parse_yaml(text: str, name: str) -> Document:
         SpecError: It is not strict YAML; the message names the line.
     """
     document = Document(name)
-    if len(text) > _MAX_BYTES:
-        document.fail(None, f"the file has {len(text)} characters; a job spec has at most {_MAX_BYTES}")
+    if len(text) > _MAX_CHARACTERS:
+        document.fail(None, f"the file has {len(text)} characters; a job spec has at most {_MAX_CHARACTERS}")
     if "\ue000" in text or "\ue001" in text:
         document.fail(None, "holds characters of Unicode's private use area, which a job spec has no use for")
     try:
@@ -160,6 +166,8 @@ def _build(document: Document, events: Iterable[yaml.Event]) -> None:
             slot = len(holder) if isinstance(holder, list) else ""
         path = (*base, slot) if stack else ()
         document.lines.setdefault(path, line)
+        if len(document.lines) > _MAX_VALUES:
+            document.fail(line, f"more than {_MAX_VALUES} values; a job spec has a few dozen")
         value: Any
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(document, event.value, path) if event.implicit[0] else event.value
