@@ -156,6 +156,21 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
         return plain_type(type_.storage_type)
     if pa.types.is_dictionary(type_):
         return plain_type(type_.value_type)
+    return _without_extensions(type_)
+
+
+def _without_extensions(type_: pa.DataType) -> pa.DataType:
+    """Return a nested type without extensions, whose Python classes may unpickle what the file holds."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return _without_extensions(type_.storage_type)
+    if pa.types.is_struct(type_):
+        return pa.struct([f.with_type(_without_extensions(f.type)) for f in type_])
+    if pa.types.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_without_extensions(type_.value_type)))
+    if pa.types.is_large_list(type_):
+        return pa.large_list(type_.value_field.with_type(_without_extensions(type_.value_type)))
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(type_.value_field.with_type(_without_extensions(type_.value_type)), type_.list_size)
     return type_
 
 

@@ -31,7 +31,12 @@ from batchdet.storage import StorageError, StoredObject
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 8 * 1024 * 1024
+_MAX_HELD_BYTES: Final = 512 * 1024 * 1024
+"""A few bytes of a dictionary-encoded column can name one large image thousands of times."""
 _PATH_COLUMN: Final = "image_path"
+
+
+_OF_A_TYPE: Final = (AttributeError, LookupError, TypeError, ValueError)
 
 
 def open_file(obj: StoredObject) -> pq.ParquetFile:
@@ -39,13 +44,21 @@ def open_file(obj: StoredObject) -> pq.ParquetFile:
 
     Raises:
         StorageError: It cannot be read or has changed.
-        pa.ArrowException: It is no Parquet.
+        pa.ArrowException: It is no Parquet, or a package that adds column types (Ray) stumbles on those it names.
     """
     obj = check_unchanged(obj)
-    if storage.scheme(obj.uri) == "file":
-        with storage.plain_errors(obj.uri, "read"):
-            return pq.ParquetFile(obj.uri, buffer_size=_BUFFER_BYTES, memory_map=False)
-    return pq.ParquetFile(pa.PythonFile(RangeFile(obj), "r"), buffer_size=_BUFFER_BYTES)
+    try:
+        if storage.scheme(obj.uri) == "file":
+            with storage.plain_errors(obj.uri, "read"):
+                file = pq.ParquetFile(obj.uri, buffer_size=_BUFFER_BYTES, memory_map=False)
+        else:
+            file = pq.ParquetFile(pa.PythonFile(RangeFile(obj), "r"), buffer_size=_BUFFER_BYTES)
+        file.schema_arrow  # noqa: B018
+    except pa.ArrowException:
+        raise
+    except _OF_A_TYPE as error:
+        raise pa.ArrowInvalid(f"a column type cannot be understood: {type(error).__name__}: {error}") from error
+    return file
 
 
 def fields_of(schema: pa.Schema, image: str, source: SourceSpec, where: str) -> dict[str, pa.Field]:
@@ -93,6 +106,7 @@ class ParquetRows:
         self._batch: pa.RecordBatch | None = None
         self._batch_start = 0
         self._failure: tuple[str, str] | None = None
+        self._held_bytes = 0
 
     def _check_types(self, schema: pa.Schema) -> None:
         for source_name, field in self._fields.items():
@@ -105,11 +119,19 @@ class ParquetRows:
                 ) from error
 
     def _mean(self, group: int) -> int:
+        return self._size_bytes(group) // max(1, int(self._file.metadata.row_group(group).num_rows))
+
+    def _size_bytes(self, group: int) -> int:
+        """Return what the footer says of the images of a row group, unpacked; each repeated one counts once."""
         row_group = self._file.metadata.row_group(group)
         columns = [row_group.column(i) for i in range(row_group.num_columns)]
         mine = [c for c in columns if f"{c.path_in_schema}.".startswith(f"{self._image}.")]
-        total = sum(c.total_uncompressed_size for c in mine)
-        return int(total // max(1, row_group.num_rows))
+        return max(sum(int(c.total_uncompressed_size) for c in mine), 0)
+
+    def _batch_rows(self, group: int) -> int:
+        """Choose how many rows to take at once, so that they fit even where all name the largest image."""
+        largest = max(1, min(self._size_bytes(group), self._source.max_image_bytes))
+        return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, self._means[group]), _MAX_HELD_BYTES // largest))
 
     def _ids(self, column: str) -> tuple[list[str], list[str | None]]:
         require_column(column, self._file.schema_arrow.names, "source.id_column", self._shard.shard_uri)
@@ -128,6 +150,7 @@ class ParquetRows:
         tables = [self._carried.empty_table()]
         linked: dict[int, str] = {}
         at = places.start
+        self._held_bytes = 0
         while at < places.stop:
             batch, failure = self._batch_at(at, places.stop)
             count = failure[2] if failure else batch.num_rows
@@ -163,9 +186,10 @@ class ParquetRows:
         if group != self._group:
             self._group, self._batch, self._failure = group, None, None
             self._batch_start = self._starts[group]
-            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, self._means[group])))
             names = sorted({self._image, *(n for n in self._fields if n in self._file.schema_arrow.names)})
-            self._batches = self._file.iter_batches(batch_rows, row_groups=[group], columns=names, use_threads=False)
+            self._batches = self._file.iter_batches(
+                self._batch_rows(group), row_groups=[group], columns=names, use_threads=False
+            )
         while self._failure is None and (self._batch is None or at >= self._batch_start + self._batch.num_rows):
             self._batch_start += self._batch.num_rows if self._batch is not None else 0
             try:
@@ -217,7 +241,14 @@ class ParquetRows:
         limit = self._source.max_image_bytes
         if row.size_bytes > limit:
             row.fail("too_large", f"{row.uri}: {row.size_bytes} bytes, source.max_image_bytes is {limit}")
+        elif self._held_bytes and self._held_bytes + row.size_bytes > _MAX_HELD_BYTES:
+            row.fail(
+                "too_large",
+                f"{row.uri}: with it a segment holds more than {_MAX_HELD_BYTES} bytes, though the file's footer says "
+                "that its images are small; set compute.segment_rows lower",
+            )
         else:
+            self._held_bytes += row.size_bytes
             row.data = value.as_py()
 
     def _read_linked(self, row: ImageRow, linked: dict[int, str]) -> bytes:

@@ -3,15 +3,18 @@
 import os
 import posixpath
 import re
+import stat
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
 from batchdet import storage
+from batchdet.credentials import find_secret, masked
 from batchdet.errors import ImageError
 
 _DEFAULT_SCHEMES: Final = frozenset({"s3", "gs", "az", "abfs", "hf"})
 _WEB: Final = frozenset({"http", "https"})
+MASK: Final = "***"
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -68,6 +71,10 @@ class UriPolicy:
         """
         if any(c in listed for c in "\0\r\n"):
             raise _refused(listed, "it holds control characters")
+        if secret := find_secret(listed):
+            raise _refused(listed, f"it holds {secret}; the tables would show it to every reader")
+        if MASK in listed:
+            raise _refused(listed, "it held a secret, which is not kept; name it without, as s3:// and the like")
         if "::" in listed:
             raise _refused(listed, "chained URIs (::) are not followed")
         if "://" not in listed and _SCHEME.match(listed):
@@ -97,6 +104,8 @@ class UriPolicy:
         real = _Parts("file", "", os.path.realpath(path), path)
         for prefix in self._prefixes:
             if prefix.scheme == "file" and _covers(_Parts("file", "", os.path.realpath(prefix.path), ""), real):
+                if _would_block(real.path):
+                    raise _refused(listed, "it is no plain file")
                 return path
         raise _refused(listed, f"it is outside the folders that are allowed{self._default_text()}")
 
@@ -133,6 +142,16 @@ def _covers(prefix: _Parts, part: _Parts) -> bool:
     return part.path == path or part.path.startswith(path if path.endswith("/") else path + "/")
 
 
+def _would_block(path: str) -> bool:
+    """Tell whether a path is a FIFO, a device or the like, whose reading may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False  # the reader says why
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def _refused(listed: str, why: str) -> ImageError:
+    listed = masked(listed)
     shown = listed if len(listed) <= 200 else listed[:200] + "..."
     return ImageError("refused_uri", f"{shown!r}: {why}")

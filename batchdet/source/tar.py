@@ -23,6 +23,8 @@ _LINKS: Final = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard li
 _DEVICES: Final = {tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a FIFO"}
 _PLAIN: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _GLOBAL: Final = tarfile.XGLTYPE
+_USED_KEYS: Final = frozenset({"path", "size"})
+_SPARSE: Final = "GNU.sparse."
 
 
 @dataclass(slots=True)
@@ -139,8 +141,8 @@ class TarWalker:
 
     def _member(self, header: tarfile.TarInfo, extended: dict[str, bytes]) -> TarMember:
         name = header.name.encode("utf-8", "surrogateescape")
-        name = extended.get("GNU.sparse.name", extended.get("path", name))
-        sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in extended)
+        name = extended.get(f"{_SPARSE}name", extended.get("path", name))
+        sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(_SPARSE) for key in extended)
         size = _size(extended["size"]) if "size" in extended else header.size
         is_folder = header.type == tarfile.DIRTYPE or (header.type == tarfile.AREGTYPE and name.endswith(b"/"))
         if is_folder or header.type in _LINKS or header.type in _DEVICES:
@@ -194,7 +196,7 @@ def _size(value: bytes) -> int:
 
 
 def _pax_records(data: bytes) -> dict[str, bytes]:
-    r"""Parse ``LENGTH KEY=VALUE\n`` records (POSIX.1-2001 pax)."""
+    r"""Parse ``LENGTH KEY=VALUE\n`` records (POSIX.1-2001 pax); those that mean nothing here fill no memory."""
     records: dict[str, bytes] = {}
     at = 0
     while at < len(data) and data[at] != 0:
@@ -205,6 +207,10 @@ def _pax_records(data: bytes) -> dict[str, bytes]:
         key, equals, value = data[space + 1 : at + int(length) - 1].partition(b"=")
         if not equals:
             raise StreamCorrupt("a pax record without '='")
-        records[key.decode("utf-8", "replace")] = value
+        name = key.decode("utf-8", "replace")
+        if name in _USED_KEYS or name == f"{_SPARSE}name":
+            records[name] = value
+        elif name.startswith(_SPARSE):
+            records[_SPARSE] = b""
         at += int(length)
     return records

@@ -17,6 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from batchdet import storage
+from batchdet.credentials import masked
 from batchdet.errors import ImageError, SourceError
 from batchdet.records.segment import Segment
 from batchdet.source.columns import find_uri_column, refuse_repeated, require_column, select_columns
@@ -69,7 +70,9 @@ def _inventory_rows(
 ) -> pa.Table:
     count = raw.num_rows
     uris = raw[column].cast(pa.string())
-    uri_texts = ["" if uri is None else uri.strip() for uri in uris.to_pylist()]
+    # what is listed stands in the inventory and in the tables, refused or not
+    uri_texts = ["" if uri is None else masked(uri.strip()) for uri in uris.to_pylist()]
+    raw = raw.set_column(raw.schema.get_field_index(column), column, pa.array(uri_texts, pa.string()))
     names = uri_texts
     if id_column is not None:
         ids = raw[id_column].cast(pa.string()).to_pylist()
@@ -136,7 +139,7 @@ def _read_list(obj: StoredObject, columns: Sequence[str]) -> pa.Table:
     data = data.removeprefix(_BOM)
     try:
         if name.endswith((".parquet", ".pq")):
-            return pq.read_table(pa.BufferReader(data))
+            return _read_parquet(data)
         data.decode()
         if not data.strip():
             return pa.table({column: pa.array([], pa.string()) for column in columns})
@@ -152,6 +155,15 @@ def _read_list(obj: StoredObject, columns: Sequence[str]) -> pa.Table:
     except pa.ArrowException as error:
         text = " ".join(str(error).split())
         raise SourceError(f"source.uri: {obj.uri} cannot be read as a list: {text}") from error
+
+
+def _read_parquet(data: bytes) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except pa.ArrowException:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # of packages that add column types
+        raise pa.ArrowInvalid(f"a column type cannot be understood: {type(error).__name__}: {error}") from error
 
 
 def _read_csv(data: bytes, delimiter: str) -> pa.Table:

@@ -140,7 +140,7 @@ class _TarRows:
         if extension not in self._sidecars or member.problem or extension in texts:
             return
         if member.size_bytes > _MAX_SIDECAR_BYTES:
-            _log.warning("%s#%s: a sidecar of %d bytes is not carried over", self._uri, member.name, member.size_bytes)
+            _log.warning("%s: %a: a sidecar of %d bytes is not carried over", self._uri, member.name, member.size_bytes)
             return
         texts[extension] = walker.read().decode("utf-8", "replace")
 
