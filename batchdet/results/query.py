@@ -113,7 +113,19 @@ def _first_rows(relation: Any, max_rows: int) -> pa.Table:
 
 def to_json(table: pa.Table) -> str:
     """Return the rows as a JSON list of objects; dates and decimals are text, NaN is null."""
-    return json.dumps([{k: _plain(v) for k, v in row.items()} for row in table.to_pylist()], indent=1, default=str)
+    return json.dumps([{k: _plain(v) for k, v in row.items()} for row in rows_of(table)], indent=1, default=str)
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows as Python values.
+
+    Raises:
+        SpecError: Python has no such value: a date behind the year 9999, an interval of a million years.
+    """
+    try:
+        return table.to_pylist()  # type: ignore[no-any-return]
+    except (OverflowError, ValueError) as error:
+        raise SpecError(f"query: a value cannot be shown ({error}); cast its column to VARCHAR") from error
 
 
 def to_csv(table: pa.Table) -> str:
@@ -123,8 +135,8 @@ def to_csv(table: pa.Table) -> str:
 
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(table.schema.names)
-    for row in table.to_pylist():
+    writer.writerow([_harmless(name) for name in table.schema.names])
+    for row in rows_of(table):
         writer.writerow([_harmless(value) for value in row.values()])
     return sink.getvalue()
 
@@ -140,7 +152,7 @@ def render_table(table: pa.Table, max_rows: int, console: "Console") -> None:
     from rich.text import Text
 
     names = [escape(name) for name in table.schema.names]
-    rows = [[_cell(value) for value in row.values()] for row in table.slice(0, max_rows).to_pylist()]
+    rows = [[_cell(value) for value in row.values()] for row in rows_of(table.slice(0, max_rows))]
     widths = [max(map(len, (name, *column))) for name, column in zip(names, _columns(rows, names), strict=True)]
     if sum(min(width, _MIN_COLUMN) + 3 for width in widths) <= console.width:
         console.print(_grid(table.schema, names, rows))

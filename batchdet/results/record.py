@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from batchdet import storage
-from batchdet.errors import OutputError
+from batchdet.errors import OutputError, SpecError
 from batchdet.spec import JobSpec
+from batchdet.strict_yaml import parse_yaml
 from batchdet.table.manifest import run_folder
 
 
@@ -19,7 +20,7 @@ def read_record(out: str, run_id: str, name: str) -> dict[str, Any]:
     """
     try:
         raw = json.loads(storage.read_bytes(storage.join(run_folder(out, run_id), name)))
-    except (storage.NotFound, ValueError):
+    except (storage.NotFound, ValueError, RecursionError):
         return {}
     return raw if isinstance(raw, dict) else {}
 
@@ -30,13 +31,13 @@ def read_spec(out: str, run_id: str) -> JobSpec:
     Raises:
         OutputError: It is missing, or is not one.
     """
-    import yaml
     from pydantic import ValidationError
 
     uri = storage.join(run_folder(out, run_id), "spec.yaml")
     try:
-        return JobSpec.model_validate_json(json.dumps(yaml.safe_load(storage.read_bytes(uri))))
+        # strict, and variables stay as they are written: whoever wrote the output may not be its reader
+        return JobSpec.model_validate_json(json.dumps(parse_yaml(storage.read_bytes(uri).decode(), uri).written()))
     except storage.NotFound as error:
         raise OutputError(f"{uri}: missing; batchdet verify {out} tells what else is") from error
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
+    except (SpecError, ValidationError, UnicodeDecodeError) as error:
         raise OutputError(f"{uri}: not a spec of this version of batchdet: {' '.join(str(error).split())}") from error

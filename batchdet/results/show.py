@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from batchdet import storage
+from batchdet.errors import OutputError
 from batchdet.results.open import open_results
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
@@ -66,7 +67,22 @@ def show(uri: str, run: str | None = None) -> dict[str, Any]:
 
 
 def render_show(shown: Mapping[str, Any], console: "Console") -> None:
-    """Print what :func:`show` gathered, in 80 columns or more, with or without colour."""
+    """Print what :func:`show` gathered, in 80 columns or more, with or without colour.
+
+    Raises:
+        OutputError: The run's records are not what batchdet writes.
+    """
+    try:
+        _render(shown, console)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        out, run_id = shown["output"], shown["run"]["run_id"]
+        raise OutputError(
+            f"{out}: stats.json or lineage.json of run {run_id} is not what batchdet writes "
+            f"({type(error).__name__}: {error}); see batchdet verify {out}"
+        ) from error
+
+
+def _render(shown: Mapping[str, Any], console: "Console") -> None:
     run, stats = shown["run"], shown["stats"]
     when = run["created_at"].replace("T", " ").replace("Z", " UTC")
     console.print()

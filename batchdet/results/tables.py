@@ -6,6 +6,7 @@ Partition columns come from the path and are strings, ``run_date`` too.
 
 import itertools
 import os
+import secrets
 import tempfile
 import urllib.parse
 from collections.abc import Sequence
@@ -182,7 +183,7 @@ def connect(tables: Sequence[RunTables]) -> "duckdb.DuckDBPyConnection":
     options: dict[str, Any] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
-        "temp_directory": os.path.join(tempfile.gettempdir(), f"batchdet-duckdb-{os.getpid()}"),
+        "temp_directory": os.path.join(tempfile.gettempdir(), f"batchdet-duckdb-{secrets.token_hex(8)}"),
     }
     con = duckdb.connect(":memory:", config=options)
     for out in {table.out for table in tables}:

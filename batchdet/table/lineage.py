@@ -80,7 +80,7 @@ class Lineage:
             return Lineage(**{f.name: found[f.name] for f in fields(Lineage) if f.name in found})
         except storage.NotFound:
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise OutputError(f"{uri}: not a lineage of batchdet: {error}") from error
 
 

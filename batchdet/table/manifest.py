@@ -1,9 +1,13 @@
 """The manifest: the list of part files of one run. A run is committed when its manifest exists."""
 
+import functools
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Annotated, Final
+
+from pydantic import Field, TypeAdapter
 
 from batchdet import storage
 from batchdet.errors import OutputError
@@ -11,6 +15,8 @@ from batchdet.errors import OutputError
 TABLES: Final = ("images", "detections")
 RUNS_FOLDER: Final = "_batchdet/runs"
 _READERS: Final = 8
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class PartFile:
     """
 
     path: str
-    rows: int
-    size_bytes: int
+    rows: Count
+    size_bytes: Count
     sha256: str
 
 
@@ -59,9 +65,9 @@ class Manifest:
     fingerprint: str
     inventory_digest: str
     partition_by: tuple[str, ...]
-    images_listed: int
-    images_ok: int
-    images_failed: int
+    images_listed: Count
+    images_ok: Count
+    images_failed: Count
     images: tuple[PartFile, ...] = field(default=())
     detections: tuple[PartFile, ...] = field(default=())
     spec_sha256: str = ""
@@ -80,14 +86,30 @@ class Manifest:
             OutputError: It is not one; the message names ``uri``.
         """
         try:
-            raw: dict[str, Any] = json.loads(data)
+            manifest = _adapter().validate_json(data, strict=True)
             for table in TABLES:
-                raw[table] = tuple(PartFile(**part) for part in raw[table])
-            raw["partition_by"] = tuple(raw["partition_by"])
-            raw["unread_uris"] = tuple(raw.get("unread_uris", ()))
-            return Manifest(**raw)
-        except (ValueError, TypeError, KeyError) as error:
-            raise OutputError(f"{uri}: not a manifest of batchdet: {error}") from error
+                for part in getattr(manifest, table):
+                    manifest._check_path(table, part.path)
+            return manifest
+        except ValueError as error:
+            raise OutputError(f"{uri}: not a manifest of batchdet: {' '.join(str(error).split())[:500]}") from error
+
+    def _check_path(self, table: str, path: str) -> None:
+        """Refuse a part file that lies elsewhere than in its table's folder: others may have written the manifest.
+
+        Raises:
+            ValueError: It does.
+        """
+        folder, *slices = path.split("/")[:-1] or [""]
+        fits = len(slices) == len(self.partition_by)
+        fits = fits and all(s.startswith(f"{name}=") for s, name in zip(slices, self.partition_by, strict=True))
+        if folder != table or not fits or "\0" in path:
+            raise ValueError(f"{path!r} is no path of a part file of {table}")
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def run_folder(out: str, run_id: str) -> str:
@@ -97,16 +119,19 @@ def run_folder(out: str, run_id: str) -> str:
 
 def list_runs(out: str) -> list[str]:
     """List the ids of all runs, committed or not, oldest first."""
-    return [name for name in storage.list_names(storage.join(out, RUNS_FOLDER)) if not name.startswith(".")]
+    return [name for name in storage.list_names(storage.join(out, RUNS_FOLDER)) if _RUN_ID.fullmatch(name)]
 
 
 def load_manifest(out: str, run_id: str) -> Manifest | None:
     """Read the manifest of a run, or return None when the run is not committed."""
     uri = storage.join(run_folder(out, run_id), "manifest.json")
     try:
-        return Manifest.from_json(storage.read_bytes(uri), uri)
+        manifest = Manifest.from_json(storage.read_bytes(uri), uri)
     except storage.NotFound:
         return None
+    if manifest.run_id != run_id:
+        raise OutputError(f"{uri}: the manifest of another run, {manifest.run_id!r}")
+    return manifest
 
 
 def committed_runs(out: str) -> list[Manifest]:

@@ -3,14 +3,14 @@ import pytest
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.table.lineage import fingerprint, new_run_id, run_date
-from batchdet.table.manifest import Manifest, PartFile, committed_runs, list_runs
+from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, list_runs
 
 from .test_commit import spec_for
 
 
 def test_json_round_trip() -> None:
-    part = PartFile("images/part-0.parquet", 3, 100, "0" * 64)
-    manifest = Manifest("r", "n", "t", 1, "f", "i", ("run_date",), 3, 2, 1, (part,), (part, part), "s", "t")
+    parts = [PartFile(f"{table}/run_date=2026-11-23/part-0.parquet", 3, 100, "0" * 64) for table in TABLES]
+    manifest = Manifest("r", "n", "t", 1, "f", "i", ("run_date",), 3, 2, 1, (parts[0],), (parts[1],) * 2, "s", "t")
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
 
 
