@@ -214,6 +214,7 @@ class ParquetRows:
             array = pc.struct_field(batch.column(column), child) if column else batch.column(source_name)
             try:
                 arrays[field.name] = _plain(array).cast(self._carried.field(field.name).type)
+                arrays[field.name].validate(full=True)  # text that is no UTF-8 would make the tables unreadable
             except pa.ArrowException as error:
                 message = f"{self._shard.shard_uri}: column {source_name!r}: {error}"
                 return None, ("unreadable", message, batch.num_rows)

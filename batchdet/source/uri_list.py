@@ -75,7 +75,12 @@ def _inventory_rows(
     raw = raw.set_column(raw.schema.get_field_index(column), column, pa.array(uri_texts, pa.string()))
     names = uri_texts
     if id_column is not None:
-        ids = raw[id_column].cast(pa.string()).to_pylist()
+        try:
+            ids = raw[id_column].cast(pa.string()).to_pylist()
+        except pa.ArrowException as error:
+            raise SourceError(
+                f"source.id_column: column {id_column!r} of {list_uri} holds no names: {error}"
+            ) from error
         names = [uri if name is None else name for name, uri in zip(ids, uri_texts, strict=True)]
     policy = UriPolicy(list_uri, ())
     members, codes = unique_members(names, ["null_image" if not uri else None for uri in uri_texts])
@@ -159,11 +164,13 @@ def _read_list(obj: StoredObject, columns: Sequence[str]) -> pa.Table:
 
 def _read_parquet(data: bytes) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data))
+        table.validate(full=True)  # text that is no UTF-8 would make the tables unreadable
+        return table
     except pa.ArrowException:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # of packages that add column types
-        raise pa.ArrowInvalid(f"a column type cannot be understood: {type(error).__name__}: {error}") from error
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # broken pages, odd column types
+        raise pa.ArrowInvalid(f"{type(error).__name__}: {error}") from error
 
 
 def _read_csv(data: bytes, delimiter: str) -> pa.Table:
