@@ -293,6 +293,10 @@ def check_apart(spec: JobSpec, out: str) -> None:
     real = _real(out)
     if not storage.is_glob(uri) and (real == fixed or real.startswith(fixed.rstrip("/") + "/")):
         raise OutputError(f"output.uri: {out} lies in source.uri {uri}; give the tables a folder of their own")
+    if storage.scheme(out) == "file":
+        for place in (out, *(storage.join(out, name) for name in (*TABLES, "_batchdet"))):
+            if os.path.islink(place):
+                raise OutputError(f"output.uri: {place} is a symbolic link; name the folder that it leads to")
     if any((fixed + "/").startswith(f"{real.rstrip('/')}/{table}/") for table in TABLES):
         raise OutputError(f"source.uri: {uri} lies among the tables of output.uri {out}; give those their own folder")
 
