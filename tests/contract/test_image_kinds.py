@@ -17,6 +17,8 @@ from batchdet.spec import ModelSpec
 from tests.broken_images import encoded
 from tests.coco120 import as_rows, matched
 
+pytestmark = pytest.mark.acceptance("R23")
+
 
 @pytest.fixture(scope="module")
 def detector(shared: Path) -> Detector:

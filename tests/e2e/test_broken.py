@@ -41,6 +41,7 @@ def mixture(good: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     return files
 
 
+@pytest.mark.acceptance("R22")
 def test_each_broken_file_is_one_failed_row_and_all_others_are_unchanged(
     run: RunJob, good: list[tuple[str, bytes]], mixture: list[tuple[str, bytes]], tmp_path: Path
 ) -> None:

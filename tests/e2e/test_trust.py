@@ -87,6 +87,7 @@ def test_fresh_goes_on_where_a_fresh_run_stopped(
     assert open_results(str(tmp_path / "out")).images().to_arrow().num_rows == 9
 
 
+@pytest.mark.acceptance("S20")
 def test_places_that_would_feed_on_themselves_are_refused(
     run: RunJob, images: list[tuple[str, bytes]], tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(mutated())
+@pytest.mark.acceptance("S24")
 def test_mutated_images(data: bytes) -> None:
     check(data)
 
@@ -100,6 +101,7 @@ def test_mutated_images(data: bytes) -> None:
     st.sampled_from([s[:n] for s in SEEDS.values() for n in (2, 4, 8, 16, 40)] + [b""]),
     st.binary(max_size=300),
 )
+@pytest.mark.acceptance("S24")
 def test_a_known_beginning_and_then_anything(head: bytes, rest: bytes) -> None:
     check(head + rest)
 

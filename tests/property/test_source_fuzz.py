@@ -2,10 +2,13 @@
 
 import contextlib
 import gzip
+import io
 import os
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from batchdet.source.stream import StreamCorrupt
 from batchdet.source.tar import _pax_records
 from tests.unit.source.corpus import END, padded, raw_header, read_all, tar_bytes
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.acceptance("S24")]
 FUZZ = settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _TYPES = [b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"L", b"K", b"S", b"x", b"X", b"g", b"V", b"M", b"Z"]
 
@@ -115,3 +118,34 @@ def test_carried_names_never_collide(names: list[str]) -> None:
     chosen = carried_names(names)
     assert len(set(chosen.values())) == len(names)
     assert not {"uri", "label"} & set(chosen.values())
+
+
+def _parquet(column: str) -> bytes:
+    sink = io.BytesIO()
+    values = [b"1" * 300, b"2", None] if column == "image" else ["a.jpg", "b.jpg", None]
+    rows = {column: values * 4, "n": range(12), "text": ["ü", "b", None] * 4, "s": [{"x": 1}, None, {"x": None}] * 4}
+    pq.write_table(pa.table(rows), sink, row_group_size=5)
+    return sink.getvalue()
+
+
+_PARQUET = {column: _parquet(column) for column in ("image", "url")}
+_CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@FUZZ
+@given(changes=_CHANGES, column=st.sampled_from(["image", "url"]), cut=st.integers(0, 3))
+def test_parquet_with_changed_bytes(tmp_path: Path, changes: list[tuple[int, int]], column: str, cut: int) -> None:
+    changed = bytearray(_PARQUET[column])
+    for place, value in changes:
+        changed[-(place % len(changed)) - 1] = value  # more of them in the footer than elsewhere
+    with contextlib.suppress(BatchdetError):
+        _read(tmp_path, "t.parquet", bytes(changed[: len(changed) - cut]))
+
+
+@FUZZ
+@given(changes=_CHANGES)
+def test_gzip_with_changed_bytes(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    changed = bytearray(gzip.compress(tar_bytes([("a.jpg", b"1" * 700), ("b.jpg", os.urandom(3000))]), mtime=0))
+    for place, value in changes:
+        changed[place % len(changed)] = value
+    _read(tmp_path, "a.tar", bytes(changed))

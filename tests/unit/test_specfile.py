@@ -49,6 +49,7 @@ def test_good_spec() -> None:
         (("street", "two words"), 'job.yaml:1: name: found "two words"; it should match'),
     ],
 )
+@pytest.mark.acceptance("S10", "S13")
 def test_mistakes_name_line_key_and_remedy(change: tuple[str, str], sentence: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_job(GOOD.replace(*change), "job.yaml")
@@ -103,6 +104,7 @@ def test_missing_and_binary_files(tmp_path) -> None:  # type: ignore[no-untyped-
         load_job(str(tmp_path / "job.yaml"))
 
 
+@pytest.mark.acceptance("S10")
 def test_bomb_is_refused_at_once() -> None:
     bomb = "a: &a [x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(1000))
     with pytest.raises(SpecError, match="anchors and aliases"):
@@ -134,6 +136,7 @@ def test_load_of_dump_is_the_same(uri: str, score: float, classes: list[str | in
 
 
 @given(st.text(max_size=200))
+@pytest.mark.acceptance("S24")
 def test_any_text_gives_a_spec_or_a_spec_error(text: str) -> None:
     with pytest.raises(SpecError):
         parse_job(text, "fuzz")

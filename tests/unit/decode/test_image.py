@@ -201,6 +201,7 @@ def test_only_the_first_frame_of_an_animation() -> None:
         assert distance(pixels, np.broadcast_to([255, 0, 0], (10, 20, 3))) < 3
 
 
+@pytest.mark.acceptance("S1")
 def test_a_tiff_of_a_thousand_pages_costs_one_page() -> None:
     page = Image.new("L", (8, 8), 7)
     data = encoded(page, "TIFF", save_all=True, append_images=[page] * 999)
@@ -213,6 +214,7 @@ def test_the_extension_does_not_matter_and_bytes_behind_the_end_neither() -> Non
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.acceptance("R22", "S1")
 def test_broken_files_get_their_code(name: str) -> None:
     data, code = BROKEN[name]
     assert code in ERROR_CODES
@@ -227,6 +229,7 @@ def test_the_corpus_has_more_than_twenty_kinds() -> None:
 @pytest.mark.parametrize(
     "data", [png_claiming(20_000, 20_000), jpeg_claiming(65_535, 65_535)], ids=["png 20k x 20k", "jpeg 65535 x 65535"]
 )
+@pytest.mark.acceptance("S1")
 def test_a_bomb_is_refused_before_memory_is_taken(data: bytes) -> None:
     tracemalloc.start()
     try:
@@ -236,6 +239,7 @@ def test_a_bomb_is_refused_before_memory_is_taken(data: bytes) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.acceptance("S1")
 def test_the_cap_is_the_users() -> None:
     data = encoded(IMAGE, "PNG")
     assert code_of(data, max_pixels=RGB.shape[0] * RGB.shape[1] - 1) == "too_large"
@@ -250,6 +254,7 @@ def test_more_pixels_than_pillow_allows_by_itself(monkeypatch: pytest.MonkeyPatc
         assert code_of(encoded(IMAGE, format_)) == "too_large"
 
 
+@pytest.mark.acceptance("S1")
 def test_a_gif_frame_larger_than_its_screen_meets_the_cap() -> None:
     data = bytearray(encoded(Image.new("P", (64, 64)), "GIF"))
     data[6:10] = bytes([1, 0, 1, 0])

@@ -35,6 +35,7 @@ def test_a_file_is_copied_under_its_digest(model: Path, cache: str) -> None:
     assert sorted(os.listdir(f"{cache}/models")) == [f"{local.sha256}.onnx"]
 
 
+@pytest.mark.acceptance("S21")
 def test_the_cache_is_private(model: Path, cache: str) -> None:
     old = os.umask(0)
     try:
@@ -47,6 +48,7 @@ def test_the_cache_is_private(model: Path, cache: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o755, 0o770])
+@pytest.mark.acceptance("S21")
 def test_a_cache_that_others_may_enter_is_refused(model: Path, cache: str, mode: int) -> None:
     os.makedirs(cache)
     os.chmod(cache, mode)
@@ -54,6 +56,7 @@ def test_a_cache_that_others_may_enter_is_refused(model: Path, cache: str, mode:
         fetch_model(str(model), cache_dir=cache)
 
 
+@pytest.mark.acceptance("S21")
 def test_a_cache_that_is_a_link_is_refused(model: Path, cache: str, tmp_path: Path) -> None:
     os.makedirs(os.path.dirname(cache))
     (tmp_path / "elsewhere").mkdir(mode=0o700)
@@ -62,6 +65,7 @@ def test_a_cache_that_is_a_link_is_refused(model: Path, cache: str, tmp_path: Pa
         fetch_model(str(model), cache_dir=cache)
 
 
+@pytest.mark.acceptance("S21")
 def test_a_cache_of_another_user_is_refused(model: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch_model(str(model), cache_dir=cache)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -86,12 +90,14 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cache_dir() == "/scratch/models"
 
 
+@pytest.mark.acceptance("S8")
 def test_a_wrong_digest_is_refused_and_nothing_is_kept(model: Path, cache: str) -> None:
     with pytest.raises(ModelError, match=rf"model\.sha256: .*{digest(model)}.* wants {'0' * 64}"):
         fetch_model(str(model), "0" * 64, cache)
     assert os.listdir(f"{cache}/models") == []
 
 
+@pytest.mark.acceptance("S8", "S21")
 def test_a_cached_file_that_was_changed_is_fetched_again(model: Path, cache: str) -> None:
     local = fetch_model(str(model), cache_dir=cache)
     Path(local.path).write_bytes(b"changed")
@@ -99,6 +105,7 @@ def test_a_cached_file_that_was_changed_is_fetched_again(model: Path, cache: str
     assert Path(local.path).read_bytes() == model.read_bytes()
 
 
+@pytest.mark.acceptance("S21")
 def test_a_cached_file_that_is_a_link_is_not_followed(model: Path, cache: str, tmp_path: Path) -> None:
     local = fetch_model(str(model), cache_dir=cache)
     os.unlink(local.path)
@@ -181,6 +188,7 @@ def test_a_folder(tmp_path: Path, cache: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["yolo.pt", "yolo.PTH", "model.safetensors"])
+@pytest.mark.acceptance("S4")
 def test_other_formats_are_told_the_way(name: str, tmp_path: Path, cache: str) -> None:
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(ModelError, match="is not ONNX, which is what this version reads; export it with"):

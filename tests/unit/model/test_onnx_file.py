@@ -21,12 +21,14 @@ def test_what_a_file_says_about_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "/etc/passwd"])
+@pytest.mark.acceptance("S5")
 def test_external_data_is_refused(tmp_path: Path, location: str) -> None:
     path = tiny_onnx.with_external_data(tmp_path / "model.onnx", location)
     with pytest.raises(ModelError, match="keeps weights in other files"):
         read_onnx(str(path))
 
 
+@pytest.mark.acceptance("S5")
 def test_external_data_in_an_attribute_of_a_nested_graph_is_refused(tmp_path: Path) -> None:
     tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1])
     tensor.external_data.add(key="location", value="x")
@@ -37,6 +39,7 @@ def test_external_data_in_an_attribute_of_a_nested_graph_is_refused(tmp_path: Pa
         read_onnx(str(path))
 
 
+@pytest.mark.acceptance("S5")
 def test_external_data_in_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
     values = numpy_helper.from_array(np.ones(1, np.float32), "s")
     values.external_data.add(key="location", value="x")
@@ -47,6 +50,7 @@ def test_external_data_in_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
         read_onnx(str(tiny_onnx.save(tmp_path / "model.onnx", graph, {})))
 
 
+@pytest.mark.acceptance("S6")
 def test_custom_operators_are_refused(tmp_path: Path) -> None:
     path = tiny_onnx.with_custom_operator(tmp_path / "model.onnx")
     with pytest.raises(ModelError, match=r"custom operators \('com\.example\.evil'\)"):
@@ -64,6 +68,7 @@ def test_functions_of_the_model_itself_are_no_custom_operators(tmp_path: Path) -
     assert read_onnx(str(path)).opsets["com.example.evil"] == 1
 
 
+@pytest.mark.acceptance("S7")
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_onnx.end2end(tmp_path / "model.onnx")
     monkeypatch.setattr(onnx_file, "MAX_BYTES", 100)
@@ -85,6 +90,7 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
     assert accepted <= 3  # a cut between two fields behind the graph leaves a smaller but whole file
 
 
+@pytest.mark.acceptance("S24")
 def test_mutations_give_model_errors_only(tmp_path: Path) -> None:
     whole = tiny_onnx.convolution(tmp_path / "model.onnx").read_bytes()
     path = tmp_path / "mutated.onnx"
@@ -106,6 +112,7 @@ def _message(number: int, payload: bytes) -> bytes:
     return bytes(head) + bytes([length]) + payload
 
 
+@pytest.mark.acceptance("S7")
 def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
     graph = b""
     for _ in range(1000):  # a node with an attribute that is a graph

@@ -106,6 +106,7 @@ def test_reading_stops_after_enough_rows(filled, rows):
         ";",
     ],
 )
+@pytest.mark.acceptance("S15")
 def test_everything_else_is_refused_and_the_tables_stay_whole(filled, tmp_path, sql):
     local_variable_of_this_test = pa.table({"a": [1]})
     assert local_variable_of_this_test.num_rows == 1
@@ -121,6 +122,7 @@ def test_everything_else_is_refused_and_the_tables_stay_whole(filled, tmp_path, 
     assert query(filled.uri, "SELECT count(*) AS n FROM images").to_pylist() == [{"n": 24}]
 
 
+@pytest.mark.acceptance("S14")
 def test_metacharacters_in_data_and_paths_are_data(output, fake_image):
     label = "x'; DROP VIEW images; --"
     carried = (("camera", "a' OR 1=1 --"),)
@@ -190,6 +192,7 @@ class TestRender:
     @pytest.mark.parametrize(
         "evil", ["\x1b[31mred", "\x1b]0;title\x07", "a\rb", "a\nb", "\x9b2J", "\u202egpj.exe", "\x7f"]
     )
+    @pytest.mark.acceptance("S16")
     def test_control_characters_are_escaped(self, evil):
         text = printed(pa.table({evil: [evil]}))
         assert not set(text) & set("\x1b\x07\r\x9b\u202e\x7f")
@@ -217,6 +220,7 @@ def test_json_is_plain(filled):
     assert {row["odd"] for row in rows} == {None}
 
 
+@pytest.mark.acceptance("S16")
 def test_csv_holds_no_formula_and_no_control_character():
     table = pa.table({"label": ["=cmd()", "a,b", "\x1b[2J", None, "-1"], "n": [-1, 2, 3, 4, 5]})
     assert to_csv(table).splitlines() == ["label,n", "'=cmd(),-1", '"a,b",2', "\\x1b[2J,3", ",4", "'-1,5"]

@@ -90,6 +90,7 @@ def test_no_image_at_all(output):
     assert "0 listed = 0 ok + 0 failed" in printed(show(output.uri))
 
 
+@pytest.mark.acceptance("S16")
 def test_labels_cannot_steer_the_terminal(output, fake_image):
     output.add_run(FIRST, [fake_image("a.jpg", ((0, 0.5, 1, 2, 3, 4),))], labels=["\x1b[31m[red]car"])
     text = printed(show(output.uri))

@@ -70,6 +70,7 @@ def test_body_and_quoting(server: str) -> None:
     assert fetch(Allowed(f"{server}/a b.jpg?x=1", False), 1000) == BODY
 
 
+@pytest.mark.acceptance("S11")
 def test_private_hosts_are_refused_before_a_connection(server: str) -> None:
     with pytest.raises(ImageError, match=r"127\.0\.0\.1, not a public address") as caught:
         fetch(Allowed(f"{server}/image.jpg", True), 1000)
@@ -89,6 +90,7 @@ def test_public_addresses(address: str, public: bool) -> None:
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "127.1", "localhost"])
+@pytest.mark.acceptance("S11")
 def test_other_spellings_of_loopback(server: str, host: str) -> None:
     port = server.rsplit(":", 1)[1]
     with pytest.raises(ImageError, match="not a public address"):
@@ -96,6 +98,7 @@ def test_other_spellings_of_loopback(server: str, host: str) -> None:
     assert _Handler.asked == []
 
 
+@pytest.mark.acceptance("S11")
 def test_redirects_are_not_followed(server: str) -> None:
     with pytest.raises(ImageError, match=r"redirects \(HTTP 302\)") as caught:
         fetch(Allowed(f"{server}/redirect.jpg", False), 1000)

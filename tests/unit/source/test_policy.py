@@ -42,10 +42,12 @@ def test_default_of_a_remote_list(listed: str, uri: str) -> None:
         "a\nb.jpg", "file://", "FILE:///", "file:", "s3:", "smb://h/x", "sftp://h/x", "ssh://h/x", "jar:x",
     ],
 )  # fmt: skip
+@pytest.mark.acceptance("S11")
 def test_refused_by_a_remote_list(uri: str) -> None:
     _refusal(UriPolicy("s3://b/l.csv", ()), uri)
 
 
+@pytest.mark.acceptance("S11")
 def test_local_list_allows_files_below_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
@@ -65,6 +67,7 @@ def test_local_list_allows_files_below_its_folder(tmp_path: Path) -> None:
         assert "outside the folders" in _refusal(policy, bad)
 
 
+@pytest.mark.acceptance("S11")
 def test_prefixes_replace_the_default_and_end_at_components(tmp_path: Path) -> None:
     policy = UriPolicy("s3://b/l.csv", ("s3://b/img", "https://cdn.example.com/pub/", "memory://", str(tmp_path)))
     for good in [

@@ -155,6 +155,7 @@ def test_columns_narrow(tmp_path: Path, pictures: list[str]) -> None:
         read_all(tmp_path / "l.csv", columns=("c",))
 
 
+@pytest.mark.acceptance("S11")
 def test_refused_and_missing_entries_fail_alone(tmp_path: Path, pictures: list[str]) -> None:
     outside = tmp_path.parent / f"{tmp_path.name}-outside.jpg"
     outside.write_bytes(b"secret")
@@ -173,6 +174,7 @@ def test_refused_and_missing_entries_fail_alone(tmp_path: Path, pictures: list[s
     assert b"secret" not in got.data
 
 
+@pytest.mark.acceptance("S11")
 def test_refused_entries_open_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[Any] = []
 

@@ -68,6 +68,7 @@ def test_empty_archive_is_one_empty_segment(tmp_path: Path) -> None:
     assert got.segments[0].members.schema.names[-2:] == ["json", "txt"]
 
 
+@pytest.mark.acceptance("S2")
 def test_duplicates_fail_and_keep_their_names_apart(tmp_path: Path) -> None:
     names = ["a.jpg", "a.jpg", "b.jpg", "a.jpg", "a.jpg#3"]
     write_tar(tmp_path / "s.tar", [(name, image(i)) for i, name in enumerate(names[:4])])
@@ -91,6 +92,7 @@ UNSAFE = {
 
 
 @pytest.mark.parametrize("kind", UNSAFE)
+@pytest.mark.acceptance("S2")
 def test_unsafe_members_fail_alone(tmp_path: Path, kind: str) -> None:
     member, text = UNSAFE[kind]
     write_tar(tmp_path / "s.tar", [("ok.jpg", b"1"), member, ("ok2.jpg", b"2")])
@@ -113,6 +115,7 @@ def _pax(records: dict[bytes, bytes]) -> bytes:
     return raw_header(b"pax", len(body), b"x") + padded(body)
 
 
+@pytest.mark.acceptance("S2")
 def test_nul_and_bytes_that_are_no_utf8_in_names(tmp_path: Path) -> None:
     archive = (
         _pax({b"path": b"a\0b.jpg"}) + raw_header(b"x.jpg", 1) + padded(b"1")
@@ -125,6 +128,7 @@ def test_nul_and_bytes_that_are_no_utf8_in_names(tmp_path: Path) -> None:
     assert got.codes == ["unsafe_member", "unsafe_member", None]
 
 
+@pytest.mark.acceptance("S2")
 def test_sparse_members_fail_and_neighbours_are_found(tmp_path: Path) -> None:
     old = bytearray(raw_header(b"old.jpg", 512, b"S"))
     old[257:265] = b"ustar  \0"
@@ -159,6 +163,7 @@ def test_long_names_in_every_dialect(tmp_path: Path, format_: int) -> None:
     assert read_all(tmp_path / "s.tar").by_member == {name: b"1", "b.jpg": b"2"}
 
 
+@pytest.mark.acceptance("S3")
 def test_too_large_is_passed_over(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("big.jpg", bytes(5000)), ("b.jpg", b"2")])
     got = read_all(tmp_path / "s.tar", max_image_bytes=4999)
@@ -170,6 +175,7 @@ def test_too_large_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("type_", [b"0", b"L", b"x", b"K", b"g"])
 @pytest.mark.parametrize("size", [1 << 40, 1 << 62, -1024])
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.acceptance("S3")
 def test_declared_sizes_allocate_nothing(tmp_path: Path, type_: bytes, size: int, packed: bool) -> None:
     data = raw_header(b"ok.jpg", 1) + padded(b"1") + raw_header(b"huge.jpg", size, type_) + bytes(5 << 20)
     (tmp_path / "s.tar").write_bytes(gzip.compress(data, 1) if packed else data)
@@ -303,6 +309,7 @@ def test_not_an_archive_is_one_failed_row(tmp_path: Path, content: bytes) -> Non
     assert [(r["member"], r["error_code"]) for r in got.rows] == [("#0", "shard_corrupt"), ("a.jpg", None)]
 
 
+@pytest.mark.acceptance("S3")
 def test_gzip_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchdet.source.stream._BOMB_BYTES", 1 << 20)
     write_tar(tmp_path / "s.tar", [("a.jpg", b"A"), ("zeros.bin", bytes(50 << 20)), ("b.jpg", b"B")], packed=True)
