@@ -47,7 +47,8 @@ def test_lineages(data: bytes) -> None:
 
 _PIECES = st.sampled_from(
     ["name: x\n", "source: ", "{uri: a}\n", "model: {uri: m}\n", "output:\n", "  uri: b\n", "- ", "[", "]", "{", "}",
-     "&a", "*a", "!!int", "? ", ": ", "|\n", ">\n", "'", '"', "\\ud800", "${HOME}", "${", "#", "---\n", "%YAML 1.1\n", "1e3",
+     "&a", "*a", "!!int", "? ", ": ", "|\n", ">\n", "'", '"', "\\ud800", "${HOME}", "${",
+     "#", "---\n", "%YAML 1.1\n", "1e3",
      "0x1", ".nan", "~", "\t", "\0", "\x85", "é", "<<: ", "name: y\n", "  ",
      "source: {uri: a}\n", "compute: {actors: "]
 )  # fmt: skip
