@@ -7,7 +7,7 @@ that :mod:`batchdet.storage.backoff` holds; bodies are repeated by whoever reads
 
 import asyncio
 import errno
-import functools
+import hashlib
 import os
 from typing import Any, Final
 
@@ -29,15 +29,16 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
     """S3 whose requests are repeated with jittered pauses until a deadline, and nowhere else."""
 
     retries = 1
-    cachable = False  # fsspec's cache does not know the environment that a client was made in; _client does
+
+    def __init__(self, environment: str = "", **options: Any) -> None:
+        super().__init__(**options)  # fsspec keeps one client for the same arguments, so that these name its settings
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
-        limit_s = _READ_S + _CONNECT_S + len(kwargs.get("Body") or b"") / _SLOWEST_BYTES_PER_S
+        limit_s = self._upload_limit_s(len(kwargs.get("Body") or b""))
         pauses = backoff.pauses()
         asked_before = False
         while True:
             try:
-                # a body that nobody takes has no time-out of its own
                 return await asyncio.wait_for(super()._call_s3(method, *akwarglist, **kwargs), limit_s)
             except FileNotFoundError as error:
                 if asked_before and method == "complete_multipart_upload":
@@ -52,6 +53,13 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
                 await asyncio.sleep(pause_s)
 
     call_s3 = sync_wrapper(_call_s3)
+
+    def _upload_limit_s(self, size_bytes: int) -> float | None:
+        """Limit a request with a body: while nobody takes it, aiohttp counts no time."""
+        if not size_bytes:
+            return None
+        waits_s = (self.config_kwargs.get(name, 0.0) for name in ("connect_timeout", "read_timeout"))
+        return float(sum(waits_s)) + size_bytes / _SLOWEST_BYTES_PER_S
 
     async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
         try:
@@ -68,23 +76,18 @@ def s3_client(version_aware: bool = False) -> PatientS3:
     Users' own settings go before: ``AWS_MAX_ATTEMPTS`` and ``AWS_RETRY_MODE`` let botocore repeat too, and
     ``config_kwargs`` of fsspec's configuration for ``s3`` replace each value given here.
     """
-    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _client(os.getpid(), settings, version_aware)
-
-
-@functools.lru_cache(maxsize=8)
-def _client(pid: int, settings: tuple[tuple[str, str], ...], version_aware: bool) -> PatientS3:
+    settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     config: dict[str, Any] = {
         "connect_timeout": _CONNECT_S,
         "read_timeout": _READ_S,
         "max_pool_connections": _CONNECTIONS,
     }
-    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & {name for name, _ in settings}:
+    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(settings):
         config["retries"] = {"total_max_attempts": 1}
     return PatientS3(
+        environment=hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
         use_listings_cache=False,
         local_expiry_check=True,
         version_aware=version_aware,
         config_kwargs={**config, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})},
-        skip_instance_cache=True,
     )

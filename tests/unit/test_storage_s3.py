@@ -41,7 +41,7 @@ def test_one_request_each_time_and_an_end(fault: str, proxy: FaultProxy) -> None
     rule = proxy.add(fault)
     with pytest.raises(TransientError, match=rf"^{uri}: cannot read at {proxy.endpoint}: .+ \(tried for [12] s\)$"):
         storage.retry(lambda: storage.read_object(obj), backoff.Patience(2.0, 2.0))
-    # pauses of about 0.2, 0.4 and 0.8 s; aiohttp may ask once more on a new connection; three layers would ask 100 times
+    # pauses of about 0.2, 0.4 and 0.8 s; aiohttp may ask twice on a new connection; three layers would ask 100 times
     assert 3 <= rule.hits <= 14
 
 
