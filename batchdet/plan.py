@@ -197,15 +197,16 @@ def _look_for_unfinished(
     """
     obstacle = ""
     for run in unfinished_runs(job.out, committed):
-        found = _obstacle(job, run, inventory)
+        newest = not obstacle and not run.newer
+        found = _obstacle(job, run, inventory, newest)
         if not found:
             return run, obstacle
-        if not run.newer:
-            obstacle = obstacle or f"the unfinished run {run.run_id} cannot go on: {found}"
+        if newest:
+            obstacle = f"the unfinished run {run.run_id} cannot go on: {found}"
     return None, obstacle
 
 
-def _obstacle(job: _Job, run: Unfinished, inventory: Inventory) -> str:
+def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool) -> str:
     """Say why this job cannot go on with an unfinished run, as half a sentence; "" when it can.
 
     It must have the same fingerprint and cut, and every object that it was to label must still be there unchanged and
@@ -215,6 +216,8 @@ def _obstacle(job: _Job, run: Unfinished, inventory: Inventory) -> str:
         return run.ended
     if run.lineage.fresh != job.fresh:
         return f"it was begun {'with' if run.lineage.fresh else 'without'} --fresh"
+    if run.lineage.fingerprint != job.fingerprint and not in_detail:
+        return "it has other settings"
     if run.lineage.fingerprint != job.fingerprint:
         return name_changes(job.out, run.run_id, job.spec, job.source_format, job.model_sha256)
     if run.lineage.cut != cut_of(job.spec):
