@@ -13,6 +13,7 @@ from batchdet.storage import NotFound, StorageError, TransientError
 
 _TIMEOUT_S: Final = 30.0
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _SAFE: Final = "/?&=+,;:@!$'()*~%#[]"
 
 
@@ -55,8 +56,12 @@ def _resolve(host: str, port: int, allowed: Allowed) -> str:
 
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.split("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_global
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip.ipv4_mapped:
+        return _is_public(str(ip.ipv4_mapped))
+    carries_ipv4 = ip in _NAT64 or int(ip) >> 32 == 0 or ip.sixtofour  # and a gateway might unwrap it
+    return ip.is_global and not (ip.is_multicast or ip.is_site_local or carries_ipv4)
 
 
 class _Connection(http.client.HTTPConnection):
