@@ -131,7 +131,7 @@ def plan(
 def _print_facts(facts: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        print(f"{name.ljust(width)}  {value}")
+        print(f"{name.ljust(width)}  {_plain(value)}")  # labels and columns are other people's texts
 
 
 @app.command(rich_help_panel=_RUN)
