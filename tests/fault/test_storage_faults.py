@@ -105,6 +105,7 @@ def test_throttled_reads_and_writes_succeed(session: S3Session, proxy: FaultProx
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
 @pytest.mark.acceptance("R11")
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_store_that_throttles_two_thirds_of_everything(
@@ -134,6 +135,7 @@ def test_a_dead_store_is_one_sentence(proxy: FaultProxy, monkeypatch: pytest.Mon
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
 @pytest.mark.acceptance("R12")
 def test_a_store_that_is_dead_from_the_start_ends_the_command_within_a_minute(
     proxy: FaultProxy, tmp_path: Path, truth: dict[str, Tables]
@@ -149,6 +151,7 @@ def test_a_store_that_is_dead_from_the_start_ends_the_command_within_a_minute(
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
 @pytest.mark.acceptance("R12")
 @pytest.mark.parametrize(("what", "action"), [(ANY_SOURCE, "read"), ("/staged/", "write"), ("", "")])
 def test_a_store_that_dies_in_the_middle_ends_the_run_within_three_minutes(
@@ -157,7 +160,7 @@ def test_a_store_that_dies_in_the_middle_ends_the_run_within_three_minutes(
     spec = spec_of("folder", f"dead-in-the-middle-{action}")
     path, here = yaml_of(spec, tmp_path), tmp_path / "here"
     with Driver(["run", path], tmp_path, f"run.lineage.after=pause:{here}", proxy.env) as driver:
-        driver.wait_for(here)
+        driver.wait_for(here, 180)
         with proxy.fault("slow_down", path=what):
             here.unlink()
             assert driver.wait(180) == 2, driver.stderr
@@ -289,11 +292,12 @@ def test_time_outs_fire_while_a_store_is_silent_and_the_run_goes_on(
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
 @pytest.mark.acceptance("R18")
 def test_a_store_that_is_stopped_for_a_minute(s3: S3Server, tmp_path: Path, truth: dict[str, Tables]) -> None:
     spec, here = spec_of("folder", "stopped"), tmp_path / "here"
     with Driver(["run", yaml_of(spec, tmp_path)], tmp_path, f"run.lineage.after=pause:{here}", s3.env) as driver:
-        driver.wait_for(here)
+        driver.wait_for(here, 180)
         os.kill(s3.pid, signal.SIGSTOP)
         wake = threading.Timer(60, os.kill, (s3.pid, signal.SIGCONT))
         wake.start()
@@ -326,7 +330,7 @@ def test_a_disk_that_fills_up_in_the_middle(
     spec = local(spec_of("folder", ""), small_disk / "out")
     path, here, filler = yaml_of(spec, tmp_path), tmp_path / "here", small_disk / "filler"
     with Driver(["run", path], tmp_path, f"run.lineage.after=pause:{here}") as driver:
-        driver.wait_for(here)
+        driver.wait_for(here, 180)
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             file.writelines(itertools.repeat(bytes(4096)))
         here.unlink()
