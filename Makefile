@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast fault check format embedded bench-start bench-bookkeeping bench-memory wheel clean
+.PHONY: help quickstart test test-fast fault soak check format embedded bench-start bench-bookkeeping bench-memory wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,11 @@ test-fast: $(VENV)/.dev ## run the tests that take seconds
 
 fault: $(VENV)/.dev ## run the long part of the fault suite: kills, stalls, broken stores
 	$(BIN)/python -m pytest tests/fault -m fault -p no:randomly
+
+MINUTES ?= 10
+SEED ?= 1
+soak: $(VENV)/.dev ## minutes of seeded mixed faults: make soak MINUTES=10 SEED=1
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --seed $(SEED)
 
 check: $(VENV)/.dev ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -34,7 +34,7 @@ from batchdet.table.manifest import TABLES, committed_runs
 from tests.e2e.conftest import REPOSITORY, clean_environment
 from tests.ray_head import descendants, started
 
-_START_S = 60.0
+_START_S = 120.0
 _END_S = 180.0
 _POLL_S = 0.02
 _SORTED_BY = {"images": ["image_id"], "detections": ["image_id", "detection_index"]}
@@ -290,21 +290,22 @@ def assert_whole(out: str | Path, truth: Tables, orphans: Iterable[str] = ()) ->
         orphans: Paths below ``out`` that a test expects to lie there although nobody committed them.
     """
     out = storage.normalize(str(out))
-    root = out.rstrip("/") + "/"
     runs = committed_runs(out)
-    committed = sorted(storage.join(out, p.path) for m in runs for p in (*m.images, *m.detections))
-    expected = sorted([*committed, *(storage.join(out, path) for path in orphans)])
-    found = sorted(_files(out, "images") + _files(out, "detections"))
-    assert [f.removeprefix(root) for f in found] == [f.removeprefix(root) for f in expected]
+    committed = {storage.join(out, p.path) for m in runs for p in (*m.images, *m.detections)}
+    expected = committed | {storage.join(out, path) for path in orphans}
+    found = {*_files(out, "images"), *_files(out, "detections")}
+    assert found == expected, f"among the tables, committed and there differ in {sorted(found ^ expected)}"
     if not orphans:
         tables = read_tables(out)
         ids, wanted = tables.images["image_id"].to_pylist(), truth.images["image_id"].to_pylist()
-        assert len(ids) == len(set(ids)), "an image has two rows"
-        assert ids == wanted
+        assert len(ids) == len(set(ids)), f"{len(ids) - len(set(ids))} rows are not their image's first"
+        assert ids == wanted, f"{len(set(wanted) - set(ids))} images lost, {len(set(ids) - set(wanted))} never listed"
         assert tables.images.equals(truth.images), "the images table differs from an undisturbed run's"
         assert tables.detections.equals(truth.detections), "the detections differ from an undisturbed run's"
-    assert inspect_output(out).problems == []
-    assert storage.read_bytes(storage.join(out, "_SUCCESS")).decode() == f"{runs[-1].run_id}\n"
+    problems = inspect_output(out).problems
+    assert not problems, "; ".join(problems)
+    newest = storage.read_bytes(storage.join(out, "_SUCCESS")).decode()
+    assert newest == f"{runs[-1].run_id}\n", f"_SUCCESS names {newest!r}, the newest run is {runs[-1].run_id}"
 
 
 def count(file: Path) -> int:
