@@ -83,7 +83,7 @@ def test_private_hosts_are_refused_before_a_connection(server: str) -> None:
     [
         ("93.184.216.34", True), ("127.0.0.1", False), ("169.254.169.254", False), ("10.1.2.3", False), ("::1", False),
         ("::ffff:127.0.0.1", False), ("fe80::1%eth0", False), ("0.0.0.0", False), ("100.64.0.1", False),
-        ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("::7f00:1", False), ("fec0::1", False), 
+        ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("::7f00:1", False), ("fec0::1", False),
         ("224.0.0.1", False),
         ("2606:2800:220:1::1", True),
     ],
