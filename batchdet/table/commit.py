@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet import storage
-from batchdet.errors import ConservationError, TooManyFailures
+from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.records.schema import DETECTIONS, IMAGES, RETRIABLE_CODES, SCHEMA_VERSION, SHARD_CODES
 from batchdet.records.segment import LabelledSegment
@@ -128,8 +128,25 @@ def commit_run(
     failpoint("commit.manifest.before")
     _put_own(storage.join(folder, "manifest.json"), manifest.to_json(), check_lease)
     failpoint("commit.manifest.after")
+    _withdraw_what_was_cleared_up(out, manifest, check_lease)
     finish_commit(out, run_id)
     return manifest
+
+
+def _withdraw_what_was_cleared_up(out: str, manifest: Manifest, check_lease: Callable[[], None]) -> None:
+    """Take a manifest back whose part files ``gc`` has removed, while this process was stopped just before it.
+
+    Raises:
+        OutputLocked: It was taken back; the same command makes the part files again.
+    """
+    try:
+        check_lease()
+    except OutputLocked:
+        parts = (storage.join(out, part.path) for part in (*manifest.images, *manifest.detections))
+        if all(map(storage.exists, parts)):
+            return
+        storage.delete([storage.join(run_folder(out, manifest.run_id), "manifest.json")])
+        raise
 
 
 def finish_commit(out: str, run_id: str) -> None:

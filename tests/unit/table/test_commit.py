@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 from dataclasses import replace
@@ -268,3 +269,31 @@ def test_what_an_earlier_commit_of_the_run_left_gives_way(tmp_path: Path, segmen
     (folder / "stats.json").write_text("left over")
     manifest = commit(tmp_path, SHARDS)
     assert hashlib.sha256((folder / "stats.json").read_bytes()).hexdigest() == manifest.stats_sha256
+
+
+@pytest.mark.parametrize("cleared_up", [True, False])
+def test_a_manifest_whose_part_files_were_cleared_up_is_taken_back(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch, cleared_up: bool
+) -> None:
+    """The driver was stopped just before its manifest, lost the lease, and woke up."""
+    stage(tmp_path, segments)
+    fenced = False
+
+    def stopped_here(name: str) -> None:
+        nonlocal fenced
+        if name == "commit.manifest.before":
+            fenced = True
+            if cleared_up:
+                next((tmp_path / "images").rglob("*.parquet")).unlink()
+
+    def check() -> None:
+        if fenced:
+            raise OutputLocked("taken over")
+
+    monkeypatch.setattr("batchdet.table.commit.failpoint", stopped_here)
+    spec = spec_for(tmp_path)
+    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
+    with pytest.raises(OutputLocked) if cleared_up else contextlib.nullcontext():
+        commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=check)
+    assert (load_manifest(str(tmp_path), RUN_ID) is None) is cleared_up
+    assert list_staged(str(tmp_path), RUN_ID) or not cleared_up, "what is staged is kept, so that it can go on"
