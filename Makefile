@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast fault soak check format embedded bench-start bench-bookkeeping bench-memory wheel clean
+.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-start bench-bookkeeping bench-memory wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,16 @@ check: $(VENV)/.dev ## formatting, lint, types, layers
 format: $(VENV)/.dev ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+BENCH_VENV ?= .venv-bench
+$(BENCH_VENV)/.bench: benchmarks/requirements.txt
+	@echo "installing the alternatives into $(BENCH_VENV) (2.4 GiB; a few minutes when nothing is cached)"
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --requirement benchmarks/requirements.txt
+	@touch $@
+
+bench: $(VENV)/.dev $(BENCH_VENV)/.bench ## batchdet and the alternatives side by side (about 25 minutes); BENCH="--only daft"
+	PYTHONPATH=. $(BIN)/python benchmarks/compare.py --python $(BENCH_VENV)/bin/python $(BENCH)
 
 bench-start: $(VENV)/.base ## time `import batchdet` and `batchdet --help`
 	$(BIN)/python benchmarks/start_up.py
