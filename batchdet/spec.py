@@ -11,6 +11,7 @@ Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
 FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr"]
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
 
 
 class _Part(BaseModel):
@@ -79,11 +80,13 @@ class ModelSpec(_Part):
         "auto",
         description="How raw outputs become detections; auto reads the model's metadata and signature.",
     )
-    runtime: RuntimeName = Field("auto", description="What runs the model; auto takes ONNX Runtime.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    runtime: RuntimeName = Field(
+        "auto", description="What runs the model; auto takes OpenVINO for bf16, ONNX Runtime for fp32."
+    )
+    precision: PrecisionName = Field(
         "auto",
-        description="Number format of the arithmetic; auto is fp32. bf16 is faster, moves scores by about 0.01, and "
-        "needs runtime openvino and a processor that has it.",
+        description="Number format of the arithmetic; bf16 (OpenVINO, on processors that have it) is faster and moves "
+        "scores by about 0.01. auto takes it for larger jobs where its boxes agree on some of the job's own images.",
     )
     canvas: CanvasSpec = Field(default_factory=CanvasSpec, description="The plane that the model sees.")
     score_threshold: float = Field(0.25, ge=0, le=1, description="Detections below this score are dropped.")

@@ -118,7 +118,9 @@ def _no_ray(*arguments: Any) -> Iterator[None]:
 
 
 def _probe(spec: JobSpec, model_sha256: str, *others: Any) -> SimpleNamespace:
-    return SimpleNamespace(card={"sha256": model_sha256}, labels=LABELS, device="cpu", reason="")
+    card = {"sha256": model_sha256}
+    model = SimpleNamespace(card=card, labels=LABELS, runtime="onnxruntime", precision="fp32", why="", canary={})
+    return SimpleNamespace(device="cpu", reason="", model=model)
 
 
 _FAKES: dict[str, Any] = {

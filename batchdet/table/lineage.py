@@ -45,6 +45,8 @@ class Lineage:
         versions: Package -> version.
         machine: Of the driver: processor count, platform.
         choices: What ``auto`` chose, with the reason.
+        computed: ``runtime`` and ``precision`` of the model; a run goes on with the same.
+        canary: How a lossy way of computing compared with the exact one on some of the job's images.
         cut: Where shards are cut into segments; a run goes on only with the same cut.
         fresh: Whether the run was to label everything again.
     """
@@ -59,6 +61,8 @@ class Lineage:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+    computed: dict[str, str] = field(default_factory=dict)
+    canary: dict[str, Any] = field(default_factory=dict)
     cut: str = ""
     fresh: bool = False
 

@@ -1,0 +1,83 @@
+"""bf16 where the processor has it and the job's own images allow it; and a run never mixes two ways of computing."""
+
+from pathlib import Path
+
+import pytest
+
+from batchdet import job as job_module
+from batchdet.errors import BatchdetError
+from batchdet.job import run_job
+from batchdet.table.lineage import Lineage
+
+from .conftest import RunJob, job, write_shards
+
+pytestmark = pytest.mark.slow
+
+
+def has_bf16() -> bool:
+    openvino = pytest.importorskip("openvino")
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_a_larger_job_is_computed_in_bf16_where_its_images_agree(
+    one_ray: None,
+    photographs: list[tuple[str, bytes]],
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bf16 = has_bf16()
+    monkeypatch.setattr(job_module, "_WORTH_A_CANARY_BYTES", 0)
+    glob = write_shards(str(tmp_path / "in"), photographs[:24], 2)
+    spec = job(glob, tmp_path / "out", shared / "models/yolo26n.onnx")
+    done = run_job(spec)
+    assert (done.images_ok, done.images_failed) == (24, 0)
+    lineage = Lineage.read(str(tmp_path / "out"), done.run_id)
+    assert lineage is not None
+    if not bf16:
+        assert lineage.computed == {"runtime": "onnxruntime", "precision": "fp32"}
+        assert "no bf16" in lineage.choices["model"]
+        return
+    assert lineage.canary["boxes"] >= 20
+    assert lineage.canary["matched"] >= 0.98
+    assert lineage.canary["score_difference"] <= 0.02
+    # whether it is faster is the machine's affair; what is taken must be what is recorded
+    taken = lineage.computed["precision"]
+    assert lineage.model["precision"] == taken
+    assert lineage.choices["model"].startswith("openvino in bf16" if taken == "bf16" else "onnxruntime in fp32")
+
+
+def test_a_run_goes_on_as_it_was_begun(
+    run: RunJob, photographs: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchdet.pipeline import ray_data
+
+    pytest.importorskip("openvino")
+    glob = write_shards(str(tmp_path / "in"), photographs[:4], 1)
+    real = ray_data.label_segments
+
+    def stops(*arguments: object) -> object:
+        next(iter(real(*arguments)))  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_data, "label_segments", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(glob, tmp_path / "out", compute={"segment_rows": 2})
+    (folder,) = (tmp_path / "out/_batchdet/runs").iterdir()
+    begun = (folder / "lineage.json").read_text()
+    assert '"runtime": "onnxruntime"' in begun
+    (folder / "lineage.json").write_text(begun.replace('"runtime": "onnxruntime"', '"runtime": "openvino"'))
+    done = run(glob, tmp_path / "out", compute={"segment_rows": 2})
+    assert done.run_id == folder.name
+    lineage = Lineage.read(str(tmp_path / "out"), done.run_id)
+    assert lineage is not None
+    assert lineage.computed == {"runtime": "openvino", "precision": "fp32"}
+    assert lineage.model["runtime"].startswith("openvino ")
+
+
+def test_bf16_of_onnx_runtime_is_a_mistake(run: RunJob, photographs: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    glob = write_shards(str(tmp_path / "in"), photographs[:2], 1)
+    with pytest.raises(BatchdetError, match=r"model\.precision: bf16 needs model\.runtime: openvino") as caught:
+        run(glob, tmp_path / "out", model_={"runtime": "onnxruntime", "precision": "bf16"})
+    assert caught.value.exit_status == 2

@@ -1,0 +1,81 @@
+"""A faster way of computing is taken when it finds the same boxes, and only then."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.detector import Detector
+from batchdet.pipeline.canary import Agreement, compare, match
+from batchdet.records.detections import Detections
+
+BOXES = [[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(5)]
+
+
+def found(shift_px: float = 0, scores: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5), class_id: int = 1) -> Detections:
+    boxes = np.array(BOXES[: len(scores)], np.float32).reshape(-1, 4) + np.float32(shift_px)
+    return Detections(boxes, np.array(scores, np.float32), np.full(len(scores), class_id, np.int32))
+
+
+class Fixed:
+    """Finds the same in every image, and takes its time."""
+
+    def __init__(self, detections: Detections, seconds: float) -> None:
+        self._detections, self._seconds = detections, seconds
+
+    def letterbox(self, width_px: int, height_px: int) -> Letterbox:
+        return Letterbox.centred((width_px, height_px), (64, 64))
+
+    def detect(self, canvases: Any, letterboxes: Any) -> list[Detections]:
+        time.sleep(self._seconds)
+        return [self._detections]
+
+
+def agreement(fast: Detections, images: int = 12, fast_s: float = 0.0, exact_s: float = 0.01) -> Agreement:
+    pictures = [np.zeros((48, 64, 3), np.uint8)] * images
+    pair = (cast(Detector, Fixed(found(), exact_s)), cast(Detector, Fixed(fast, fast_s)))
+    return compare(*pair, pictures, 0.25)
+
+
+def test_the_same_boxes_with_nearly_the_same_scores_agree() -> None:
+    result = agreement(found(0.2, (0.91, 0.79, 0.71, 0.6, 0.5)))
+    assert result.objection == ""
+    assert result.images == 6, "that is boxes enough"
+    assert result.boxes == 60
+    assert result.matched == 1
+    assert result.score_difference == pytest.approx(0.006, abs=1e-6)
+    assert result.exact_ms > result.fast_ms
+
+
+@pytest.mark.parametrize(
+    ("fast", "words"),
+    [
+        (found(4), r"0\.0% of the boxes agree"),
+        (found(class_id=2), r"0\.0% of the boxes agree"),
+        (found(scores=(0.9, 0.8, 0.7, 0.6)), r"88\.9% of the boxes agree"),
+        (found(scores=(0.95, 0.85, 0.75, 0.65, 0.55)), r"scores differ by 0\.050 \(wanted: 98%, at most 0\.02\)"),
+        (Detections.empty(), r"0\.0% of the boxes agree"),
+    ],
+)
+def test_other_boxes_or_scores_do_not(fast: Detections, words: str) -> None:
+    import re
+
+    assert re.search(words, agreement(fast).objection)
+
+
+def test_a_way_that_is_hardly_faster_is_not_worth_it() -> None:
+    assert "the exact way" in agreement(found(), fast_s=0.01).objection
+
+
+def test_without_boxes_nobody_can_tell() -> None:
+    assert agreement(found(), images=1).objection == "10 boxes on 1 of the job's images are too few to compare"
+    assert agreement(found(), images=0).objection.startswith("0 boxes on 0")
+
+
+def test_boxes_near_the_threshold_count_neither_way() -> None:
+    assert match(found(scores=(0.9, 0.28)), found(scores=(0.9,)), 0.25) == [(True, 0.0)]
+    assert match(found(scores=(0.9, 0.32)), found(scores=(0.9,)), 0.25) == [(True, 0.0), (False, pytest.approx(0.58))]
+    assert match(Detections.empty(), found(), 0.25) == []
