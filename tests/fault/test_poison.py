@@ -15,7 +15,7 @@ JOB = """name: poison
 source: {uri: "%s"}
 model: {uri: "builtin:sample"}
 output: {uri: "%s"}
-compute: {segment_rows: 5, image_timeout_s: 2, image_memory_bytes: 300000000}
+compute: {segment_rows: 5, image_timeout_s: 12, image_memory_bytes: 300000000}
 policy: {max_failed_fraction: 0.5}
 """
 

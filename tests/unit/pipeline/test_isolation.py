@@ -44,7 +44,7 @@ def test_each_image_that_aborts_is_named_and_its_neighbours_pass(monkeypatch: py
 @pytest.mark.acceptance("R20")
 def test_an_image_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHDET_FAILPOINT", "decode?POISON=hang")
-    fatal = replay(image_timeout_s=1).find_fatal(segment([GOOD, POISON, GOOD]))
+    fatal = replay(image_timeout_s=6).find_fatal(segment([GOOD, POISON, GOOD]))
     assert [(i, error.code) for i, error in fatal.items()] == [(1, "timed_out")]
 
 
