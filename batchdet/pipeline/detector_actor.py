@@ -37,13 +37,14 @@ class DetectorActor:
         batch_rows: Images given to the model at once.
         device: ``cpu`` or ``gpu``.
         threads: Threads for arithmetic, and on GPU for decoding.
+        driver: Names this driver: workers of an earlier one may have died because it did.
     """
 
     def __init__(
-        self, spec: JobSpec, model_sha256: str, run_id: str, batch_rows: int, device: Device, threads: int
+        self, spec: JobSpec, model_sha256: str, run_id: str, batch_rows: int, device: Device, threads: int, driver: str
     ) -> None:
         failpoint("actor.load")
-        self._attempts = Attempts(run_id)
+        self._attempts = Attempts(f"{run_id}-{driver}")
         self._replay = Replay(spec, model_sha256, device)
         self._labeller = load_labeller(spec, model_sha256, run_id, batch_rows, device, threads, self._step)
         compute = spec.compute

@@ -1,5 +1,6 @@
 """The pipeline on Ray Data: read segments, label them in an actor pool, stage the results."""
 
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def label_segments(
                 "batch_rows": workers.batch_rows,
                 "device": workers.device,
                 "threads": workers.threads,
+                "driver": uuid.uuid4().hex[:8],
             },
             batch_size=None,
             batch_format="pyarrow",
