@@ -88,7 +88,7 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
         with warnings.catch_warnings(), _own_signals():
             warnings.simplefilter("ignore")
             ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
+    except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"
         text = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(f"no Ray {where}: {text}"[:600]) from error

@@ -114,11 +114,17 @@ class Lease:
         try:
             mine = self._is_mine()
             if mine:
-                self._write(released=True)
+                self._release()
         except storage.StorageError:
             return  # it goes stale by itself; what the block raised matters more
         if not mine and isinstance(error, BatchdetError):
             raise self._taken_over() from error  # files that the new owner tidied away are no errors of their own
+
+    def _release(self) -> None:
+        try:
+            self._write(released=True)
+        except storage.StorageError:  # on a full disk nothing can be written, but deleted
+            storage.delete([self.uri])
 
     def name_run(self, run_id: str) -> None:
         """Say which run this is, so that nothing of it is taken for left over."""

@@ -226,3 +226,16 @@ def test_an_error_of_a_fenced_owner_says_that_it_was_fenced(tmp_path: Path) -> N
     assert isinstance(caught.value.__cause__, storage.NotFound)
     with pytest.raises(storage.NotFound):
         fail(taken_over=False)
+
+
+def test_a_lease_that_cannot_be_marked_as_released_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lease(str(tmp_path)), monkeypatch.context() as patch:
+
+        def full(uri: str, data: bytes) -> None:
+            raise storage.StorageError(f"{uri}: cannot write: no space left on device")
+
+        lease = Lease(str(tmp_path / "other"))
+        lease.__enter__()
+        patch.setattr(storage, "write_bytes", full)
+        lease.__exit__(None, None, None)
+        assert live_holder(str(tmp_path / "other")) is None
