@@ -1,9 +1,11 @@
 """The actor: labels segment after segment with a model that it loads once, and survives images that end processes."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchdet.errors import ClusterError
 from batchdet.failpoint import failpoint
@@ -12,8 +14,10 @@ from batchdet.pipeline.attempts import Attempts
 from batchdet.pipeline.isolation import Replay
 from batchdet.pipeline.labeller import load_labeller
 from batchdet.pipeline.watchdog import Watchdog
-from batchdet.records.segment import Segment
+from batchdet.records.schema import STATUS_FAILED
+from batchdet.records.segment import LabelledSegment, Segment
 from batchdet.spec import JobSpec
+from batchdet.table.staging import staged_folder, write_staged
 
 _SUSPECT_AFTER: Final = 2
 """So many workers must have died with a segment before its images are suspected; one may have been killed."""
@@ -24,15 +28,47 @@ _BATCH_OF_LIMITS: Final = 8
 """``compute.image_memory_bytes`` is meant for batches up to this size; larger ones may take more in proportion."""
 
 
+@dataclass(frozen=True)
+class StagedSegment:
+    """What reaches the driver of a segment: counts.
+
+    Args:
+        shard_id: Its shard.
+        segment_index: Its place within the shard.
+        images: Images in it.
+        failed: Those that failed.
+        detections: Objects found.
+        size_bytes: Encoded bytes.
+    """
+
+    shard_id: str
+    segment_index: int
+    images: int
+    failed: int
+    detections: int
+    size_bytes: int
+
+    @staticmethod
+    def count(segment: LabelledSegment) -> "StagedSegment":
+        """Count what a labelled segment holds."""
+        failed = pc.sum(pc.equal(segment.images["status"], STATUS_FAILED)).as_py() or 0
+        size_bytes = pc.sum(pc.max_element_wise(segment.images["size_bytes"], 0)).as_py() or 0
+        images, detections = segment.images.num_rows, segment.detections.num_rows
+        return StagedSegment(segment.shard_id, segment.segment_index, images, failed, detections, size_bytes)
+
+
 class DetectorActor:
     """A Ray actor's class: loads the model once, then labels segment after segment.
 
     A segment with which workers have died on this node is suspected to hold an image that ends its process: its
     images are tried one by one in a process that may die, and those that end it become failed rows.
 
+    Results are staged here, before anything is told: a driver that dies loses the segments in work and no others.
+
     Args:
         spec: The job.
         model_sha256: The digest that the driver saw; another one is refused.
+        out: The output's URI.
         run_id: Goes into every row.
         batch_rows: Images given to the model at once.
         device: ``cpu`` or ``gpu``.
@@ -41,9 +77,18 @@ class DetectorActor:
     """
 
     def __init__(
-        self, spec: JobSpec, model_sha256: str, run_id: str, batch_rows: int, device: Device, threads: int, driver: str
+        self,
+        spec: JobSpec,
+        model_sha256: str,
+        out: str,
+        run_id: str,
+        batch_rows: int,
+        device: Device,
+        threads: int,
+        driver: str,
     ) -> None:
         failpoint("actor.load")
+        self._folder = staged_folder(out, run_id)
         self._attempts = Attempts(f"{run_id}-{driver}")
         self._replay = Replay(spec, model_sha256, device)
         self._labeller = load_labeller(spec, model_sha256, run_id, batch_rows, device, threads, self._step)
@@ -56,10 +101,11 @@ class DetectorActor:
         self._watchdog.step(images)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Label each segment of a block; a row in, a row out.
+        """Label and stage each segment of a block; a row in, its counts out.
 
         Raises:
             ClusterError: Workers die with a segment although each of its images passes alone.
+            StorageError: The output cannot be written.
         """
         for segment in Segment.from_rows(rows):
             with self._attempts.of(segment.name) as deaths:
@@ -74,4 +120,5 @@ class DetectorActor:
                     labelled = self._labeller.label(segment, fatal)
                 finally:
                     self._watchdog.rest()
-            yield labelled.to_row()
+            write_staged(self._folder, labelled)
+            yield pa.Table.from_pylist([asdict(StagedSegment.count(labelled))])

@@ -1,71 +1,25 @@
-"""The pipeline on Ray Data: read segments, label them in an actor pool, stage the results."""
+"""The pipeline on Ray Data: read segments, label and stage them in an actor pool."""
 
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from batchdet.errors import BatchdetError, ClusterError
 from batchdet.pipeline.datasource import SegmentDatasource
-from batchdet.pipeline.detector_actor import DetectorActor
-from batchdet.pipeline.resources import READER_CPUS, WRITER_CPUS, Workers
-from batchdet.records.schema import STATUS_FAILED
-from batchdet.records.segment import LabelledSegment
+from batchdet.pipeline.detector_actor import DetectorActor, StagedSegment
+from batchdet.pipeline.resources import READER_CPUS, Workers
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
-from batchdet.table.staging import staged_folder, write_staged
 
 _MAX_RETRIES: Final = 10
-"""How often reading or staging is tried again whose process died. Actors are started again for ever: each segment
+"""How often reading is tried again whose process died. Actors are started again for ever: each segment
 bounds its own attempts, see :class:`~batchdet.pipeline.detector_actor.DetectorActor`."""
-
-
-@dataclass(frozen=True)
-class StagedSegment:
-    """What reaches the driver of a segment: counts.
-
-    Args:
-        shard_id: Its shard.
-        segment_index: Its place within the shard.
-        images: Images in it.
-        failed: Those that failed.
-        detections: Objects found.
-        size_bytes: Encoded bytes.
-    """
-
-    shard_id: str
-    segment_index: int
-    images: int
-    failed: int
-    detections: int
-    size_bytes: int
-
-
-def _stage(rows: pa.Table, folder: str) -> pa.Table:
-    """Write each labelled segment to its staged file and pass on its counts."""
-    counts: list[dict[str, Any]] = []
-    for segment in LabelledSegment.from_rows(rows):
-        write_staged(folder, segment)
-        failed = pc.sum(pc.equal(segment.images["status"], STATUS_FAILED)).as_py() or 0
-        size = pc.sum(pc.max_element_wise(segment.images["size_bytes"], 0)).as_py() or 0
-        counts.append(
-            {
-                "shard_id": segment.shard_id,
-                "segment_index": segment.segment_index,
-                "images": segment.images.num_rows,
-                "failed": int(failed),
-                "detections": segment.detections.num_rows,
-                "size_bytes": int(size),
-            }
-        )
-    return pa.Table.from_pylist(counts)
 
 
 def label_segments(
@@ -109,11 +63,12 @@ def label_segments(
             override_num_blocks=max(1, len(source)),
             ray_remote_args={"max_retries": _MAX_RETRIES},
         )
-        labelled = rows.map_batches(
+        staged = rows.map_batches(
             DetectorActor,
             fn_constructor_kwargs={
                 "spec": spec,
                 "model_sha256": model_sha256,
+                "out": out,
                 "run_id": run_id,
                 "batch_rows": workers.batch_rows,
                 "device": workers.device,
@@ -127,14 +82,6 @@ def label_segments(
             num_gpus=workers.actor_gpus or None,
             max_restarts=-1,
             max_task_retries=-1,
-        )
-        staged = labelled.map_batches(
-            _stage,
-            fn_kwargs={"folder": staged_folder(out, run_id)},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=WRITER_CPUS,
-            max_retries=_MAX_RETRIES,
         )
         try:
             for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -1,7 +1,7 @@
-"""Who works with how much: actors, readers and writers that are sure to fit the cluster together.
+"""Who works with how much: actors, readers that are sure to fit the cluster together.
 
 Ray Data starts a stage only when its logical resources are free. Actors that take every core leave none for reading,
-and the job waits for ever without a word. So an actor asks for a little less than its core, and readers and writers
+and the job waits for ever without a word. So an actor asks for a little less than its core, and readers
 for small fractions; before anything starts the sum is compared with each node.
 """
 
@@ -16,8 +16,7 @@ from batchdet.spec import ComputeSpec
 
 ACTOR_CPUS: Final = 0.8
 READER_CPUS: Final = 0.1
-WRITER_CPUS: Final = 0.05
-_SPARE_CPUS: Final = 2 * (READER_CPUS + WRITER_CPUS)
+_SPARE_CPUS: Final = 2 * READER_CPUS
 _GPU_ACTOR_MAX_CPUS: Final = 8
 CPU_BATCH_ROWS: Final = 8
 GPU_BATCH_ROWS: Final = 64
@@ -101,7 +100,7 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
     if cpus < 0.2:
         raise ClusterError(
             f"compute.actors: {actors} GPU actors need at least 0.2 CPUs each to decode, beside {_SPARE_CPUS} for "
-            f"readers and writers; the smallest GPU node has {min(c for c, _ in nodes):g} CPUs; lower it, or add "
+            f"readers; the smallest GPU node has {min(c for c, _ in nodes):g} CPUs; lower it, or add "
             "CPU cores"
         )
     threads = max(1, min(_GPU_ACTOR_MAX_CPUS, math.floor(cpus)))

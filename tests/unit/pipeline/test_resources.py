@@ -1,7 +1,7 @@
 import pytest
 
 from batchdet.errors import ClusterError
-from batchdet.pipeline.resources import READER_CPUS, WRITER_CPUS, plan_workers
+from batchdet.pipeline.resources import READER_CPUS, plan_workers
 from batchdet.pipeline.session import Capacity, usable_cpus
 from batchdet.spec import ComputeSpec
 
@@ -12,11 +12,11 @@ def cluster(*cpus: float, gpus: tuple[float, ...] | float = 0) -> Capacity:
 
 
 @pytest.mark.parametrize("cpus", [(1,), (2,), (2, 2), (4, 16), (64,)])
-def test_cpu_actors_leave_room_for_a_reader_and_a_writer_on_every_node(cpus: tuple[float, ...]) -> None:
+def test_cpu_actors_leave_room_for_readers_on_every_node(cpus: tuple[float, ...]) -> None:
     workers = plan_workers(ComputeSpec(), cluster(*cpus), "cpu", "why")
     assert workers.actors == sum(cpus)
     for node in cpus:
-        assert node * workers.actor_cpus + READER_CPUS + WRITER_CPUS <= node
+        assert node * workers.actor_cpus + READER_CPUS <= node
     assert workers.choices["device"] == "cpu: why"
 
 
@@ -25,14 +25,14 @@ def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
     compute = ComputeSpec.model_validate({"actors": actors})
     workers = plan_workers(compute, cluster(cpus, gpus=gpus), "gpu", "why")
     assert workers.actors * workers.actor_gpus <= gpus
-    assert workers.actors * workers.actor_cpus + READER_CPUS + WRITER_CPUS <= cpus
+    assert workers.actors * workers.actor_cpus + READER_CPUS <= cpus
     assert workers.threads >= 1
 
 
 def test_the_gpu_node_with_the_fewest_cores_decides() -> None:
     workers = plan_workers(ComputeSpec(), cluster(4, 96, gpus=(8, 0)), "gpu", "why")
     assert workers.actors == 8
-    assert 8 * workers.actor_cpus + 2 * (READER_CPUS + WRITER_CPUS) <= 4
+    assert 8 * workers.actor_cpus + 2 * READER_CPUS <= 4
 
 
 @pytest.mark.parametrize(
