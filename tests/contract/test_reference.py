@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from batchdet.model.detector import Detector, open_detector
+from batchdet.model.runtimes.openvino import has_bf16
 from batchdet.spec import ModelSpec
 from tests.coco120 import as_rows, average_precision, detect_all, expected_rows, matched
 
@@ -53,8 +54,7 @@ def test_openvino_finds_what_onnx_runtime_finds(shared: Path, name: str) -> None
 
 @pytest.mark.slow
 def test_bf16_on_rectangles_costs_no_precision(shared: Path) -> None:
-    openvino = pytest.importorskip("openvino")
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not has_bf16():
         pytest.skip("this processor has no bf16")
     detector = opened(shared, "yolo26n", "auto", runtime="openvino", precision="bf16")
     assert detector.card.precision == "bf16"

@@ -7,16 +7,12 @@ import pytest
 from batchdet import job as job_module
 from batchdet.errors import BatchdetError
 from batchdet.job import run_job
+from batchdet.model.runtimes.openvino import has_bf16
 from batchdet.table.lineage import Lineage
 
 from .conftest import RunJob, job, write_shards
 
 pytestmark = pytest.mark.slow
-
-
-def has_bf16() -> bool:
-    openvino = pytest.importorskip("openvino")
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_a_larger_job_is_computed_in_bf16_where_its_images_agree(
@@ -26,6 +22,7 @@ def test_a_larger_job_is_computed_in_bf16_where_its_images_agree(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("openvino")
     bf16 = has_bf16()
     monkeypatch.setattr(job_module, "_WORTH_A_CANARY_BYTES", 0)
     glob = write_shards(str(tmp_path / "in"), photographs[:24], 2)

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU, in fp32 or bf16, fed with uint8 canvases."""
 
-from collections.abc import Mapping
+import contextlib
+import ctypes
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -51,8 +53,9 @@ class OpenVino:
         }
         self._request: Any = None
         try:
-            self._core = openvino.Core()
-            capabilities = self._core.get_property(self.provider, "OPTIMIZATION_CAPABILITIES")
+            with _own_signal_stack():
+                self._core = openvino.Core()
+                capabilities = self._core.get_property(self.provider, "OPTIMIZATION_CAPABILITIES")
             self._model = self._core.read_model(path)
         except Exception as error:
             raise ModelError(f"OpenVINO cannot load the model: {one_line(error)}") from error
@@ -85,12 +88,42 @@ class OpenVino:
         """Compute all outputs."""
         try:
             if self._request is None:
-                compiled = self._core.compile_model(self._model, self.provider, self._settings)
+                with _own_signal_stack():
+                    compiled = self._core.compile_model(self._model, self.provider, self._settings)
                 self._request = compiled.create_infer_request()
             result = self._request.infer(dict(feeds), share_inputs=True)
         except Exception as error:
             raise ModelError(f"OpenVINO failed on this input: {one_line(error)}") from error
         return {name: result[i].copy() for i, name in enumerate(self._names)}
+
+
+def has_bf16() -> bool:
+    """Tell whether OpenVINO is installed and this processor has bf16 arithmetic."""
+    try:
+        import openvino
+    except ImportError:
+        return False
+    with _own_signal_stack():
+        return "BF16" in openvino.Core().get_property(OpenVino.provider, "OPTIMIZATION_CAPABILITIES")
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Put this thread's signal stack back.
+
+    OpenVINO 2026.4 sets one of its own when it loads its CPU plug-in and frees it with that, while the kernel goes on
+    using it: the next signal would end the process.
+    """
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def _info(port: Any) -> TensorInfo:
