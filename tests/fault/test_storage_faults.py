@@ -323,6 +323,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.fault
 @pytest.mark.acceptance("R19")
 def test_a_disk_that_fills_up_in_the_middle(
     session: S3Session, truth: dict[str, Tables], small_disk: Path, tmp_path: Path

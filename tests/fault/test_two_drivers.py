@@ -57,6 +57,7 @@ def test_a_driver_that_was_stopped_is_fenced_by_the_one_that_took_over(job: Path
     assert "nothing new" in again.stderr + again.stdout
 
 
+@pytest.mark.fault
 @pytest.mark.acceptance("R32")
 @pytest.mark.parametrize("policy", ["fail", "wait"])
 def test_a_second_scheduled_run_fails_or_waits(job: Path, tmp_path: Path, policy: str) -> None:
