@@ -34,7 +34,7 @@ from tests.s3_server import s3_server  # noqa: E402
 
 JOB = """name: soak
 source: {uri: "%s/in/*.tar"}
-model: {uri: "%s/yolo26n.onnx", canvas: {size_px: 320}}
+model: {uri: "%s/yolo26n.onnx", precision: fp32, canvas: {size_px: 320}}
 output: {uri: "%s"}
 compute: {segment_rows: 16}
 """
