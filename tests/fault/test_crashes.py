@@ -148,8 +148,9 @@ def killed_at(point: str, job: Job, truth: Tables, tmp_path: Path) -> None:
     assert_whole(job.out, truth)
     assert len(list_runs(str(job.out))) == 1 + (point in {"run.spec.after", "run.inventory.after"})
     assert not Path(run_folder(str(job.out), committed_runs(str(job.out))[0].run_id), "staged").exists()
-    # what was stored is not done again; what is done again was in flight, decoded but not stored
+    # what was stored is not done again; what is done again was in work: one segment, as there is one actor
     assert count(second) == (0 if committed else IMAGES - staged)
+    assert committed or count(first) - staged <= SEGMENT_ROWS
     print(
         f"{point}: {count(first)} images decoded, {staged} stored, {count(second)} decoded again or for the first time"
     )
@@ -172,12 +173,12 @@ def test_a_driver_killed_at_each_point(point: str, job: Job, truth: Tables, tmp_
 @pytest.mark.fault
 @pytest.mark.timeout(1800)
 @pytest.mark.acceptance("R1")
-def test_a_driver_killed_at_twenty_random_times(job: Job, undisturbed: tuple[Tables, float]) -> None:
+def test_a_driver_killed_at_twenty_random_times(job: Job, undisturbed: tuple[Tables, float], tmp_path: Path) -> None:
     """The kills pile up on one output until a run gets through; then the next begins, so that each kill counts."""
     truth, wall_s = undisturbed
     chance, kills, rounds = random.Random(SEED), 0, 0
     while kills < 20:
-        with Driver(job.command, job.folder) as driver:
+        with Driver(job.command, job.folder, f"decode=count:{tmp_path / 'decoded'}") as driver:
             try:
                 driver.process.wait(chance.uniform(0, 1.1 * wall_s))
             except subprocess.TimeoutExpired:
@@ -188,10 +189,12 @@ def test_a_driver_killed_at_twenty_random_times(job: Job, undisturbed: tuple[Tab
         assert_whole(job.out, truth)
         shutil.rmtree(job.out)
         rounds += 1
-    done = run_to_end(job.command, job.folder)
+    done = run_to_end(job.command, job.folder, f"decode=count:{tmp_path / 'decoded'}")
     assert done.returncode == 0, done.stderr
     assert_whole(job.out, truth)
-    print(f"20 kills in {rounds + 1} jobs")
+    twice = count(tmp_path / "decoded") - (rounds + 1) * IMAGES
+    assert 0 <= twice <= kills * SEGMENT_ROWS, "one segment is in work, as there is one actor"
+    print(f"{kills} kills in {rounds + 1} jobs, {twice} images labelled twice")
 
 
 @pytest.mark.fault
