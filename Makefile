@@ -81,7 +81,7 @@ embedded: $(VENV)/.dev ## train the embedded detector anew (about 100 minutes on
 bench-bookkeeping: $(VENV)/.dev ## time what it costs that a run can be killed (about 4 minutes)
 	PYTHONPATH=. $(BIN)/python benchmarks/bookkeeping.py
 
-bench-memory: $(VENV)/.dev ## memory of driver and actors from 1,000 to 100,000 images (about 10 minutes)
+bench-memory: $(VENV)/.dev ## memory of driver and actors from 1,000 to 100,000 images (about 2 minutes)
 	PYTHONPATH=. $(BIN)/python benchmarks/memory.py
 
 wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
