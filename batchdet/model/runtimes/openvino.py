@@ -50,6 +50,8 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            # it would bind each process to the first cores, so that the actors of a node share one and idle the others
+            "ENABLE_CPU_PINNING": False,
         }
         self._request: Any = None
         try:
