@@ -15,7 +15,7 @@ from batchdet.storage.listing import (
 )
 from batchdet.storage.read import RangeFile, open_read, read_bytes, read_object, read_range
 from batchdet.storage.uri import basename, is_glob, join, normalize, scheme
-from batchdet.storage.write import create, delete, delete_folder, move, write_bytes
+from batchdet.storage.write import create, delete, delete_folder, move, write_bytes, write_file
 
 __all__ = [
     "WEB",
@@ -50,4 +50,5 @@ __all__ = [
     "scheme",
     "stat",
     "write_bytes",
+    "write_file",
 ]

@@ -1,9 +1,12 @@
 """Writing objects: whole or not at all, and safe to repeat when an answer is lost."""
 
 import contextlib
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from batchdet.failpoint import failpoint
 from batchdet.storage.backoff import patient
@@ -20,10 +23,23 @@ def write_bytes(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
     with plain_errors(uri, "write"):
         if scheme(uri) == "file":
-            with _written_beside(path, data) as partial:
+            with _written_beside(path, io.BytesIO(data)) as partial:
                 os.replace(partial, path)
         else:
             fs.pipe_file(path, data)
+
+
+@patient
+def write_file(uri: str, file: BinaryIO) -> None:
+    """Write a whole object from a local file, open for reading from its start, without holding it in memory."""
+    fs, path = filesystem(uri)
+    with plain_errors(uri, "write"):
+        file.seek(0)
+        if scheme(uri) == "file":
+            with _written_beside(path, file) as partial:
+                os.replace(partial, path)
+        else:
+            fs.put_file(f"/dev/fd/{file.fileno()}", path)  # it may have no name any more
 
 
 @patient
@@ -36,7 +52,7 @@ def create(uri: str, data: bytes) -> bool:
     fs, path = filesystem(uri)
     with plain_errors(uri, "write"):
         if scheme(uri) == "file":
-            with _written_beside(path, data) as partial:
+            with _written_beside(path, io.BytesIO(data)) as partial:
                 try:
                     os.link(partial, path)
                 except FileExistsError:
@@ -60,15 +76,15 @@ def _holds(uri: str, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _written_beside(path: str, data: bytes) -> Iterator[str]:
-    """Write bytes to a new file in the folder of ``path``, for as long as the block lasts."""
+def _written_beside(path: str, data: BinaryIO) -> Iterator[str]:
+    """Copy data to a new file in the folder of ``path``, for as long as the block lasts."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, partial = tempfile.mkstemp(prefix=".partial-", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
             failpoint("storage.write")
-            file.write(data)
+            shutil.copyfileobj(data, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())

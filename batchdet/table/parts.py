@@ -1,10 +1,12 @@
-"""Part files: rows gathered by Hive partition and written as few, large, sorted Parquet files."""
+"""Part files: rows gathered by Hive partition and written as few, large Parquet files of sorted row groups."""
 
 import hashlib
 import io
+import tempfile
 import urllib.parse
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,15 +17,46 @@ from batchdet.errors import OutputError
 from batchdet.table.manifest import PartFile
 
 ROW_GROUP_ROWS: Final = 128 * 1024
+_BUFFER_BYTES: Final = 16 * 1024 * 1024
+_MORE_PER_PARTITION_BYTES: Final = 256 * 1024
+"""Many partitions share the buffer; with less for each, their row groups would be too small to read well."""
 _MAX_BUFFER_BYTES: Final = 256 * 1024 * 1024
+_MAX_PIECES: Final = 64
+"""A table of a few rows takes up more than they do."""
+_MAX_OPEN_FILES: Final = 128
 _MAX_PARTITIONS: Final = 10_000
 _NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass
+class _Partition:
+    """What is known of one partition so far.
+
+    Args:
+        buffer: Rows that are in no file yet.
+        rows: How many.
+        size_bytes: Their size.
+        number: Of the next part file.
+        written: Rows in the part file that is being written.
+        file: The part file that is being written: a local one without a name, so that a process that is killed
+            leaves nothing behind; None between two.
+        writer: Writes into it.
+    """
+
+    buffer: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+    size_bytes: int = 0
+    number: int = 0
+    written: int = 0
+    file: Any = None
+    writer: pq.ParquetWriter | None = None
 
 
 class PartWriter:
     """Writes one table of one run.
 
-    Memory stays below about 256 MiB of buffered rows, whatever the size of the table.
+    Memory does not grow with the table: rows wait for a row group to be full, 16 MiB in all (with hundreds of
+    partitions more, at most 256 MiB); part files grow on the local disk until they are stored.
 
     Args:
         folder: Where part files are gathered before they are moved to their place.
@@ -32,7 +65,7 @@ class PartWriter:
         schema: Of the table without partition columns.
         partition_by: Partition columns, outermost first.
         part_rows: At most this many rows per file.
-        sort_by: Columns to sort each part by; empty keeps the order of arrival.
+        sort_by: Columns to sort each row group by; empty keeps the order of arrival.
         metadata: Key-value metadata of each file.
     """
 
@@ -55,10 +88,7 @@ class PartWriter:
         self._partition_by = tuple(partition_by)
         self._part_rows = part_rows
         self._sort_by = tuple(sort_by)
-        self._buffers: dict[tuple[str, ...], list[pa.Table]] = {}
-        self._rows: dict[tuple[str, ...], int] = {}
-        self._bytes: dict[tuple[str, ...], int] = {}
-        self._numbers: dict[tuple[str, ...], int] = {}
+        self._partitions: dict[tuple[str, ...], _Partition] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Take rows that have the columns of the schema and of the partitions.
@@ -67,20 +97,22 @@ class PartWriter:
             OutputError: There are too many partitions, or a file cannot be written.
         """
         for values, part in self._split(rows):
-            if values not in self._buffers and len(self._numbers) >= _MAX_PARTITIONS:
+            if values not in self._partitions and len(self._partitions) >= _MAX_PARTITIONS:
                 raise OutputError(
                     f"output.partition_by: {', '.join(self._partition_by)} makes more than {_MAX_PARTITIONS} "
                     "partitions; partition by a column with few values"
                 )
-            self._numbers.setdefault(values, 0)
-            self._buffers.setdefault(values, []).append(part)
-            self._rows[values] = self._rows.get(values, 0) + part.num_rows
-            self._bytes[values] = self._bytes.get(values, 0) + part.nbytes
-            while self._rows.get(values, 0) >= self._part_rows:
-                self._flush(values, self._part_rows)
-        while sum(self._bytes.values()) > _MAX_BUFFER_BYTES:
-            fullest = max(self._bytes, key=lambda key: self._bytes[key])
-            self._flush(fullest, self._rows[fullest])
+            partition = self._partitions.setdefault(values, _Partition())
+            partition.buffer.append(part)
+            partition.rows += part.num_rows
+            partition.size_bytes += part.nbytes
+            if len(partition.buffer) > _MAX_PIECES:
+                partition.buffer = [pa.concat_tables(partition.buffer).combine_chunks()]
+            while partition.rows >= min(ROW_GROUP_ROWS, self._part_rows - partition.written):
+                self._write(values, partition)
+        limit = min(_MAX_BUFFER_BYTES, max(_BUFFER_BYTES, _MORE_PER_PARTITION_BYTES * len(self._partitions)))
+        while sum(partition.size_bytes for partition in self._partitions.values()) > limit:
+            self._write(*max(self._partitions.items(), key=lambda item: item[1].size_bytes))
 
     def close(self, constants: dict[str, str]) -> list[PartFile]:
         """Write what is left; a table without rows gets one empty file, so that readers find its columns.
@@ -91,13 +123,14 @@ class PartWriter:
         Returns:
             All part files, by path.
         """
-        for values in sorted(self._buffers):
-            self._flush(values, self._rows[values])
-        if not self.parts:
+        if not self._partitions:
             empty = tuple(constants.get(name, _NULL_PARTITION) for name in self._partition_by)
-            self._buffers[empty] = [self.schema.empty_table()]
-            self._rows[empty] = self._numbers[empty] = 0
-            self._flush(empty, 0)
+            self._partitions[empty] = _Partition([self.schema.empty_table()])
+        for values, partition in sorted(self._partitions.items()):
+            if partition.buffer:
+                self._write(values, partition)
+            if partition.writer:
+                self._store(values, partition)
         return sorted(self.parts, key=lambda part: part.path)
 
     def _split(self, rows: pa.Table) -> list[tuple[tuple[str, ...], pa.Table]]:
@@ -116,33 +149,44 @@ class PartWriter:
             result.append((tuple(group[str(i)] for i in range(len(keys))), columns.filter(mask)))
         return result
 
-    def _flush(self, values: tuple[str, ...], count: int) -> None:
-        rows = pa.concat_tables(self._buffers[values])
-        now, later = rows.slice(0, count), rows.slice(count)
+    def _write(self, values: tuple[str, ...], partition: _Partition) -> None:
+        """Write a row group, and store the part file when it is full."""
+        rows = pa.concat_tables(partition.buffer)
+        room = min(ROW_GROUP_ROWS, self._part_rows - partition.written)
+        now, later = rows.slice(0, room), rows.slice(room)
         if self._sort_by:
             now = now.sort_by([(name, "ascending") for name in self._sort_by])
-        buffer = io.BytesIO()
-        sorting = [pq.SortingColumn(self.schema.get_field_index(name)) for name in self._sort_by] or None
-        pq.write_table(
-            now.combine_chunks(),
-            buffer,
-            row_group_size=ROW_GROUP_ROWS,
-            compression="zstd",
-            sorting_columns=sorting,
-            store_schema=True,
-        )
-        data = buffer.getvalue()
+        if partition.writer is None:
+            self._make_room()
+            sorting = [pq.SortingColumn(self.schema.get_field_index(name)) for name in self._sort_by] or None
+            partition.file = tempfile.TemporaryFile(prefix="batchdet-part-")  # noqa: SIM115  # closed by _store
+            partition.writer = pq.ParquetWriter(
+                partition.file, self.schema, compression="zstd", sorting_columns=sorting, store_schema=True
+            )
+        partition.writer.write_table(now.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        partition.written += now.num_rows
+        partition.buffer = [later] if later.num_rows else []
+        partition.rows, partition.size_bytes = later.num_rows, later.nbytes
+        if partition.written >= self._part_rows:
+            self._store(values, partition)
+
+    def _make_room(self) -> None:
+        """Store the largest part file when too many are open."""
+        open_ones = [(values, partition) for values, partition in self._partitions.items() if partition.writer]
+        if len(open_ones) >= _MAX_OPEN_FILES:
+            self._store(*max(open_ones, key=lambda item: item[1].written))
+
+    def _store(self, values: tuple[str, ...], partition: _Partition) -> None:
+        assert partition.writer is not None
+        partition.writer.close()
         slices = [f"{n}={urllib.parse.quote(v, safe='')}" for n, v in zip(self._partition_by, values, strict=True)]
-        name = f"part-{self._run_id}-{self._numbers[values]:05d}.parquet"
-        path = storage.join(self._table, *slices, name)
-        storage.persist(lambda: storage.write_bytes(storage.join(self._folder, path), data))
-        self.parts.append(PartFile(path, now.num_rows, len(data), hashlib.sha256(data).hexdigest()))
-        self._numbers[values] += 1
-        if later.num_rows:
-            self._buffers[values] = [later]
-            self._rows[values] = later.num_rows
-            self._bytes[values] = later.nbytes
-        else:
-            self._buffers.pop(values)
-            self._rows.pop(values)
-            self._bytes.pop(values, None)
+        name = f"part-{self._run_id}-{partition.number:05d}.parquet"
+        path, file = storage.join(self._table, *slices, name), partition.file
+        with file:
+            size_bytes = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            storage.persist(lambda: storage.write_file(storage.join(self._folder, path), file))
+        self.parts.append(PartFile(path, partition.written, size_bytes, digest))
+        partition.number, partition.written = partition.number + 1, 0
+        partition.writer = partition.file = None

@@ -29,13 +29,34 @@ def test_parts_are_cut_at_the_row_limit_in_order(tmp_path: Path) -> None:
         assert (f.size_bytes, f.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_buffers_are_written_when_they_grow_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_MAX_BUFFER_BYTES", 1000)
-    writer = PartWriter(str(tmp_path), "images", "r", SCHEMA, ("key",), 10**6)
+def test_rows_wait_in_little_memory_and_part_files_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(parts, "_MORE_PER_PARTITION_BYTES", 10)
+    writer = PartWriter(str(tmp_path), "images", "r", SCHEMA, ("key",), 10**6, sort_by=("n",))
     for i in range(100):
-        writer.add(rows(i, 5, f"k{i % 3}"))
-    assert sum(writer._bytes.values()) <= 1000
-    assert sum(f.rows for f in writer.close({})) == 500
+        writer.add(rows(-i, 5, f"k{i % 3}"))
+        assert sum(partition.size_bytes for partition in writer._partitions.values()) <= 1000
+    files = writer.close({})
+    assert [f.path for f in files] == [f"images/key=k{i}/part-r-00000.parquet" for i in range(3)]
+    assert sum(f.rows for f in files) == 500
+    for f in files:
+        file = pq.ParquetFile(tmp_path / f.path)
+        assert file.num_row_groups > 1
+        for group in range(file.num_row_groups):
+            numbers = file.read_row_group(group)["n"].to_pylist()
+            assert numbers == sorted(numbers)
+
+
+def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(parts, "ROW_GROUP_ROWS", 5)
+    writer = PartWriter(str(tmp_path), "images", "r", SCHEMA, ("key",), 100)
+    for i in range(40):
+        writer.add(rows(5 * i, 5, f"k{i % 4}"))
+        assert sum(partition.writer is not None for partition in writer._partitions.values()) <= 2
+    files = writer.close({})
+    read = [n for f in files for n in pq.read_table(tmp_path / f.path)["n"].to_pylist()]
+    assert sorted(read) == list(range(200))
 
 
 def test_too_many_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
