@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
 FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr"]
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
@@ -66,6 +67,11 @@ class CanvasSpec(_Part):
         "auto",
         description="square, or rectangle (shorter side rounded up to the stride; needs a model with free height "
         "and width); auto takes rectangle where the model allows it.",
+    )
+    graphs: Literal["auto"] | tuple[CanvasSize, ...] = Field(
+        "auto",
+        description="OpenVINO: canvases (WIDTHxHEIGHT) that get a graph of their own, a fifth faster and half a second "
+        "later; auto takes those that a larger job uses most.",
     )
 
 

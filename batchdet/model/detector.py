@@ -46,7 +46,7 @@ class Detector:
         self.spec = spec
         self._path, self._sha256 = path, sha256
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
-        self._runtime = load_runtime(spec.runtime, path, device, threads, precision)
+        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, _canvases(spec))
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
@@ -305,6 +305,13 @@ def _image_input(inputs: Sequence[TensorInfo]) -> TensorInfo:
         have = ", ".join(map(str, inputs)) or "none"
         raise ModelError(f"a detector has one input float32 [N, 3, H, W] for images; the model's inputs are {have}")
     return found[0]
+
+
+def _canvases(spec: ModelSpec) -> frozenset[tuple[int, int]]:
+    """Return ``model.canvas.graphs`` as pairs of width and height; none for ``auto``."""
+    graphs = () if spec.canvas.graphs == "auto" else spec.canvas.graphs
+    pairs = (graph.split("x") for graph in graphs)
+    return frozenset((int(width), int(height)) for width, height in pairs)
 
 
 def _number(text: Any, default: int) -> int:

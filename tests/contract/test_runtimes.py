@@ -159,6 +159,19 @@ def test_bf16_is_near_fp32_or_refused(model: Path) -> None:
     np.testing.assert_allclose(other, one, atol=0.02 * np.abs(one).max())
 
 
+def test_a_canvas_with_a_graph_of_its_own_gives_the_same(model: Path) -> None:
+    pytest.importorskip("openvino")
+    shared, own = (load_runtime("openvino", str(model), "cpu", 1, "fp32", graphs) for graphs in ([], [(96, 64)]))
+    for runtime in (shared, own):
+        assert runtime.take_canvases("images", "RGB", 1 / 255)
+    for height, width in ((64, 96), (96, 64), (64, 96)):
+        canvas = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+        one, other = (runtime.run({"images": canvas})["features"] for runtime in (shared, own))
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+    assert set(own._requests) == {None, (96, 64)}  # type: ignore[attr-defined]
+    assert set(shared._requests) == {None}  # type: ignore[attr-defined]
+
+
 def test_bf16_of_onnx_runtime_is_refused(model: Path) -> None:
     with pytest.raises(SpecError, match=r"model\.precision: bf16 needs model\.runtime: openvino"):
         load_runtime("onnxruntime", str(model), "cpu", 1, "bf16")

@@ -4,7 +4,7 @@ A runtime knows tensors, not detections. Each stands in a module of its own and 
 made, so that ``import batchdet`` needs neither.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -95,7 +95,14 @@ class Runtime(Protocol):
         """
 
 
-def load_runtime(name: str, path: str, device: Device, threads: int, precision: Precision = "fp32") -> Runtime:
+def load_runtime(
+    name: str,
+    path: str,
+    device: Device,
+    threads: int,
+    precision: Precision = "fp32",
+    own_graphs: Collection[tuple[int, int]] = (),
+) -> Runtime:
     """Load an ONNX file.
 
     Args:
@@ -104,6 +111,7 @@ def load_runtime(name: str, path: str, device: Device, threads: int, precision: 
         device: ``gpu`` is CUDA by ONNX Runtime. Nothing falls back to the CPU in silence.
         threads: Threads of one ``run``.
         precision: Of the arithmetic; ``bf16`` is OpenVINO's.
+        own_graphs: OpenVINO: canvases ``(width_px, height_px)`` for which a graph of its own is compiled.
 
     Raises:
         MissingExtra: The runtime's package is not installed.
@@ -123,7 +131,7 @@ def load_runtime(name: str, path: str, device: Device, threads: int, precision: 
     if name == "openvino":
         from batchdet.model.runtimes.openvino import OpenVino
 
-        return OpenVino(path, metadata, device, threads, precision)
+        return OpenVino(path, metadata, device, threads, precision, own_graphs)
     raise ValueError(f"no runtime {name!r}")
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +16,10 @@ _PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
 class OpenVino:
     """One model; see :class:`batchdet.model.runtimes.Runtime`.
 
-    One graph serves all canvas shapes. One compiled for each shape would be 7 % faster and costs as much as ten images
-    to compile, in every actor, and in bf16 it rounds otherwise, so that the two cannot be mixed in a run (yolo26n on a
-    CPU with AVX512-BF16). Batches bring nothing on one core.
+    One graph serves all canvases; one compiled for a single canvas is a fifth faster and takes 0.4 s to compile, and in
+    bf16 it rounds otherwise. So which canvases have graphs of their own is fixed for a run, not found out on the way:
+    an image gives the same numbers in every actor (yolo26n on a CPU with AVX512-BF16). Batches bring nothing on one
+    core.
 
     Args:
         path: The ONNX file.
@@ -26,13 +27,20 @@ class OpenVino:
         device: Only ``cpu``.
         threads: Threads of one ``run``.
         precision: Of the arithmetic; ``bf16`` needs a processor that has it.
+        own_graphs: Canvases ``(width_px, height_px)`` that have graphs of their own, see :meth:`take_canvases`.
     """
 
     provider = "CPU"
     batch_rows = 1
 
     def __init__(
-        self, path: str, metadata: Mapping[str, str], device: Device, threads: int, precision: Precision = "fp32"
+        self,
+        path: str,
+        metadata: Mapping[str, str],
+        device: Device,
+        threads: int,
+        precision: Precision = "fp32",
+        own_graphs: Collection[tuple[int, int]] = (),
     ) -> None:
         try:
             import openvino
@@ -53,7 +61,9 @@ class OpenVino:
             # it would bind each process to the first cores, so that the actors of a node share one and idle the others
             "ENABLE_CPU_PINNING": False,
         }
-        self._request: Any = None
+        self._own_graphs = frozenset(own_graphs)
+        self._canvas_input = ""
+        self._requests: dict[tuple[int, int] | None, Any] = {}
         try:
             with _own_signal_stack():
                 self._core = openvino.Core()
@@ -83,20 +93,33 @@ class OpenVino:
             self._model = steps.build()
         except Exception as error:
             raise ModelError(f"OpenVINO cannot feed the model with canvases: {one_line(error)}") from error
-        self._request = None
+        self._canvas_input = name
+        self._requests.clear()
         return True
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
         try:
-            if self._request is None:
-                with _own_signal_stack():
-                    compiled = self._core.compile_model(self._model, self.provider, self._settings)
-                self._request = compiled.create_infer_request()
-            result = self._request.infer(dict(feeds), share_inputs=True)
+            result = self._request(feeds).infer(dict(feeds), share_inputs=True)
         except Exception as error:
             raise ModelError(f"OpenVINO failed on this input: {one_line(error)}") from error
         return {name: result[i].copy() for i, name in enumerate(self._names)}
+
+    def _request(self, feeds: Mapping[str, Tensor]) -> Any:
+        """Return what computes these inputs, compiled when it is first wanted."""
+        canvas = None
+        if self._canvas_input:
+            count, height, width, _ = feeds[self._canvas_input].shape
+            canvas = (width, height) if count == 1 and (width, height) in self._own_graphs else None
+        if canvas not in self._requests:
+            model = self._model
+            if canvas is not None:
+                model = model.clone()
+                model.reshape({port: list(feeds[port.any_name].shape) for port in model.inputs})
+            with _own_signal_stack():
+                compiled = self._core.compile_model(model, self.provider, self._settings)
+            self._requests[canvas] = compiled.create_infer_request()
+        return self._requests[canvas]
 
 
 def has_bf16() -> bool:
