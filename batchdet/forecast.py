@@ -118,8 +118,8 @@ def predict_run(
 
 def pool_of(workers: "Workers") -> Pool:
     """Say who works, as the roofline sees it."""
-    decode_threads = workers.threads if workers.device == "gpu" else 0
-    return Pool(workers.device, workers.actors, decode_threads, workers.readers)
+    decoders = workers.actors * workers.threads if workers.device == "gpu" else 0
+    return Pool(workers.device, workers.actors, decoders, workers.readers)
 
 
 def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past]:

@@ -134,6 +134,7 @@ class Basis:
             start_up_s: Until an actor labels.
         """
         turns = pool or Pool(alone.device, 1, 0, 1)
+        sampled = f"{alone.images} images of {alone.shards} shard{'s' * (alone.shards != 1)}"
         return Basis(
             actor_ms=turns.actor_ms(alone.decode_ms.mean, alone.model_ms.mean) / ATTAINED_SHARE,
             actor_error=math.hypot(alone.work_ms.error, _SHARE_ERROR),
@@ -144,7 +145,7 @@ class Basis:
             output_fixed_bytes=2 * _PART_FILE_BYTES,
             output_error=math.hypot(min(alone.detections.error, 1.0), _OUTPUT_ERROR),
             start_up_s=start_up_s,
-            why=f"{alone.images} images of {alone.shards} shard{'s' * (alone.shards != 1)}, measured alone on one worker "
+            why=f"{sampled}, measured alone on one worker "
             f"(±{alone.work_ms.error:.0%}), and a pool that attains {ATTAINED_SHARE:.0%} of its ceiling "
             f"(±{_SHARE_ERROR:.0%})",
         )

@@ -94,18 +94,19 @@ class Pool:
     Args:
         device: ``cpu`` or ``gpu``.
         actors: Detector actors.
-        decode_threads: Images that each one decodes at the same time, beside the model; 0 when it takes turns.
+        decoders: Images that are decoded at the same time for all of them, beside the model; 0 when each actor decodes
+            and runs the model by turns.
         readers: Shards read at the same time.
     """
 
     device: str
     actors: int
-    decode_threads: int
+    decoders: int
     readers: int
 
     def actor_ms(self, decode_ms: float, model_ms: float) -> float:
         """Say how many milliseconds one actor takes for an image at best."""
-        return max(decode_ms / self.decode_threads, model_ms) if self.decode_threads else decode_ms + model_ms
+        return max(decode_ms * self.actors / self.decoders, model_ms) if self.decoders else decode_ms + model_ms
 
 
 class Pace:
@@ -182,7 +183,7 @@ def roofline(pool: Pool, alone: Alone | None, why_not_alone: str, pace: Pace) ->
     model_ms = alone.model_ms.mean if alone else in_run["model_ms"]
     rates = {
         "read_only": _rate(pool.readers, in_run["read_ms"]),
-        "decode_only": _rate(pool.actors * max(1, pool.decode_threads), decode_ms),
+        "decode_only": _rate(pool.decoders or pool.actors, decode_ms),
         "model_only": _rate(pool.actors, model_ms),
     }
     reached = _rate(pool.actors, pool.actor_ms(decode_ms, model_ms)) or 0.0
@@ -226,7 +227,7 @@ def _bottleneck(
         return "start-up", f"{pace.start_up_s:.1f} s of start-up for {pace.labelling_s:.1f} s of labelling"
     decode_ms, model_ms, idle_ms, stage_ms = (pace.step_ms(step) for step in ("decode", "infer", "idle", "stage"))
     losses: dict[Bottleneck, float] = {"read": idle_ms, "stage": stage_ms}
-    if alone and not pool.decode_threads:  # beside the model, decoding takes no time of the actor's own
+    if alone and not pool.decoders:  # beside the model, decoding takes no time of the actor's own
         losses["contention"] = decode_ms + model_ms - alone.work_ms.mean
     name = max(losses, key=lambda loss: losses[loss])
     spent_ms = pool.actors / attained * 1e3 if attained else 0.0

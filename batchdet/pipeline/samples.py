@@ -70,8 +70,8 @@ class Samples:
     @staticmethod
     def of(shards: ShardPlan, carried: pa.Schema) -> "Samples":
         """Choose a few shards, evenly over all of them."""
-        last = len(shards) - 1
-        return Samples(shards.subset(sorted({round(i * last / (_SHARDS - 1)) for i in range(_SHARDS)})), carried)
+        chosen = {i * (len(shards) - 1) // (_SHARDS - 1) for i in range(_SHARDS)} if len(shards) else set()
+        return Samples(shards.subset(sorted(chosen)), carried)
 
     def read(self, spec: JobSpec) -> "ReadSamples":
         """Read some images of each shard.
