@@ -29,11 +29,14 @@ ACTORS_START_UP_S: Final = 3.0
 """The actors' part of it, once the probe is through."""
 _FINISH_MS: Final = 0.15
 """Commit, for an image."""
-_IMAGE_ROW_BYTES: Final = 60
+_IMAGE_ROW_BYTES: Final = 65
 _DETECTION_ROW_BYTES: Final = 26
-"""Of rows in part files, compressed, without columns that are carried over."""
-_PART_FILE_BYTES: Final = 9_000
-_OUTPUT_ERROR: Final = 0.2
+"""Of rows in part files, compressed, with what names the image; without columns that are carried over."""
+_CARRIED_SHARE: Final = 0.3
+"""Of the text of those, what compression leaves."""
+_PART_FILE_BYTES: Final = 5_000
+"""Schema and statistics of a small one."""
+_OUTPUT_ERROR: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,9 @@ class Basis:
             stored_bytes=alone.stored_bytes.mean,
             stored_error=alone.stored_bytes.error,
             sampled_bytes=alone.sampled_bytes,
-            output_bytes=_IMAGE_ROW_BYTES + alone.detections.mean * _DETECTION_ROW_BYTES,
+            output_bytes=_IMAGE_ROW_BYTES
+            + alone.carried_bytes * _CARRIED_SHARE
+            + alone.detections.mean * _DETECTION_ROW_BYTES,
             output_fixed_bytes=2 * _PART_FILE_BYTES,
             output_error=math.hypot(min(alone.detections.error, 1.0), _OUTPUT_ERROR),
             start_up_s=start_up_s,

@@ -71,6 +71,7 @@ class Alone:
         work_ms: Of both together.
         stored_bytes: What an image takes in the source, with what a tar puts around it.
         sampled_bytes: What those images take there of which this is the mean; more than were measured.
+        carried_bytes: Text of the columns that are carried over, for an image.
         detections: Objects found in an image.
     """
 
@@ -84,6 +85,7 @@ class Alone:
     work_ms: Spread
     stored_bytes: Spread
     sampled_bytes: float
+    carried_bytes: float
     detections: Spread
 
 

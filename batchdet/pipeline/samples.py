@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchdet.decode.canvas import Pixels, paint
 from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError, ImageError
+from batchdet.failpoint import failpoint
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
@@ -34,9 +35,11 @@ _BYTES: Final = 16 * 1024 * 1024
 """Of each shard, at most."""
 _READ_TIMEOUT_S: Final = 5.0
 _BUDGET_S: Final = 0.4
+"""Of steps whose time is taken."""
+_PATIENCE_S: Final = 1.0
+"""Of all, with what only warms up."""
 _FEW: Final = 3
-"""So many images are measured even when the model is slow, unless they take longer than the patience."""
-_PATIENCE_S: Final = 2.0
+"""So many images are measured even when the model is slow, with the patience doubled."""
 _TAR_BLOCK: Final = 512
 
 
@@ -48,11 +51,13 @@ class Sample:
         shard_index: Where it comes from.
         data: The image, still encoded.
         stored_bytes: What it takes in the source, with what a tar puts around it and its sidecars.
+        carried_bytes: What the columns carried over hold for it, as text.
     """
 
     shard_index: int
     data: Any
     stored_bytes: float
+    carried_bytes: int
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,14 @@ class Samples:
         whole = (
             sum(obj.size_bytes for obj in shard.objects) / len(segment.data) if segment.last and segment.data else 0.0
         )
-        return [
-            Sample(index, data, whole or _stored_bytes(segment, i, shard.format))
-            for i, data in enumerate(segment.data)
-            if data is not None
-        ]
+        samples = []
+        for row, data in enumerate(segment.data):
+            if data is not None:
+                carried = _carried_bytes(segment, row)
+                in_tar = sum(_TAR_BLOCK - n // -_TAR_BLOCK * _TAR_BLOCK for n in (len(data), *carried))
+                stored = whole or (in_tar if shard.format == "webdataset" else len(data))
+                samples.append(Sample(index, data, stored, sum(carried)))
+        return samples
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,10 @@ class ReadSamples:
                 yield decode_image(sample.data, max_pixels)
 
 
-def _stored_bytes(segment: Segment, row: int, format_: str) -> float:
-    size = len(segment.data[row])
-    if format_ != "webdataset":
-        return size
-    sidecars = [segment.members[i][row].as_py() for i in range(len(MEMBERS), segment.members.num_columns)]
-    return sum(_TAR_BLOCK - n // -_TAR_BLOCK * _TAR_BLOCK for n in [size, *(len(str(s)) for s in sidecars if s)])
+def _carried_bytes(segment: Segment, row: int) -> list[int]:
+    """Measure what columns carried over hold for an image; the sidecars in a tar."""
+    values = (segment.members[i][row].as_py() for i in range(len(MEMBERS), segment.members.num_columns))
+    return [len(str(value)) for value in values if value is not None]
 
 
 def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamples) -> Alone | None:
@@ -185,7 +191,9 @@ def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamp
         model_ms.add(sample, (ended - shown) / batch_rows * 1e3)
         work_ms.add(sample, (decoded - started) * 1e3 + (ended - shown) / batch_rows * 1e3)
         detections.add(sample, len(found[0]))
-        if ended - began > (_BUDGET_S if work_ms.count >= _FEW else _PATIENCE_S):
+        spent_s = ended - began
+        enough = work_ms.count >= _FEW and (work_ms.total >= _BUDGET_S * 1e3 or spent_s > _PATIENCE_S)
+        if enough or spent_s > 2 * _PATIENCE_S:
             break
     if not work_ms.count:
         return None
@@ -203,11 +211,13 @@ def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamp
         work_ms=work_ms.spread,
         stored_bytes=stored_bytes.spread,
         sampled_bytes=sum(sample.stored_bytes for sample in samples.images),
+        carried_bytes=sum(sample.carried_bytes for sample in samples.images) / len(samples.images),
         detections=detections.spread,
     )
 
 
 def _canvas(detector: Detector, sample: Sample, spec: JobSpec) -> tuple[Pixels, Letterbox]:
+    failpoint("probe.image", sample.data)
     rgb = decode_image(sample.data, spec.source.max_pixels)
     letterbox = detector.letterbox(rgb.shape[1], rgb.shape[0])
     canvas = np.empty((letterbox.canvas[1], letterbox.canvas[0], 3), np.uint8)
@@ -227,6 +237,10 @@ class _Groups:
     @property
     def count(self) -> int:
         return sum(map(len, self.by_shard.values()))
+
+    @property
+    def total(self) -> float:
+        return sum(map(sum, self.by_shard.values()))
 
     @property
     def spread(self) -> Spread:

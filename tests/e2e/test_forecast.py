@@ -78,3 +78,16 @@ def test_a_plan_stands_where_nothing_can_be_measured(cli: Cli, tmp_path: Path) -
     planned = cli("plan", tmp_path / "job.yaml")
     assert planned.returncode == 0, planned.stderr
     assert "prediction    none of 1 images of the job can be decoded" in planned.stdout
+
+
+def test_an_image_that_ends_the_process_ends_no_plan(cli: Cli, tmp_path: Path) -> None:
+    write_sample(str(tmp_path / "in"), 2, "folder", 3)
+    (tmp_path / "job.yaml").write_text(
+        f"name: poison\nsource: {{uri: {tmp_path / 'in/images'}}}\nmodel: {{uri: 'builtin:sample'}}\n"
+        f"output: {{uri: {tmp_path / 'out'}}}\n"
+    )
+    planned = cli("plan", tmp_path / "job.yaml", "--json", env={"BATCHDET_FAILPOINT": "probe.image=abort"})
+    assert planned.returncode == 0, planned.stderr
+    found = json.loads(planned.stdout)
+    assert found["prediction"] is None
+    assert found["prediction_note"].startswith("it cannot be measured here: the process that tried the model")

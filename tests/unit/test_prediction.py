@@ -17,6 +17,7 @@ ALONE = Alone(
     *(Spread(ms, 0.05) for ms in (5.0, 15.0, 20.0)),
     Spread(50_000, 0.1),
     600_000.0,
+    0.0,
     Spread(2, 0.1),
 )
 POOL = Pool("cpu", 4, 0, 4)

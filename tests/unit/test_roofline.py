@@ -8,7 +8,7 @@ import pytest
 from batchdet.roofline import Alone, Pace, Pool, Spread, roofline
 
 ALONE = Alone(
-    "cpu", 1, 12, 3, 0.5, *(Spread(ms, 0.05) for ms in (5.0, 15.0, 20.0, 50_000.0)), 600_000.0, Spread(2, 0.1)
+    "cpu", 1, 12, 3, 0.5, *(Spread(ms, 0.05) for ms in (5.0, 15.0, 20.0, 50_000.0)), 600_000.0, 0.0, Spread(2, 0.1)
 )
 TWO_CORES = Pool("cpu", 2, 0, 2)
 
