@@ -181,8 +181,11 @@ def roofline(pool: Pool, alone: Alone | None, why_not_alone: str, pace: Pace) ->
     """
     in_run = {f"{step}_ms": round(pace.step_ms(step), 3) for step in (*_WORK, "idle", "read")}
     in_run["model_ms"] = in_run.pop("infer_ms")
-    decode_ms = alone.decode_ms.mean if alone else in_run["decode_ms"]
-    model_ms = alone.model_ms.mean if alone else in_run["model_ms"]
+    decode_ms, model_ms = in_run["decode_ms"], in_run["model_ms"]
+    if alone:
+        decode_ms, model_ms = alone.decode_ms.mean, alone.model_ms.mean
+        if not pool.decoders:  # what the pool did can be done: then the machine was not the worker's alone
+            decode_ms, model_ms = min(decode_ms, in_run["decode_ms"]), min(model_ms, in_run["model_ms"])
     rates = {
         "read_only": _rate(pool.readers, in_run["read_ms"]),
         "decode_only": _rate(pool.decoders or pool.actors, decode_ms),

@@ -77,6 +77,12 @@ def test_actors_that_slow_each_other_down_are_seen_only_with_figures_of_one_alon
     assert (without["alone"], without["alone_missing"]) == (None, "no image can be read")
 
 
+def test_a_probe_that_was_disturbed_does_not_lower_the_ceiling() -> None:
+    found = roofline(TWO_CORES, ALONE, "", pace(190, decode=4, infer=6))
+    assert found["ceiling_images_per_s"] == pytest.approx(2 / 0.010)
+    assert found["share"] == pytest.approx(0.95)
+
+
 def test_a_job_that_is_mostly_start_up_says_so() -> None:
     found = roofline(TWO_CORES, ALONE, "", pace(90, segments=3, start_up_s=9.0, decode=5, infer=15))
     assert (found["bottleneck"], found["steady"]) == ("start-up", False)
