@@ -61,6 +61,7 @@ def run(
     """Label what is new and commit it; after a crash the same command goes on."""
     from batchdet.job import run_job
     from batchdet.progress import hushed, watcher_for
+    from batchdet.results.speed import speed_rows
     from batchdet.specfile import load_job
 
     spec = load_job(job, set_ or ())
@@ -75,15 +76,17 @@ def run(
                 "images_ok": done.images_ok,
                 "images_failed": done.images_failed,
                 "wall_s": round(done.wall_s, 3),
+                **done.measured,
             }
         )
     elif done.status == "committed":
         total = done.images_ok + done.images_failed
         print(
             f"run {done.run_id}: {total} images ({done.images_failed} failed), "
-            f"{sum(p.rows for p in done.manifest.detections)} detections in {done.wall_s:.1f} s\n"
-            f"tables: {done.output}\nlook:   batchdet show {done.output}"
+            f"{sum(p.rows for p in done.manifest.detections)} detections in {done.wall_s:.1f} s"
         )
+        _print_facts([(name.lower(), text) for name, text in speed_rows(done.measured)])
+        print(f"tables: {done.output}\nlook:   batchdet show {done.output}")
 
 
 @app.command(rich_help_panel=_RUN)
@@ -91,13 +94,22 @@ def plan(
     job: Job,
     set_: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore what earlier runs hold.")] = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Do not try the model on some of the images to predict time and size.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a run would do, without doing it: lists the source and fetches the model."""
+    """Say what a run would do and take, without doing it: lists the source, fetches and tries the model."""
+    from batchdet.forecast import forecast
     from batchdet.plan import plan_job
+    from batchdet.results.speed import prediction_rows
     from batchdet.specfile import load_job
 
-    planned = plan_job(load_job(job, set_ or ()), fresh).to_dict()
+    plan = plan_job(load_job(job, set_ or ()), fresh)
+    if not no_measure and plan.finished_run_id is None:
+        print("trying the model on some of the images ...", file=sys.stderr, flush=True)
+    outlook = forecast(plan, not no_measure)
+    planned = plan.to_dict() | outlook.to_dict()
     if as_json:
         _print_json(planned)
         return
@@ -124,6 +136,9 @@ def plan(
             ),
             *([("because", planned["why"])] if planned["why"] else []),
             *([("left for later", f"{planned['later_objects']} new objects")] if planned["later_objects"] else []),
+            *(("" if i else "chosen", f"{key}: {choice}") for i, (key, choice) in enumerate(outlook.choices.items())),
+            *(prediction_rows(outlook.prediction.to_dict()) if outlook.prediction else []),
+            *([("prediction", outlook.why_not)] if outlook.why_not else []),
         ]
     )
 

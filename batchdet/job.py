@@ -1,14 +1,16 @@
 """One job from spec to committed tables: the only place where the packages are wired together."""
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.failpoint import failpoint
-from batchdet.plan import Plan, check_apart, cut_of, in_full, plan_job
+from batchdet.forecast import Account, trial_of
+from batchdet.plan import Plan, check_apart, computed, cut_choice, cut_of, in_full, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
@@ -19,8 +21,6 @@ from batchdet.table.manifest import Manifest, run_folder
 from batchdet.table.staging import StagedShard, list_staged
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from batchdet.results.open import Results
 
 
@@ -74,6 +74,7 @@ class Run:
         images_failed: Failed images of the run.
         wall_s: Seconds from start to end.
         manifest: What was committed.
+        measured: ``roofline`` and ``prediction`` as in ``stats.json``; empty when nothing was labelled.
     """
 
     run_id: str
@@ -83,6 +84,7 @@ class Run:
     images_failed: int
     wall_s: float
     manifest: Manifest = field(repr=False)
+    measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def results(self) -> "Results":
         """Open the run's tables."""
@@ -138,11 +140,14 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
     spec, inventory, out = plan.spec, plan.inventory, plan.spec.output.uri
     _say_plan(plan, watcher)
     with ray_session(spec.compute.address, verbose) as capacity:
-        probed = probe_model(_as_begun(plan), plan.model_sha256, capacity, *_samples(plan))
+        probed = probe_model(trial_of(plan), capacity)
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason)
-        choices = workers.choices | ({"model": probed.model.why} if probed.model.why else {})
+        choices = workers.choices | probed.model.choices | {"segment_rows": cut_choice(spec)}
         for key, choice in choices.items():
             watcher.say(f"{key}: {choice}")
+        staged = list_staged(out, plan.resume_run_id) if plan.resume_run_id else {}
+        account = Account(plan, probed.model, workers, {i: len(shard.segments) for i, shard in staged.items()}, started)
+        watcher.say(f"predicted: {account.outlook}")
         lineage = Lineage(
             run_id=plan.resume_run_id or new_run_id(),
             name=spec.name,
@@ -155,6 +160,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
             choices=choices,
             computed={"runtime": probed.model.runtime, "precision": probed.model.precision},
             canary=probed.model.canary,
+            prediction=account.prediction.to_dict() if account.prediction else {},
             cut=cut_of(spec),
             fresh=fresh,
         )
@@ -166,14 +172,13 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         failpoint("run.inventory.after")
         lineage.write(out)
         failpoint("run.lineage.after")
-        staged = list_staged(out, run_id) if plan.resume_run_id else {}
         left = _left(plan.shards, staged)
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
         watcher.start(plan.shards.image_count, plan.shards.size_bytes, _done_images(plan.shards, left))
         labelling = time.monotonic()
         if left:
             for segment in label_segments(
-                _computed(spec, lineage.computed),
+                computed(spec, lineage.computed),
                 out,
                 run_id,
                 plan.shards,
@@ -183,6 +188,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
                 plan.model_sha256,
                 workers,
             ):
+                account.pace.add(segment.images, segment.times_s)
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)
                 failpoint("run.staged")
                 if lease.lost:
@@ -201,6 +207,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         lease.check,
         plan.resume_run_id is not None,
         (plan.retried_images, plan.retried_objects),
+        functools.partial(account.close, wall_s),
     )
     failpoint("run.committed")
     commit.mark_newest(out, run_id)
@@ -212,30 +219,8 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         manifest.images_failed,
         time.monotonic() - started,
         manifest,
+        account.measured,
     )
-
-
-def _computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
-    """Fix how the model is computed."""
-    return spec.model_copy(update={"model": spec.model.model_copy(update=dict(how))})
-
-
-def _as_begun(plan: Plan) -> JobSpec:
-    """Compute as the run did that goes on, so that one run never mixes two ways."""
-    begun = Lineage.read(plan.spec.output.uri, plan.resume_run_id) if plan.resume_run_id else None
-    return _computed(plan.spec, begun.computed) if begun else plan.spec
-
-
-def _samples(plan: Plan) -> "tuple[ShardPlan, pa.Schema] | tuple[()]":
-    """Choose shards to try a faster way of computing on; none where the job is too small to win the seconds back."""
-    shards = plan.shards
-    if shards.size_bytes < _WORTH_A_CANARY_BYTES and (shards.image_count or 0) < _WORTH_A_CANARY_IMAGES:
-        return ()
-    return shards.subset({0, len(shards) // 2, len(shards) - 1}), plan.inventory.carried
-
-
-_WORTH_A_CANARY_BYTES: Final = 100_000_000
-_WORTH_A_CANARY_IMAGES: Final = 1000
 
 
 def _say_plan(plan: Plan, watcher: Watcher) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.table import commit
-from batchdet.table.lineage import fingerprint
+from batchdet.table.lineage import Lineage, fingerprint
 from batchdet.table.manifest import TABLES, Manifest, committed_runs, run_folder
 
 SLICE_ROWS: Final = 1024
@@ -264,6 +264,22 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
 def cut_of(spec: JobSpec) -> str:
     """Say where shards are cut into segments; a run goes on only with the same cut."""
     return f"{spec.compute.segment_rows} rows, {spec.compute.segment_bytes} bytes, slices of {SLICE_ROWS}"
+
+
+def cut_choice(spec: JobSpec) -> str:
+    """Say how large segments are and why ``auto`` does not choose it."""
+    return f"{spec.compute.segment_rows} images at most: as the spec says, for a run goes on only with the same cut"
+
+
+def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
+    """Fix how the model is computed."""
+    return spec.model_copy(update={"model": spec.model.model_copy(update=dict(how))})
+
+
+def as_begun(plan: Plan) -> JobSpec:
+    """Compute as the run did that goes on, so that one run never mixes two ways."""
+    begun = Lineage.read(plan.spec.output.uri, plan.resume_run_id) if plan.resume_run_id else None
+    return computed(plan.spec, begun.computed) if begun else plan.spec
 
 
 def in_full(spec: JobSpec) -> JobSpec:

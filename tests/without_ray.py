@@ -109,7 +109,7 @@ def _label_segments(
         compute = spec.compute
         for segment in read_segments(shard, spec.source, carried, compute.segment_rows, compute.segment_bytes, already):
             write_staged(staged_folder(out, run_id), _label(segment, run_id))
-            yield SimpleNamespace(images=len(segment.data), failed=0, size_bytes=segment.size_bytes)
+            yield SimpleNamespace(images=len(segment.data), failed=0, size_bytes=segment.size_bytes, times_s={})
 
 
 @contextlib.contextmanager
@@ -117,16 +117,26 @@ def _no_ray(*arguments: Any) -> Iterator[None]:
     yield None
 
 
-def _probe(spec: JobSpec, model_sha256: str, *others: Any) -> SimpleNamespace:
-    card = {"sha256": model_sha256}
-    model = SimpleNamespace(card=card, labels=LABELS, runtime="onnxruntime", precision="fp32", why="", canary={})
+def _probe(trial: Any, *others: Any) -> SimpleNamespace:
+    model = SimpleNamespace(
+        card={"sha256": trial.sha256},
+        labels=LABELS,
+        runtime="onnxruntime",
+        precision="fp32",
+        choices={},
+        canary={},
+        alone=None,
+        why_not_alone="there is no model",
+    )
     return SimpleNamespace(device="cpu", reason="", model=model)
 
 
+_WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, threads=1, readers=1)
 _FAKES: dict[str, Any] = {
     "session": {"ray_session": _no_ray},
-    "probe": {"probe_model": _probe},
-    "resources": {"plan_workers": lambda *arguments: SimpleNamespace(choices={})},
+    "probe": {"probe_model": _probe, "Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
+    "samples": {"Samples": SimpleNamespace(of=lambda *arguments: None)},
+    "resources": {"plan_workers": lambda *arguments: _WORKERS},
     "ray_data": {"label_segments": _label_segments},
 }
 

@@ -1,24 +1,16 @@
 """The canary: a faster, lossy way of computing is taken only if it finds the same boxes on the job's own images."""
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
-from batchdet.decode.canvas import paint
-from batchdet.decode.image import decode_image
-from batchdet.errors import ImageError
+from batchdet.decode.canvas import Pixels, paint
 from batchdet.geometry.boxes import iou_matrix
 from batchdet.model.detector import Detector
 from batchdet.records.detections import Detections
-from batchdet.source.reader import read_segments
-from batchdet.source.shards import ShardPlan
-from batchdet.spec import JobSpec
 
 MIN_BOXES: Final = 20
 """With fewer boxes to compare nobody can tell."""
@@ -27,34 +19,8 @@ MIN_IOU: Final = 0.8
 MAX_SCORE_DIFFERENCE: Final = 0.02
 MIN_GAIN: Final = 1.2
 """A way that is hardly faster is not worth a difference."""
-_SAMPLE_IMAGES: Final = 8
-"""Of each shard."""
 _MARGIN: Final = 0.05
 """Boxes nearer to the threshold may fall on either side of it."""
-
-Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Some images of the job, to try a faster way of computing on.
-
-    Args:
-        shards: Shards to take them from.
-        carried: Columns carried over.
-    """
-
-    shards: ShardPlan
-    carried: pa.Schema
-
-    def read(self, spec: JobSpec) -> Iterator[Pixels]:
-        """Decode some images of each shard; those that cannot be read are passed over."""
-        for shard in self.shards:
-            segment = next(read_segments(shard, spec.source, self.carried, _SAMPLE_IMAGES, spec.compute.segment_bytes))
-            for data in segment.data:
-                if data is not None:
-                    with contextlib.suppress(ImageError):
-                        yield decode_image(data, spec.source.max_pixels)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The actor: labels segment after segment with a model that it loads once, and survives images that end processes."""
 
+import json
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -30,7 +32,7 @@ _BATCH_OF_LIMITS: Final = 8
 
 @dataclass(frozen=True)
 class StagedSegment:
-    """What reaches the driver of a segment: counts.
+    """What reaches the driver of a segment: counts and times.
 
     Args:
         shard_id: Its shard.
@@ -39,6 +41,8 @@ class StagedSegment:
         failed: Those that failed.
         detections: Objects found.
         size_bytes: Encoded bytes.
+        times_s: Seconds by step: of its reader (read), of the actor (decode, infer, rows, stage), and how long the
+            actor had been idle before.
     """
 
     shard_id: str
@@ -47,14 +51,32 @@ class StagedSegment:
     failed: int
     detections: int
     size_bytes: int
+    times_s: dict[str, float]
 
     @staticmethod
-    def count(segment: LabelledSegment) -> "StagedSegment":
-        """Count what a labelled segment holds."""
+    def count(segment: LabelledSegment, stage_s: float, idle_s: float) -> "StagedSegment":
+        """Count what a labelled segment holds.
+
+        Args:
+            segment: The segment.
+            stage_s: Seconds that writing it took.
+            idle_s: Seconds that its actor had nothing to do before it.
+        """
         failed = pc.sum(pc.equal(segment.images["status"], STATUS_FAILED)).as_py() or 0
         size_bytes = pc.sum(pc.max_element_wise(segment.images["size_bytes"], 0)).as_py() or 0
         images, detections = segment.images.num_rows, segment.detections.num_rows
-        return StagedSegment(segment.shard_id, segment.segment_index, images, failed, detections, size_bytes)
+        times_s = segment.times_s | {"stage": stage_s, "idle": idle_s}
+        return StagedSegment(segment.shard_id, segment.segment_index, images, failed, detections, size_bytes, times_s)
+
+    def to_row(self) -> pa.Table:
+        """Return a table of one row."""
+        return pa.Table.from_pylist([asdict(self) | {"times_s": json.dumps(self.times_s)}])
+
+    @staticmethod
+    def from_rows(table: pa.Table) -> "Iterator[StagedSegment]":
+        """Read counts back."""
+        for row in table.to_pylist():
+            yield StagedSegment(**row | {"times_s": json.loads(row["times_s"])})
 
 
 class DetectorActor:
@@ -88,6 +110,7 @@ class DetectorActor:
         driver: str,
     ) -> None:
         failpoint("actor.load")
+        self._ended: float | None = None
         self._folder = staged_folder(out, run_id)
         self._attempts = Attempts(f"{run_id}-{driver}")
         self._replay = Replay(spec, model_sha256, device)
@@ -108,6 +131,7 @@ class DetectorActor:
             StorageError: The output cannot be written.
         """
         for segment in Segment.from_rows(rows):
+            idle_s = 0.0 if self._ended is None else time.perf_counter() - self._ended
             with self._attempts.of(segment.name) as deaths:
                 if deaths >= _GIVE_UP_AFTER:
                     raise ClusterError(
@@ -120,5 +144,8 @@ class DetectorActor:
                     labelled = self._labeller.label(segment, fatal)
                 finally:
                     self._watchdog.rest()
+            labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s})
+            labelled_at = time.perf_counter()
             write_staged(self._folder, labelled)
-            yield pa.Table.from_pylist([asdict(StagedSegment.count(labelled))])
+            self._ended = time.perf_counter()
+            yield StagedSegment.count(labelled, self._ended - labelled_at, idle_s).to_row()

@@ -1,26 +1,32 @@
-"""The probe: the model is loaded once on a worker before the pool starts.
+"""The probe: the model is loaded once on a worker before the pool starts, and tried on some images of the job.
 
 An actor whose constructor raises is started again and again; a bad model must rather fail in seconds, with its
-reason.
+reason. ``plan`` does the same in a process of this machine.
 """
 
-from dataclasses import dataclass
+import faulthandler
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from typing import Any, Final
-
-import pyarrow as pa
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
-from batchdet.model.runtimes import Device
-from batchdet.pipeline.canary import Samples, compare
+from batchdet.model.runtimes import Device, one_line
+from batchdet.pipeline.canary import compare
 from batchdet.pipeline.resources import ACTOR_CPUS
+from batchdet.pipeline.samples import ReadSamples, Samples, measure
 from batchdet.pipeline.session import Capacity
-from batchdet.source.shards import ShardPlan
+from batchdet.roofline import Alone
 from batchdet.spec import JobSpec, PrecisionName, RuntimeName
-from batchdet.storage import StorageError
 
 _TIMEOUT_S: Final = 60
+_MEASURE_TIMEOUT_S: Final = 10
+"""A process that hangs in an image that is measured is ended so soon, by itself."""
+_SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
 
 
 @dataclass(frozen=True)
@@ -30,18 +36,22 @@ class LoadedModel:
     Args:
         runtime: What the actors run it with.
         precision: Number format of their arithmetic.
-        why: Why, where the spec leaves it open; "" where it does not.
-        canary: What the comparison gave, see :class:`batchdet.model.canary.Agreement`; empty when there was none.
+        choices: What ``auto`` chose -> why.
+        canary: What the comparison gave, see :class:`batchdet.pipeline.canary.Agreement`; empty when there was none.
         card: The model's card as plain values.
         labels: Class number -> label.
+        alone: What images of the job take on that worker alone; None when that could not be measured.
+        why_not_alone: Why not; "" when it could.
     """
 
     runtime: RuntimeName
     precision: PrecisionName
-    why: str
+    choices: dict[str, str]
     canary: dict[str, Any]
     card: dict[str, Any]
     labels: list[str]
+    alone: Alone | None
+    why_not_alone: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Probed:
     Args:
         device: Where the model runs.
         reason: Why there.
-        model: How it is computed.
+        model: How it is computed, and how fast.
     """
 
     device: Device
@@ -59,64 +69,117 @@ class Probed:
     model: LoadedModel
 
 
-def _load(spec: JobSpec, sha256: str, device: Device, samples: Samples | None) -> LoadedModel:
-    """Load the model in this process, the way the spec says or the canary allows."""
-    local = fetch_model(spec.model.uri, sha256)
-
-    def load(runtime: RuntimeName, precision: PrecisionName) -> Detector:
-        model = spec.model.model_copy(update={"runtime": runtime, "precision": precision})
-        return Detector(model, local.path, local.sha256, device, 1)
-
-    def loaded(detector: Detector, why: str, canary: dict[str, Any] | None = None) -> LoadedModel:
-        model = detector.spec
-        return LoadedModel(
-            model.runtime, model.precision, why, canary or {}, detector.card.to_dict(), list(detector.labels)
-        )
-
-    asked = spec.model
-    exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
-    if asked.runtime == "auto" and asked.precision == "bf16":
-        return loaded(load("openvino", "bf16"), "openvino: bf16 is its own")
-    exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
-    if asked.precision != "auto" or asked.runtime == "onnxruntime":
-        return loaded(exact, "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}")
-    if device == "gpu":
-        return loaded(exact, f"{exact_runtime} in fp32: bf16 is for CPUs")
-    if samples is None:
-        return loaded(exact, f"{exact_runtime} in fp32: the job is too small to try bf16 out")
-    try:
-        fast = load("openvino", "bf16")
-        agreement = compare(exact, fast, samples.read(spec), asked.score_threshold)
-    except (ClusterError, StorageError) as error:  # no package, no bf16, a store that stumbles
-        return loaded(exact, f"{exact_runtime} in fp32: {error.message}")
-    if agreement.objection:
-        return loaded(exact, f"{exact_runtime} in fp32, because of bf16: {agreement.objection}", agreement.to_dict())
-    why = (
-        f"openvino in bf16: {agreement.exact_ms / agreement.fast_ms:.1f} times as fast as {exact_runtime} in fp32; on "
-        f"{agreement.images} of the job's images {agreement.matched:.1%} of {agreement.boxes} boxes agree, and scores "
-        f"differ by {agreement.score_difference:.3f}"
-    )
-    return loaded(fast, why, agreement.to_dict())
-
-
-def probe_model(
-    spec: JobSpec, sha256: str, capacity: Capacity, shards: ShardPlan | None = None, carried: pa.Schema | None = None
-) -> Probed:
-    """Load the model on a worker, on the device that the spec asks for or that ``auto`` finds.
+@dataclass(frozen=True)
+class Trial:
+    """What to try on a worker.
 
     Args:
         spec: The job.
         sha256: Digest of the model's bytes.
+        samples: Where to take images from; None when one of them has ended a worker.
+        may_differ: Whether the job is large enough to try a faster, lossy way of computing.
+    """
+
+    spec: JobSpec
+    sha256: str
+    samples: Samples | None
+    may_differ: bool
+
+    def load(self, device: Device) -> LoadedModel:
+        """Load the model in this process, the way the spec says or the canary allows, and take its time.
+
+        Raises:
+            ModelError: The model does not load, or is not understood.
+            ClusterError: The device is not there.
+        """
+        images = self.samples.read(self.spec) if self.samples else _SPOILT
+        detector, why, canary = self._choose(device, images)
+        alone, why_not = None, images.why_none
+        if images.images:
+            faulthandler.dump_traceback_later(_MEASURE_TIMEOUT_S, exit=True, file=2)
+            try:
+                alone = measure(detector, device, self.spec, images)
+                why_not = "" if alone else f"none of {len(images.images)} images of the job can be decoded"
+            except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
+                why_not = f"the model fails on an image of the job: {one_line(error)}"
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        choices = {"model": why} if why else {}
+        if self.spec.model.canvas.shape == "auto":
+            choices["canvas"] = _canvas_choice(detector)
+        model = detector.spec
+        return LoadedModel(
+            model.runtime,
+            model.precision,
+            choices,
+            canary,
+            detector.card.to_dict(),
+            list(detector.labels),
+            alone,
+            why_not,
+        )
+
+    def _choose(self, device: Device, images: ReadSamples) -> tuple[Detector, str, dict[str, Any]]:
+        """Load the model as the actors shall; say why so ("" when the spec says it all), and what the canary found."""
+        local = fetch_model(self.spec.model.uri, self.sha256)
+
+        def load(runtime: RuntimeName, precision: PrecisionName) -> Detector:
+            model = self.spec.model.model_copy(update={"runtime": runtime, "precision": precision})
+            return Detector(model, local.path, local.sha256, device, 1)
+
+        asked = self.spec.model
+        exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
+        if asked.runtime == "auto" and asked.precision == "bf16":
+            return load("openvino", "bf16"), "openvino: bf16 is its own", {}
+        exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
+        if asked.precision != "auto" or asked.runtime == "onnxruntime":
+            why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
+            return exact, why, {}
+        if device == "gpu":
+            return exact, f"{exact_runtime} in fp32: bf16 is for CPUs", {}
+        if not self.may_differ:
+            return exact, f"{exact_runtime} in fp32: the job is too small to try bf16 out", {}
+        if not images.images:
+            return exact, f"{exact_runtime} in fp32: bf16 cannot be tried out, {images.why_none}", {}
+        try:
+            fast = load("openvino", "bf16")
+            agreement = compare(exact, fast, images.pixels(self.spec.source.max_pixels), asked.score_threshold)
+        except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
+            return exact, f"{exact_runtime} in fp32: {error.message}", {}
+        if agreement.objection:
+            why = f"{exact_runtime} in fp32, because of bf16: {agreement.objection}"
+            return exact, why, agreement.to_dict()
+        why = (
+            f"openvino in bf16: {agreement.exact_ms / agreement.fast_ms:.1f} times as fast as {exact_runtime} in "
+            f"fp32; on {agreement.images} of the job's images {agreement.matched:.1%} of {agreement.boxes} boxes "
+            f"agree, and scores differ by {agreement.score_difference:.3f}"
+        )
+        return fast, why, agreement.to_dict()
+
+
+def _canvas_choice(detector: Detector) -> str:
+    card = detector.card
+    width, height = card.canvas_px
+    reasons = {
+        "fixed": "the model is made for no other",
+        "square": next((note for note in card.notes if "square" in note), "the model's height and width are not free"),
+        "rectangle": f"the longer side; the shorter one is rounded up to {card.stride} px, which saves the margins",
+    }
+    return f"{card.canvas_shape}, {width} x {height} px: {reasons[card.canvas_shape]}"
+
+
+def probe_model(trial: Trial, capacity: Capacity) -> Probed:
+    """Load the model on a worker, on the device that the spec asks for or that ``auto`` finds.
+
+    Args:
+        trial: What to try.
         capacity: What the cluster has.
-        shards: Where to take images from to try a faster way of computing on; None when that is not worth the seconds.
-        carried: Columns carried over.
 
     Raises:
         ModelError: The model does not load, or is not understood.
         ClusterError: No worker could be had in a minute, or the device is not there.
     """
-    samples = None if shards is None else Samples(shards, carried)
-    wanted = spec.compute.device
+    wanted = trial.spec.compute.device
     if wanted == "gpu" and capacity.gpus < 1:
         raise ClusterError(
             f"compute.device: gpu, but the cluster has no GPU on its {capacity.nodes} nodes; "
@@ -125,32 +188,32 @@ def probe_model(
     if wanted == "gpu" or (wanted == "auto" and capacity.gpus >= 1):
         try:
             reason = "the spec says so" if wanted == "gpu" else f"the cluster has {capacity.gpus:g} GPUs"
-            return Probed("gpu", reason, _on_worker(spec, sha256, samples, "gpu"))
+            return Probed("gpu", reason, _on_worker(trial, "gpu"))
         except ModelError:
             raise
         except ClusterError as error:
             if wanted == "gpu":
                 raise
             reason = f"the cluster has GPUs, but {error.message}"
-            return Probed("cpu", reason, _on_worker(spec, sha256, samples, "cpu"))
+            return Probed("cpu", reason, _on_worker(trial, "cpu"))
     reason = "the spec says so" if wanted == "cpu" else "the cluster has no GPU"
-    return Probed("cpu", reason, _on_worker(spec, sha256, samples, "cpu"))
+    return Probed("cpu", reason, _on_worker(trial, "cpu"))
 
 
-def _on_worker(spec: JobSpec, sha256: str, samples: Samples | None, device: Device) -> LoadedModel:
+def _on_worker(trial: Trial, device: Device) -> LoadedModel:
     import ray
 
-    task = ray.remote(_load).options(
+    task = ray.remote(Trial.load).options(
         num_cpus=ACTOR_CPUS, num_gpus=1 if device == "gpu" else 0, max_retries=0, name="probe_model"
     )
-    reference = task.remote(spec, sha256, device, samples)
+    reference = task.remote(trial, device)
     try:
         loaded: LoadedModel = ray.get(reference, timeout=_TIMEOUT_S)
         return loaded
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(reference, force=True)
-        if samples is not None:  # an image of the job may hang
-            return _on_worker(spec, sha256, None, device)
+        if trial.samples is not None:  # an image of the job may hang
+            return _on_worker(replace(trial, samples=None), device)
         raise ClusterError(
             f"no worker with {ACTOR_CPUS} CPUs{' and a GPU' if device == 'gpu' else ''} loaded the model within "
             f"{_TIMEOUT_S} s; the cluster is busy or too small"
@@ -159,10 +222,55 @@ def _on_worker(spec: JobSpec, sha256: str, samples: Samples | None, device: Devi
         cause = error.cause
         if isinstance(cause, BatchdetError):
             raise cause from None
-        text = " ".join(str(cause).split())[:300]
-        raise ModelError(f"{spec.model.uri}: does not load: {type(cause).__name__}: {text}") from None
+        text = f"{type(cause).__name__}: {one_line(cause)}"
+        raise ModelError(f"{trial.spec.model.uri}: does not load: {text}") from None
     except ray.exceptions.RayError as error:
-        if samples is not None:  # an image of the job may end its process
-            return _on_worker(spec, sha256, None, device)
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(f"{spec.model.uri}: the process that loaded it died: {text}") from None
+        if trial.samples is not None:  # an image of the job may end its process
+            return _on_worker(replace(trial, samples=None), device)
+        raise ModelError(f"{trial.spec.model.uri}: the process that loaded it died: {one_line(error)}") from None
+
+
+def probe_here(trial: Trial, device: Device) -> LoadedModel:
+    """Load the model in a process of this machine, which an image of the job may end.
+
+    Raises:
+        ModelError: The model does not load, or is not understood.
+        ClusterError: The device is not there, or the process has ended.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=pickle.dumps((trial, device)),
+            env=environment,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"trying the model on images of the job took more than {_TIMEOUT_S} s") from None
+    if done.returncode:
+        raise ClusterError(f"the process that tried the model on images of the job ended with {done.returncode}")
+    found = pickle.loads(done.stdout)
+    if isinstance(found, BatchdetError):
+        raise found
+    assert isinstance(found, LoadedModel)
+    return found
+
+
+def main() -> None:
+    """Try what the parent sends, and send back what was found or the error."""
+    with os.fdopen(os.dup(1), "wb") as answer:
+        os.dup2(2, 1)  # native libraries may print
+        trial, device = pickle.loads(sys.stdin.buffer.read())
+        try:
+            found: LoadedModel | BatchdetError = trial.load(device)
+        except BatchdetError as error:
+            found = error
+        answer.write(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    from batchdet.pipeline.probe import main as main_of_module  # so that what is pickled has an importable class
+
+    main_of_module()

@@ -85,7 +85,7 @@ def label_segments(
         )
         try:
             for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from (StagedSegment(**row) for row in batch.to_pylist())
+                yield from StagedSegment.from_rows(batch)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, BatchdetError):
                 raise error.cause from None

@@ -17,6 +17,7 @@ _ROW: Final = pa.schema(
         ("last", pa.bool_()),
         ("members", pa.large_binary()),
         ("data", pa.large_list(pa.large_binary())),
+        ("read_s", pa.float64()),
     ]
 )
 
@@ -50,6 +51,7 @@ class Segment:
         members: One row per listed image, :data:`batchdet.records.schema.MEMBERS` and then columns carried over.
         data: One entry per row: the encoded image (anything with the buffer interface), or None when
             ``error_code`` of that row is set.
+        read_s: Seconds that its reader took.
 
     Raises:
         ValueError: ``members`` and ``data`` differ in length or ``members`` lacks a column.
@@ -61,6 +63,7 @@ class Segment:
     last: bool
     members: pa.Table
     data: Sequence[Any]
+    read_s: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.data) != self.members.num_rows:
@@ -92,6 +95,7 @@ class Segment:
             pa.array([self.last], pa.bool_()),
             pa.array([table_to_ipc(self.members)], pa.large_binary()),
             pa.array([list(self.data)], pa.large_list(pa.large_binary())),
+            pa.array([self.read_s], pa.float64()),
         ]
         return pa.Table.from_arrays(columns, schema=_ROW)
 
@@ -107,6 +111,7 @@ class Segment:
                 last=table["last"][i].as_py(),
                 members=table_from_ipc(table["members"][i].as_buffer()),
                 data=[memoryview(v.as_buffer()) if v.is_valid else None for v in images],
+                read_s=table["read_s"][i].as_py(),
             )
 
 

@@ -15,7 +15,7 @@ from batchdet.errors import OutputError, OutputLocked
 from batchdet.failpoint import failpoint
 from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.query import escape
-from batchdet.results.show import format_bytes
+from batchdet.results.units import format_bytes
 from batchdet.storage import StoredObject
 from batchdet.table.lease import Lease, live_holder
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder

@@ -9,6 +9,8 @@ from batchdet.errors import OutputError
 from batchdet.results.open import open_results
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
+from batchdet.results.speed import speed_rows
+from batchdet.results.units import format_bytes, format_duration
 from batchdet.table.manifest import TABLES
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def _time_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     if total:
         shares = "  ".join(f"{step} {seconds / total:.0%}" for step, seconds in steps.items())
         rows.append(("Work by step", f"{shares}   (of {format_duration(total)} in all)"))
-    return rows
+    return rows + speed_rows(stats)
 
 
 def _classes(by_class: Mapping[str, Mapping[str, Any]], total: int, width: int) -> "Table":
@@ -210,26 +212,3 @@ def bar(count: int, highest: int, width: int = _BAR_WIDTH) -> str:
     """Draw a bar in eighths of a character; anything above 0 can be seen."""
     eighths = max(round(count / highest * width * 8), 1) if count else 0
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
-
-
-def format_bytes(size_bytes: int) -> str:
-    """Write a size for a person: ``1.5 MB``."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration for a person: ``12.5 s``, ``3 min 05 s``, ``2 h 10 min``, ``5 d 3 h``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest_s = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest_s:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -10,7 +10,7 @@ from batchdet.errors import OutputError
 from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
-from batchdet.results.show import format_bytes
+from batchdet.results.units import format_bytes
 from batchdet.table.manifest import Manifest, committed_runs, list_runs
 from batchdet.table.staging import staged_folder
 

@@ -15,7 +15,7 @@ from batchdet import storage
 from batchdet.errors import VerificationError
 from batchdet.results.open import Results, open_results, reason
 from batchdet.results.query import escape
-from batchdet.results.show import format_bytes
+from batchdet.results.units import format_bytes
 from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, run_folder
 
 if TYPE_CHECKING:

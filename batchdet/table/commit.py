@@ -62,6 +62,7 @@ def commit_run(
     check_lease: Callable[[], None] = lambda: None,
     resumed: bool = False,
     retried: tuple[int, int] = (0, 0),
+    measured: Callable[[int], dict[str, Any]] = lambda output_bytes: {},
 ) -> Manifest:
     """Commit a run whose segments are all staged.
 
@@ -78,6 +79,7 @@ def commit_run(
         check_lease: Raises when the output is no longer this run's; called before anything is visible.
         resumed: An earlier process may have stopped in this run's commit; what it moved and no longer belongs goes.
         retried: Images that failed in committed runs and are tried again here, and the source objects they are in.
+        measured: Called with the size of the part files; gives further keys of ``stats.json``.
 
     Returns:
         The manifest.
@@ -102,6 +104,8 @@ def commit_run(
         storage.persist(lambda source=source, target=target: storage.move(source, target))  # type: ignore[misc]
     summary = gathered.stats.to_dict()
     summary["run"] = {"run_id": run_id, "wall_s": round(wall_s, 3), "images_per_s": _rate(counts["listed"], wall_s)}
+    further = measured(sum(part.size_bytes for part in (*gathered.images, *gathered.detections)))
+    summary |= further | {"run": summary["run"] | further.get("run", {})}
     stats_text = (json.dumps(summary, indent=1) + "\n").encode()
     failpoint("commit.stats.before")
     _put_own(storage.join(folder, "stats.json"), stats_text, check_lease)

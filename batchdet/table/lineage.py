@@ -47,6 +47,7 @@ class Lineage:
         choices: What ``auto`` chose, with the reason.
         computed: ``runtime`` and ``precision`` of the model; a run goes on with the same.
         canary: How a lossy way of computing compared with the exact one on some of the job's images.
+        prediction: What the run was to take, see :class:`batchdet.prediction.Prediction`; empty when nobody could tell.
         cut: Where shards are cut into segments; a run goes on only with the same cut.
         fresh: Whether the run was to label everything again.
     """
@@ -63,6 +64,7 @@ class Lineage:
     choices: dict[str, str] = field(default_factory=dict)
     computed: dict[str, str] = field(default_factory=dict)
     canary: dict[str, Any] = field(default_factory=dict)
+    prediction: dict[str, Any] = field(default_factory=dict)
     cut: str = ""
     fresh: bool = False
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from batchdet import job as job_module
+from batchdet import forecast as forecast_module
 from batchdet.errors import BatchdetError
 from batchdet.job import run_job
 from batchdet.model.runtimes.openvino import has_bf16
@@ -24,7 +24,7 @@ def test_a_larger_job_is_computed_in_bf16_where_its_images_agree(
 ) -> None:
     pytest.importorskip("openvino")
     bf16 = has_bf16()
-    monkeypatch.setattr(job_module, "_WORTH_A_CANARY_BYTES", 0)
+    monkeypatch.setattr(forecast_module, "_WORTH_A_CANARY_BYTES", 0)
     glob = write_shards(str(tmp_path / "in"), photographs[:24], 2)
     spec = job(glob, tmp_path / "out", shared / "models/yolo26n.onnx")
     done = run_job(spec)

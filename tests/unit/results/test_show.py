@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from batchdet.errors import OutputError
-from batchdet.results.show import bar, format_bytes, format_duration, render_show, show, sparkline
+from batchdet.results.show import bar, render_show, show, sparkline
+from batchdet.results.units import format_bytes, format_duration
 
 FIRST, SECOND = "20261122-100000-aaaa", "20261123-100000-bbbb"
 

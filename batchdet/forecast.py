@@ -1,0 +1,226 @@
+"""Forecasts: what a plan is going to take, from earlier runs or from some of its images; and what it took."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from batchdet.errors import BatchdetError
+from batchdet.plan import Plan, as_begun, cut_choice
+from batchdet.prediction import ACTORS_START_UP_S, Amount, Basis, Past, Prediction, compare, predict
+from batchdet.results.record import read_record
+from batchdet.results.speed import summary
+from batchdet.roofline import Pace, Pool, roofline
+
+if TYPE_CHECKING:
+    from batchdet.pipeline.probe import LoadedModel, Trial
+    from batchdet.pipeline.resources import Workers
+
+_WORTH_A_CANARY_BYTES: Final = 100_000_000
+_WORTH_A_CANARY_IMAGES: Final = 1000
+_PAST_RUNS: Final = 3
+
+
+def trial_of(plan: Plan) -> "Trial":
+    """Say what to try on a worker before the pool starts; a lossy way only where its gain outweighs the seconds."""
+    from batchdet.pipeline.probe import Trial
+    from batchdet.pipeline.samples import Samples
+
+    shards = plan.shards
+    may_differ = shards.size_bytes >= _WORTH_A_CANARY_BYTES or (shards.image_count or 0) >= _WORTH_A_CANARY_IMAGES
+    return Trial(as_begun(plan), plan.model_sha256, Samples.of(shards, plan.inventory.carried), may_differ)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan is going to take.
+
+    Args:
+        prediction: The numbers; None when there is nothing to go by.
+        why_not: Why there are none, or what they leave open; "" when there is nothing to say.
+        choices: What ``auto`` chooses here -> why.
+    """
+
+    prediction: Prediction | None
+    why_not: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``plan --json``."""
+        prediction = self.prediction.to_dict() if self.prediction else None
+        return {"prediction": prediction, "prediction_note": self.why_not, "choices": dict(self.choices)}
+
+
+def forecast(plan: Plan, measure: bool = True) -> Forecast:
+    """Say what a plan is going to take, without Ray.
+
+    Args:
+        plan: The plan.
+        measure: Load the model here and try it on some of the plan's images.
+    """
+    if plan.finished_run_id is not None:
+        return Forecast(None, "there is nothing to do")
+    notes, model = [], None
+    device = "gpu" if plan.spec.compute.device == "gpu" or _gpus() else "cpu"
+    if measure:
+        model, device, objection = _try_here(plan, device)
+        notes += [objection] if objection else []
+    workers, objection = _workers_here(plan, device)
+    notes += [objection] if objection else []
+    choices = (
+        (workers.choices if workers else {})
+        | (model.choices if model else {})
+        | {"segment_rows": cut_choice(plan.spec)}
+    )
+    prediction = predict_run(plan, model, device, pool_of(workers) if workers else None)
+    if prediction is None and not notes:
+        notes = [model.why_not_alone if model else "no earlier run tells, and nothing was measured (--no-measure)"]
+    return Forecast(prediction, "; ".join(notes), choices)
+
+
+def predict_run(
+    plan: Plan,
+    model: "LoadedModel | None",
+    device: str,
+    pool: Pool | None,
+    staged: Mapping[str, int] | None = None,
+    elapsed_s: float | None = None,
+) -> Prediction | None:
+    """Predict a run, from earlier runs of the same model and settings if there are any, else from its images.
+
+    Args:
+        plan: The plan.
+        model: As a worker loaded it; None when none did.
+        device: ``cpu`` or ``gpu``.
+        pool: Who will work; None when the cluster is not known yet.
+        staged: Shard id -> segments, of shards that an earlier process has begun or finished.
+        elapsed_s: Seconds since the start of a run whose actors come next; None when it has not begun.
+
+    Returns:
+        None when there is nothing to go by.
+    """
+    start_up_s = None if elapsed_s is None else elapsed_s + ACTORS_START_UP_S
+    past = list(islice(_past(plan, model, device), _PAST_RUNS))
+    if past:
+        basis = Basis.of_past(past, start_up_s)
+    elif model and model.alone:
+        more = {} if start_up_s is None else {"start_up_s": start_up_s}
+        basis = Basis.of_alone(model.alone, pool, **more)
+    else:
+        return None
+    shards, segment_rows = plan.shards, plan.spec.compute.segment_rows
+    whole = Amount(shards.image_count, shards.size_bytes)
+    to_do = Amount(shards.image_count, shards.size_bytes, sum((staged or {}).values()) * segment_rows)
+    return predict(basis, to_do, whole, pool, device, segment_rows, len(shards))
+
+
+def pool_of(workers: "Workers") -> Pool:
+    """Say who works, as the roofline sees it."""
+    decoders = workers.actors * workers.threads if workers.device == "gpu" else 0
+    return Pool(workers.device, workers.actors, decoders, workers.readers)
+
+
+def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past]:
+    """Read earlier runs of the same fingerprint, computed the same way on the same kind of device, newest first."""
+    out = plan.spec.output.uri
+    for manifest in reversed(plan.committed):
+        if manifest.fingerprint != plan.fingerprint:
+            continue
+        stats = read_record(out, manifest.run_id, "stats.json")
+        computed = read_record(out, manifest.run_id, "lineage.json").get("computed", {})
+        same = model is None or computed == {"runtime": model.runtime, "precision": model.precision}
+        size_bytes = sum(part.size_bytes for part in (*manifest.images, *manifest.detections))
+        found = Past.read(manifest.run_id, size_bytes, stats)
+        if found and same and stats["roofline"]["pool"]["device"] == device:
+            yield found
+
+
+def _gpus() -> int:
+    return sum(os.path.exists(f"/dev/nvidia{i}") for i in range(16))
+
+
+def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
+    from batchdet.pipeline.probe import probe_here
+
+    try:
+        model = probe_here(trial_of(plan), device)
+        return model, device, model.why_not_alone
+    except BatchdetError as error:
+        if device == "gpu" and plan.spec.compute.device == "auto":
+            return _try_here(plan, "cpu")
+        return None, device, f"it cannot be measured here: {error.message}"
+
+
+def _workers_here(plan: Plan, device: Any) -> "tuple[Workers | None, str]":
+    from batchdet.pipeline.resources import plan_workers
+    from batchdet.pipeline.session import Capacity, usable_cpus
+
+    if plan.spec.compute.address is not None:
+        one = "one core" if device == "cpu" else "one GPU"
+        return None, f"the size of the cluster at compute.address is not known yet, so the time is that of {one}"
+    cpus, gpus = float(usable_cpus()), float(_gpus())
+    try:
+        return plan_workers(plan.spec.compute, Capacity(cpus, gpus, 1, (cpus,), (gpus,)), device, "as found here"), ""
+    except BatchdetError as error:
+        return None, error.message
+
+
+class Account:
+    """What a run takes, written down while it goes on.
+
+    Args:
+        plan: What is to be done.
+        model: As a worker loaded it.
+        workers: Who will work.
+        staged: Shard id -> segments that are staged already.
+        started: When the run began, by ``time.monotonic``.
+    """
+
+    def __init__(
+        self, plan: Plan, model: "LoadedModel", workers: "Workers", staged: Mapping[str, int], started: float
+    ) -> None:
+        self._model, self._pool, self._started = model, pool_of(workers), started
+        self.pace = Pace(started)
+        elapsed_s = time.monotonic() - started
+        self.prediction = predict_run(plan, model, workers.device, self._pool, staged, elapsed_s)
+        """What the run is going to take; None when there is nothing to go by."""
+        self.measured: dict[str, Any] = {}
+
+    @property
+    def outlook(self) -> str:
+        """The prediction as a sentence, or why there is none."""
+        return summary(self.prediction.to_dict()) if self.prediction else f"nothing, {self._model.why_not_alone}"
+
+    def close(self, wall_s: float, output_bytes: int) -> dict[str, Any]:
+        """Return what ``stats.json`` holds of it; nothing when nothing was labelled.
+
+        Args:
+            wall_s: Seconds that labelling took, the actors' start included.
+            output_bytes: Size of the part files.
+
+        Returns:
+            ``run``, ``roofline`` and ``prediction``.
+        """
+        pace = self.pace
+        if not pace.images:
+            return {}
+        found = roofline(self._pool, self._model.alone, self._model.why_not_alone, pace)
+        rate = pace.images / pace.labelling_s if pace.labelling_s > 0 else 0.0
+        actual = {
+            "images": pace.images,
+            "images_per_s": round(rate, 3),
+            "time_s": round(time.monotonic() - self._started, 3),
+            "hours": round(self._pool.actors * pace.labelling_s / 3600, 6),
+            "output_bytes": output_bytes,
+        }
+        self.measured = {
+            "run": {
+                "images_per_s": round(pace.images / wall_s, 3),  # an earlier process may have labelled the others
+                "start_up_s": round(pace.start_up_s, 3),
+            },
+            "roofline": found,
+            "prediction": compare(self.prediction, actual) if self.prediction else None,
+        }
+        return self.measured

@@ -1,0 +1,247 @@
+"""Samples: some images of the job, and what one worker that has the machine to itself takes for them."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from batchdet.decode.canvas import Pixels, paint
+from batchdet.decode.image import decode_image
+from batchdet.errors import BatchdetError, ImageError
+from batchdet.failpoint import failpoint
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.detector import Detector
+from batchdet.model.runtimes import Device
+from batchdet.pipeline.resources import GPU_BATCH_ROWS
+from batchdet.records.schema import MEMBERS
+from batchdet.records.segment import Segment
+from batchdet.roofline import Alone, Spread
+from batchdet.source.reader import read_segments
+from batchdet.source.shards import ShardPlan
+from batchdet.spec import JobSpec
+
+_SHARDS: Final = 5
+_IMAGES: Final = 8
+"""Of each shard whose images are counted."""
+_IMAGES_TO_COUNT: Final = 64
+"""Of each other one: from their size follows how many there are."""
+_BYTES: Final = 16 * 1024 * 1024
+"""Of each shard, at most."""
+_READ_TIMEOUT_S: Final = 5.0
+_BUDGET_S: Final = 0.4
+"""Of steps whose time is taken."""
+_PATIENCE_S: Final = 1.0
+"""Of all, with what only warms up."""
+_FEW: Final = 3
+"""So many images are measured even when the model is slow, with the patience doubled."""
+_TAR_BLOCK: Final = 512
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded image of the job.
+
+    Args:
+        shard_index: Where it comes from.
+        data: The image, still encoded.
+        stored_bytes: What it takes in the source, with what a tar puts around it and its sidecars.
+        carried_bytes: What the columns carried over hold for it, as text.
+    """
+
+    shard_index: int
+    data: Any
+    stored_bytes: float
+    carried_bytes: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where to take images of the job from.
+
+    Args:
+        shards: Shards to take them from.
+        carried: Columns carried over.
+    """
+
+    shards: ShardPlan
+    carried: pa.Schema
+
+    @staticmethod
+    def of(shards: ShardPlan, carried: pa.Schema) -> "Samples":
+        """Choose a few shards, evenly over all of them."""
+        chosen = {i * (len(shards) - 1) // (_SHARDS - 1) for i in range(_SHARDS)} if len(shards) else set()
+        return Samples(shards.subset(sorted(chosen)), carried)
+
+    def read(self, spec: JobSpec) -> "ReadSamples":
+        """Read some images of each shard.
+
+        Nothing may be held up by it: what is not there after five seconds is done without.
+
+        Returns:
+            The images, those of all shards by turns; when there are none, why.
+        """
+        groups: list[list[Sample]] = []
+        failed: list[str] = []
+
+        def read_all() -> None:
+            try:
+                groups.extend(self._read_shard(spec, i) for i in range(len(self.shards)))
+            except BatchdetError as error:
+                failed.append(error.message)
+
+        started = time.perf_counter()
+        reader = threading.Thread(target=read_all, name="samples", daemon=True)  # reading cannot be broken off
+        reader.start()
+        reader.join(_READ_TIMEOUT_S)
+        read_s = time.perf_counter() - started
+        images = [sample for turn in zip_longest(*groups) for sample in turn if sample is not None]
+        late = f"no image of the job could be read within {_READ_TIMEOUT_S:g} s"
+        why_none = "" if images else failed[0] if failed else late if reader.is_alive() else "no image can be read"
+        return ReadSamples(tuple(images), read_s, why_none)
+
+    def _read_shard(self, spec: JobSpec, index: int) -> list[Sample]:
+        shard = self.shards[index]
+        rows = _IMAGES_TO_COUNT if shard.image_count < 0 else _IMAGES
+        segment = next(read_segments(shard, spec.source, self.carried, rows, _BYTES))
+        whole = (
+            sum(obj.size_bytes for obj in shard.objects) / len(segment.data) if segment.last and segment.data else 0.0
+        )
+        samples = []
+        for row, data in enumerate(segment.data):
+            if data is not None:
+                carried = _carried_bytes(segment, row)
+                in_tar = sum(_TAR_BLOCK - n // -_TAR_BLOCK * _TAR_BLOCK for n in (len(data), *carried))
+                stored = whole or (in_tar if shard.format == "webdataset" else len(data))
+                samples.append(Sample(index, data, stored, sum(carried)))
+        return samples
+
+
+@dataclass(frozen=True)
+class ReadSamples:
+    """Images of the job that were read.
+
+    Args:
+        images: In the order in which to use them.
+        read_s: How long reading took.
+        why_none: Why there are none; "" when there are.
+    """
+
+    images: Sequence[Sample] = ()
+    read_s: float = 0.0
+    why_none: str = ""
+
+    def pixels(self, max_pixels: int) -> Iterator[Pixels]:
+        """Decode them; those that cannot be are passed over."""
+        for sample in self.images:
+            with contextlib.suppress(ImageError):
+                yield decode_image(sample.data, max_pixels)
+
+
+def _carried_bytes(segment: Segment, row: int) -> list[int]:
+    """Measure what columns carried over hold for an image; the sidecars in a tar."""
+    values = (segment.members[i][row].as_py() for i in range(len(MEMBERS), segment.members.num_columns))
+    return [len(str(value)) for value in values if value is not None]
+
+
+def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamples) -> Alone | None:
+    """Take the time of some images, warm, in this process.
+
+    On a CPU the model is given one image at a time, as larger batches bring nothing there; on a GPU a batch that is
+    filled with the same image.
+
+    Args:
+        detector: The model, as the actors will load it.
+        device: Where it runs.
+        spec: The job.
+        samples: At least one image.
+
+    Returns:
+        The figures; None when no image can be decoded.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # as in the actors
+    asked = spec.compute.batch_rows
+    batch_rows = 1 if device == "cpu" else GPU_BATCH_ROWS if asked == "auto" else asked
+    began, warm = time.perf_counter(), set[tuple[int, int]]()
+    decode_ms, model_ms, work_ms, detections = (_Groups() for _ in range(4))
+    for sample in samples.images:
+        try:
+            if not warm:
+                _canvas(detector, sample, spec)  # imports its codec
+            started = time.perf_counter()
+            canvas, letterbox = _canvas(detector, sample, spec)
+            decoded = time.perf_counter()
+        except ImageError:
+            continue
+        canvases, letterboxes = np.repeat(canvas[None], batch_rows, axis=0), [letterbox] * batch_rows
+        if letterbox.canvas not in warm:
+            detector.detect(canvases, letterboxes)
+            warm.add(letterbox.canvas)
+        shown = time.perf_counter()
+        found = detector.detect(canvases, letterboxes)
+        ended = time.perf_counter()
+        decode_ms.add(sample, (decoded - started) * 1e3)
+        model_ms.add(sample, (ended - shown) / batch_rows * 1e3)
+        work_ms.add(sample, (decoded - started) * 1e3 + (ended - shown) / batch_rows * 1e3)
+        detections.add(sample, len(found[0]))
+        spent_s = ended - began
+        enough = work_ms.count >= _FEW and (work_ms.total >= _BUDGET_S * 1e3 or spent_s > _PATIENCE_S)
+        if enough or spent_s > 2 * _PATIENCE_S:
+            break
+    if not work_ms.count:
+        return None
+    stored_bytes = _Groups()
+    for sample in samples.images:
+        stored_bytes.add(sample, sample.stored_bytes)
+    return Alone(
+        device=device,
+        batch_rows=batch_rows,
+        images=work_ms.count,
+        shards=len(work_ms.by_shard),
+        read_ms=samples.read_s / len(samples.images) * 1e3,
+        decode_ms=decode_ms.spread,
+        model_ms=model_ms.spread,
+        work_ms=work_ms.spread,
+        stored_bytes=stored_bytes.spread,
+        sampled_bytes=sum(sample.stored_bytes for sample in samples.images),
+        carried_bytes=sum(sample.carried_bytes for sample in samples.images) / len(samples.images),
+        detections=detections.spread,
+    )
+
+
+def _canvas(detector: Detector, sample: Sample, spec: JobSpec) -> tuple[Pixels, Letterbox]:
+    failpoint("probe.image", sample.data)
+    rgb = decode_image(sample.data, spec.source.max_pixels)
+    letterbox = detector.letterbox(rgb.shape[1], rgb.shape[0])
+    canvas = np.empty((letterbox.canvas[1], letterbox.canvas[0], 3), np.uint8)
+    paint(rgb, letterbox, canvas)
+    return canvas, letterbox
+
+
+class _Groups:
+    """Numbers by shard."""
+
+    def __init__(self) -> None:
+        self.by_shard: dict[int, list[float]] = {}
+
+    def add(self, sample: Sample, value: float) -> None:
+        self.by_shard.setdefault(sample.shard_index, []).append(value)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.by_shard.values()))
+
+    @property
+    def total(self) -> float:
+        return sum(map(sum, self.by_shard.values()))
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(list(self.by_shard.values()))
