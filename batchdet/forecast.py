@@ -30,7 +30,8 @@ def trial_of(plan: Plan) -> "Trial":
 
     shards = plan.shards
     may_differ = shards.size_bytes >= _WORTH_A_CANARY_BYTES or (shards.image_count or 0) >= _WORTH_A_CANARY_IMAGES
-    return Trial(as_begun(plan), plan.model_sha256, Samples.of(shards, plan.inventory.carried), may_differ)
+    samples = Samples.of(shards, plan.inventory.carried)
+    return Trial(as_begun(plan), plan.model_sha256, samples, may_differ, shards.image_count, shards.size_bytes)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past
             continue
         stats = read_record(out, manifest.run_id, "stats.json")
         computed = read_record(out, manifest.run_id, "lineage.json").get("computed", {})
-        same = model is None or computed == {"runtime": model.runtime, "precision": model.precision}
+        same = model is None or computed == model.computed
         size_bytes = sum(part.size_bytes for part in (*manifest.images, *manifest.detections))
         found = Past.read(manifest.run_id, size_bytes, stats)
         if found and same and stats["roofline"]["pool"]["device"] == device:

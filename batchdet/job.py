@@ -158,7 +158,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
             versions=versions(),
             machine=machine(),
             choices=choices,
-            computed={"runtime": probed.model.runtime, "precision": probed.model.precision},
+            computed=probed.model.computed,
             canary=probed.model.canary,
             prediction=account.prediction.to_dict() if account.prediction else {},
             cut=cut_of(spec),

@@ -272,8 +272,14 @@ def cut_choice(spec: JobSpec) -> str:
 
 
 def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
-    """Fix how the model is computed."""
-    return spec.model_copy(update={"model": spec.model.model_copy(update=dict(how))})
+    """Fix how the model is computed, as ``lineage.json`` notes it."""
+    graphs = tuple(how.get("graphs", "").split())
+    canvas = spec.model.canvas.model_copy(update={"graphs": graphs})
+    return spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={k: how[k] for k in ("runtime", "precision")} | {"canvas": canvas})
+        }
+    )
 
 
 def as_begun(plan: Plan) -> JobSpec:

@@ -62,6 +62,12 @@ class Header:
     channels: int = 0
     tags: Tags = field(default_factory=dict)
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height in pixels once ``orientation`` is applied."""
+        turned = self.orientation >= 5
+        return (self.height_px, self.width_px) if turned else (self.width_px, self.height_px)
+
 
 def read_header(data: memoryview) -> Header:
     """Read an image's header.

@@ -26,6 +26,9 @@ from batchdet.spec import JobSpec, PrecisionName, RuntimeName
 _TIMEOUT_S: Final = 60
 _MEASURE_TIMEOUT_S: Final = 10
 """A process that hangs in an image that is measured is ended so soon, by itself."""
+_WORTH_A_GRAPH_IMAGES: Final = 200
+"""A graph takes as long to compile as it saves on some 70 images."""
+_MOST_GRAPHS: Final = 12
 _SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
 
 
@@ -36,6 +39,7 @@ class LoadedModel:
     Args:
         runtime: What the actors run it with.
         precision: Number format of their arithmetic.
+        graphs: Canvases with graphs of their own, ``WIDTHxHEIGHT``.
         choices: What ``auto`` chose -> why.
         canary: What the comparison gave, see :class:`batchdet.pipeline.canary.Agreement`; empty when there was none.
         card: The model's card as plain values.
@@ -46,12 +50,18 @@ class LoadedModel:
 
     runtime: RuntimeName
     precision: PrecisionName
+    graphs: tuple[str, ...]
     choices: dict[str, str]
     canary: dict[str, Any]
     card: dict[str, Any]
     labels: list[str]
     alone: Alone | None
     why_not_alone: str
+
+    @property
+    def computed(self) -> dict[str, str]:
+        """How the model is computed, for ``lineage.json``."""
+        return {"runtime": self.runtime, "precision": self.precision, "graphs": " ".join(self.graphs)}
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,18 @@ class Trial:
         sha256: Digest of the model's bytes.
         samples: Where to take images from; None when one of them has ended a worker.
         may_differ: Whether the job is large enough to try a faster, lossy way of computing.
+        image_count: Images of the job; None when only reading can tell.
+        size_bytes: What they take in the source.
+        workers: How many share the work.
     """
 
     spec: JobSpec
     sha256: str
     samples: Samples | None
     may_differ: bool
+    image_count: int | None
+    size_bytes: int
+    workers: int = 1
 
     def load(self, device: Device) -> LoadedModel:
         """Load the model in this process, the way the spec says or the canary allows, and take its time.
@@ -111,6 +127,7 @@ class Trial:
         return LoadedModel(
             model.runtime,
             model.precision,
+            () if model.canvas.graphs == "auto" else model.canvas.graphs,
             choices,
             canary,
             detector.card.to_dict(),
@@ -123,8 +140,12 @@ class Trial:
         """Load the model as the actors shall; say why so ("" when the spec says it all), and what the canary found."""
         local = fetch_model(self.spec.model.uri, self.sha256)
 
-        def load(runtime: RuntimeName, precision: PrecisionName) -> Detector:
+        def load(runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None) -> Detector:
             model = self.spec.model.model_copy(update={"runtime": runtime, "precision": precision})
+            if runtime == "openvino" and model.canvas.graphs == "auto":
+                like = like or Detector(model, local.path, local.sha256, device, 1)
+                canvas = model.canvas.model_copy(update={"graphs": self._graphs(like, images)})
+                model = model.model_copy(update={"canvas": canvas})
             return Detector(model, local.path, local.sha256, device, 1)
 
         asked = self.spec.model
@@ -142,7 +163,7 @@ class Trial:
         if not images.images:
             return exact, f"{exact_runtime} in fp32: bf16 cannot be tried out, {images.why_none}", {}
         try:
-            fast = load("openvino", "bf16")
+            fast = load("openvino", "bf16", exact)
             agreement = compare(exact, fast, images.pixels(self.spec.source.max_pixels), asked.score_threshold)
         except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
             return exact, f"{exact_runtime} in fp32: {error.message}", {}
@@ -155,6 +176,16 @@ class Trial:
             f"agree, and scores differ by {agreement.score_difference:.3f}"
         )
         return fast, why, agreement.to_dict()
+
+    def _graphs(self, detector: Detector, images: ReadSamples) -> tuple[str, ...]:
+        """Choose the canvases that get graphs of their own: those that win back what compiling costs, with a margin."""
+        if not images.images:
+            return ()
+        sampled = sum(sample.stored_bytes for sample in images.images) / len(images.images)
+        total = self.image_count or self.size_bytes / max(sampled, 1.0)
+        each = total / self.workers / len(images.images)  # images of an actor for which one of the samples stands
+        canvases = images.canvases(detector).most_common(_MOST_GRAPHS)
+        return tuple(f"{w}x{h}" for (w, h), count in canvases if count * each >= _WORTH_A_GRAPH_IMAGES)
 
 
 def _canvas_choice(detector: Detector) -> str:
@@ -179,6 +210,8 @@ def probe_model(trial: Trial, capacity: Capacity) -> Probed:
         ModelError: The model does not load, or is not understood.
         ClusterError: No worker could be had in a minute, or the device is not there.
     """
+    asked = trial.spec.compute.actors
+    trial = replace(trial, workers=max(1, int(capacity.cpus)) if asked == "auto" else asked)
     wanted = trial.spec.compute.device
     if wanted == "gpu" and capacity.gpus < 1:
         raise ClusterError(

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchdet.decode.canvas import Pixels, paint
+from batchdet.decode.header import read_header
 from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError, ImageError
 from batchdet.failpoint import failpoint
@@ -141,6 +143,15 @@ class ReadSamples:
         for sample in self.images:
             with contextlib.suppress(ImageError):
                 yield decode_image(sample.data, max_pixels)
+
+    def canvases(self, detector: Detector) -> Counter[tuple[int, int]]:
+        """Count the canvases ``(width_px, height_px)`` that a detector takes for them, by what their headers say."""
+        found: Counter[tuple[int, int]] = Counter()
+        for sample in self.images:
+            with contextlib.suppress(ImageError):
+                header = read_header(memoryview(sample.data))
+                found[detector.letterbox(*header.upright).canvas] += 1
+        return found
 
 
 def _carried_bytes(segment: Segment, row: int) -> list[int]:
