@@ -3,12 +3,12 @@
 import os
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.card import ModelCard
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
 
@@ -25,7 +25,23 @@ class SleepingDetector:
 
     def __init__(self, spec: ModelSpec, path: str, sha256: str, *others: object) -> None:
         self.spec = spec
-        self.card = SimpleNamespace(to_dict=lambda: {"name": "sleeping", "sha256": sha256})
+        self.card = ModelCard(
+            name="sleeping",
+            uri=path,
+            sha256=sha256,
+            size_bytes=0,
+            **dict.fromkeys(("family", "family_reason", "runtime", "provider", "precision"), "none"),
+            **dict.fromkeys(("inputs", "outputs", "probed_outputs"), ()),
+            labels=self.labels,
+            labels_reason="none",
+            canvas_px=(_CANVAS_PX, _CANVAS_PX),
+            canvas_shape="square",
+            stride=_CANVAS_PX,
+            dynamic_batch=True,
+            dynamic_canvas=False,
+            colours="RGB",
+            letterbox="centred",
+        )
         self._images_per_s = float(os.environ[RATE])
         self._found = Detections(
             np.tile(np.float32([1, 1, 20, 20]), (DETECTIONS, 1)),
@@ -33,7 +49,7 @@ class SleepingDetector:
             np.arange(DETECTIONS, dtype=np.int32),
         )
 
-    def probe(self) -> SimpleNamespace:
+    def probe(self) -> ModelCard:
         """Return the card."""
         return self.card
 
