@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-start bench-bookkeeping bench-memory wheel clean
+.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-start bench-bookkeeping bench-growth bench-control-plane wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,7 +68,7 @@ $(BENCH_VENV)/.bench: benchmarks/requirements.txt
 	@touch $@
 
 bench: $(VENV)/.dev $(BENCH_VENV)/.bench ## batchdet and the alternatives side by side (about 25 minutes); BENCH="--only daft"
-	PYTHONPATH=. $(BIN)/python benchmarks/compare.py --python $(BENCH_VENV)/bin/python $(BENCH)
+	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/compare.py --python $(BENCH_VENV)/bin/python $(BENCH)
 
 bench-start: $(VENV)/.base ## time `import batchdet` and `batchdet --help`
 	$(BIN)/python benchmarks/start_up.py
@@ -79,10 +79,13 @@ embedded: $(VENV)/.dev ## train the embedded detector anew (about 100 minutes on
 	$(BIN)/python -m batchdet.training.publish --checkpoint build/embedded/2/checkpoint.pt --seed 7 --images 1000
 
 bench-bookkeeping: $(VENV)/.dev ## time what it costs that a run can be killed (about 4 minutes)
-	PYTHONPATH=. $(BIN)/python benchmarks/bookkeeping.py
+	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/bookkeeping.py
 
-bench-memory: $(VENV)/.dev ## memory of driver and actors from 1,000 to 100,000 images (about 2 minutes)
-	PYTHONPATH=. $(BIN)/python benchmarks/memory.py
+bench-growth: $(VENV)/.dev ## seconds and memory from 1,000 to 100,000 images, plans of 1 to 100,000 shards (about 4 minutes)
+	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/growth.py $(GROWTH)
+
+bench-control-plane: $(VENV)/.dev ## simulated GPUs: images/s that the driver sustains, and where it saturates (about 20 minutes)
+	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/control_plane.py $(CONTROL_PLANE)
 
 wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

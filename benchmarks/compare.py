@@ -12,9 +12,7 @@ fp32 on ONNX Runtime, on rectangular and on square canvases. The scripts are in 
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -33,19 +31,32 @@ import pyarrow.dataset as ds
 import yaml
 
 from batchdet import open_results
-from batchdet.machine import cpu_limit, memory_bytes, private_bytes
+from batchdet.machine import private_bytes
+from benchmarks import plot
 from benchmarks.agreement import COLUMNS, SCORE_TOLERANCE, Boxes, above, average_precision, by_image, share_matched
+from benchmarks.report import (
+    HERE,
+    QUIET,
+    README,
+    RESULTS,
+    busy_share,
+    machine,
+    one_line,
+    say,
+    steady,
+    unquiet,
+    versions,
+    write_json,
+    write_readme,
+)
 from tests.ray_head import descendants
 
-HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("BATCHDET_SHARED", HERE.parents[1] / "shared"))
 SCORE_THRESHOLD = 0.25
 _LOW_SCORE = 0.001
 _SMALL = 16
 _LIMIT_S = 1800
 _POLL_S = 0.5
-_QUIET = 0.1
-_BEGIN, _END = "<!-- compare.py writes from here -->", "<!-- to here -->"
 _PACKAGES = ("ultralytics", "torch", "daft", "ray", "onnxruntime", "openvino", "opencv-python", "pyarrow", "numpy")
 _GUESS_IMAGES_PER_S = {"batchdet": 25.0, "ray-data": 13.0}
 JOB = """name: compare
@@ -180,7 +191,7 @@ class Bench:
         env = self.environment() | one.env | {"BENCH_TICKS": str(ticks)}
         if one.script is None:
             env["PYTHONPATH"] = str(HERE.parent)  # its Ray workers import it from here, installed or not
-        busy, shm = _busy_share(1.0), _shm_used()
+        busy, shm = busy_share(), _shm_used()
         staged: dict[str, float] = {}
         peak = 0
         with log.open("w") as sink:
@@ -207,7 +218,7 @@ class Bench:
             points = [(float(at), int(n)) for at, n in map(str.split, ticks.read_text().splitlines())]
         return {
             "seconds": round(seconds, 2),
-            "steady_images_per_s": _steady(points),
+            "steady_images_per_s": steady(points),
             "peak_mib": round(peak / 2**20),
             "busy_before": round(busy, 3),
         }
@@ -261,56 +272,9 @@ def _segment_rows(output: Path) -> int | None:
     return None
 
 
-def _steady(points: Sequence[tuple[float, int]]) -> float | None:
-    """Fit a line through images over time, from the first tenth to the last; null with too few points."""
-    ordered = np.array(sorted(points), np.float64).reshape(-1, 2)
-    done = np.cumsum(ordered[:, 1])
-    middle = (done >= 0.1 * done[-1]) & (done <= 0.9 * done[-1]) if len(done) else np.zeros(0, bool)
-    if middle.sum() < 8:
-        return None
-    return round(float(np.polyfit(ordered[middle, 0] - ordered[0, 0], done[middle], 1)[0]), 2)
-
-
-def _busy_share(seconds: float) -> float:
-    """Return the share of all processors that is busy now, while this process sleeps."""
-
-    def look() -> tuple[float, float]:
-        fields = [float(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return sum(fields), fields[3] + fields[4]
-
-    total, idle = look()
-    time.sleep(seconds)
-    total_after, idle_after = look()
-    return 1 - (idle_after - idle) / max(1.0, total_after - total)
-
-
 def _shm_used() -> int:
     used = os.statvfs("/dev/shm")
     return (used.f_blocks - used.f_bfree) * used.f_frsize
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine."""
-    text = Path("/proc/cpuinfo").read_text()
-    fields = dict(line.split("\t:", 1) if "\t:" in line else (line, "") for line in text.split("\n\n")[0].splitlines())
-    flags = {key.strip(): value for key, value in fields.items()}.get("flags", "").split()
-    return {
-        "cpu": next((v.strip() for k, v in fields.items() if k.strip() == "model name"), platform.processor()),
-        "cores": round(cpu_limit()[0]),
-        "bf16": any("bf16" in flag for flag in flags),
-        "memory_gib": round(memory_bytes()[0] / 2**30),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def versions(python: Path | str, packages: Sequence[str]) -> dict[str, str]:
-    """Ask an interpreter for versions of packages."""
-    code = (
-        "import importlib.metadata as m, json, sys; have = {d.name: d.version for d in m.distributions()}; "
-        "print(json.dumps({n: have[n] for n in sys.argv[1:] if n in have}))"
-    )
-    return dict(json.loads(subprocess.run([python, "-c", code, *packages], capture_output=True, check=True).stdout))
 
 
 def accuracy(bench: Bench, rows: Sequence[Contender], truth: Path) -> dict[str, Boxes]:
@@ -389,12 +353,10 @@ def summary(rows: Sequence[Contender], images: int) -> list[dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """Write the Markdown that goes into the README."""
-    host = report["machine"]
     runs = "one run" if report["repeats"] == 1 else f"{report['repeats']} runs"
     lines = [
-        f"{report['images']:,} photographs ({report['bytes'] / 2**20:,.0f} MiB), {runs} each, in turn; {host['cpu']}, "
-        f"{host['cores']} cores{', bf16' if host['bf16'] else ''}, {host['memory_gib']} GiB; Python {host['python']}; "
-        f"{report['date']}.",
+        f"{report['images']:,} photographs ({report['bytes'] / 2**20:,.0f} MiB), {runs} each, in turn; "
+        f"{one_line(report['machine'])}.",
         "",
         "| | start to exit, s | images/s | steady images/s | × fastest alternative | peak MiB | its boxes in the "
         "reference, and the reverse | AP from score 0.25 | AP |",
@@ -418,24 +380,8 @@ def table(report: dict[str, Any]) -> str:
         ap = [f"{row[key]:.4f}" if key in row else "" for key in ("ap_at_score_0.25", "ap")]
         cells = (row["name"], seconds, f"{row['images_per_s']:.1f}", steady, ratio, f"{row['peak_mib']:,}", same, *ap)
         lines.append(f"| {' | '.join(cells)} |")
-    busy = max((run["busy_before"] for row in report["contenders"] for run in row["runs"]), default=0.0)
-    if busy > _QUIET:
-        lines += ["", f"**The machine was not quiet**: before some run, {busy:.0%} of it was busy with something else."]
-    return "\n".join(lines)
-
-
-def write_readme(path: Path, text: str) -> None:
-    """Put the table between the markers, or at the end if there are none."""
-    old = path.read_text() if path.exists() else ""
-    if _BEGIN not in old:
-        old = f"{old.rstrip()}\n\n{_BEGIN}\n{_END}\n"
-    before, _, rest = old.partition(_BEGIN)
-    path.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}")
-
-
-def say(text: str) -> None:
-    """Print a line with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+    shares = [run["busy_before"] for row in report["contenders"] for run in row["runs"]]
+    return "\n".join([*lines, *unquiet(shares)])
 
 
 def _measure(bench: Bench, rows: Sequence[Contender], options: argparse.Namespace) -> None:
@@ -454,7 +400,7 @@ def _measure(bench: Bench, rows: Sequence[Contender], options: argparse.Namespac
             continue
         row.runs.append(run)
         say(f"    {run['seconds']:.1f} s, {options.images / run['seconds']:.1f} images/s")
-        if run["busy_before"] > _QUIET:
+        if run["busy_before"] > QUIET:
             say(f"    the machine was not quiet: {run['busy_before']:.0%} busy before this run")
 
 
@@ -486,8 +432,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--python", type=Path, default=Path(".venv-bench/bin/python"), help="the alternatives' own")
     parser.add_argument("--work", type=Path, help="keep images, outputs and logs here; a temporary folder without it")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of compare.json and compare.svg")
-    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="where the table goes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of compare.json and compare.svg")
+    parser.add_argument("--readme", type=Path, default=README, help="where the table goes")
     return parser.parse_args()
 
 
@@ -501,7 +447,6 @@ def main() -> int:
         sys.exit(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(dict.fromkeys(r.group for r in rows))}")
     rows = [row for row in rows if not wanted or row.group in wanted]
     truth = SHARED / "images/coco120/instances.json"
-    options.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench((options.work or Path(temporary)).absolute(), options.python.absolute())
         say(f"packing {options.images:,} images and preparing models")
@@ -529,12 +474,11 @@ def main() -> int:
         },
         "contenders": summary(rows, options.images),
     }
-    found = options.results / "compare.json"
-    found.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.results / "compare.json", report)
     text = table(report)
     print(text)
-    write_readme(options.readme, f"{text}\n\n![images/s of each](results/compare.svg)")
-    subprocess.run([bench.python, HERE / "plot.py", found, options.results / "compare.svg"], check=True)
+    write_readme(options.readme, "compare.py", f"{text}\n\n![images/s of each](results/compare.svg)")
+    plot.compare(report, options.results / "compare.svg")
     return int(any(row.failure for row in rows))
 
 

@@ -18,6 +18,7 @@ import pytest
 from batchdet import storage
 from batchdet.job import Run, run_job
 from batchdet.pipeline.session import ray_session
+from batchdet.sample.dataset import write_sample
 from batchdet.spec import JobSpec
 from tests.s3_server import S3Server
 
@@ -44,6 +45,12 @@ def job(source: str | Path, out: str | Path, model: str | Path = "builtin:sample
         "policy": parts.get("policy", {}),
     }
     return JobSpec.model_validate_json(json.dumps(plain))
+
+
+def yaml_of(spec: JobSpec, folder: Path) -> Path:
+    """Write a job down for the command line (YAML reads JSON)."""
+    (folder / "job.yaml").write_text(spec.model_dump_json(exclude_defaults=True))
+    return folder / "job.yaml"
 
 
 @pytest.fixture
@@ -79,6 +86,12 @@ def cli() -> Cli:
         )
 
     return run_it
+
+
+def sample_images(folder: Path, images: int, seed: int) -> list[tuple[str, bytes]]:
+    """Draw images of the sample data set and return them as (name, bytes), sorted."""
+    write_sample(str(folder / "s"), images, "folder", seed)
+    return [(p.name, p.read_bytes()) for p in sorted((folder / "s").rglob("*.jpg"))]
 
 
 def pack_tar(files: Sequence[tuple[str, bytes]]) -> bytes:

@@ -9,11 +9,10 @@ import pytest
 from batchdet import open_results
 from batchdet.errors import TooManyFailures, VerificationError
 from batchdet.results.verify import verify
-from batchdet.sample.dataset import write_sample
 from batchdet.table.manifest import committed_runs
 from tests.broken_images import broken_images
 
-from .conftest import RunJob, write_shards
+from .conftest import RunJob, sample_images, write_shards
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +24,7 @@ def broken_name(name: str) -> str:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
     """24 generated images."""
-    folder = tmp_path_factory.mktemp("good")
-    write_sample(str(folder / "s"), 24, "folder", 5)
-    return [(p.name, p.read_bytes()) for p in sorted((folder / "s").rglob("*.jpg"))]
+    return sample_images(tmp_path_factory.mktemp("good"), 24, 5)
 
 
 @pytest.fixture(scope="module")

@@ -17,23 +17,14 @@ from batchdet.table.lease import Lease
 from batchdet.table.manifest import committed_runs
 from tests.ray_head import RayHead
 
-from .conftest import REPOSITORY, Cli, RunJob, clean_environment, write_shards
+from .conftest import REPOSITORY, Cli, RunJob, clean_environment, job, sample_images, write_shards, yaml_of
 
 pytestmark = pytest.mark.slow
-
-JOB = """name: trust
-source: {uri: "%s"}
-model: {uri: "builtin:sample"}
-output: {uri: "%s"}
-compute: {segment_rows: 3}
-"""
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
-    folder = tmp_path_factory.mktemp("trust")
-    write_sample(str(folder / "s"), 18, "folder", 9)
-    return [(p.name, p.read_bytes()) for p in sorted((folder / "s").rglob("*.jpg"))]
+    return sample_images(tmp_path_factory.mktemp("trust"), 18, 9)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, segments: int) -> None:
@@ -132,9 +123,9 @@ def test_partitions_that_cannot_be_are_refused_before_any_work(
 
 def test_a_second_driver_exits_with_4(images: list[tuple[str, bytes]], cli: Cli, tmp_path: Path) -> None:
     glob = write_shards(str(tmp_path / "in"), images[:3], 1)
-    (tmp_path / "job.yaml").write_text(JOB % (glob, tmp_path / "out"))
+    path = yaml_of(job(glob, tmp_path / "out", compute={"segment_rows": 3}), tmp_path)
     with Lease(str(tmp_path / "out")):
-        done = cli("run", tmp_path / "job.yaml")
+        done = cli("run", path)
     assert done.returncode == 4, done.stderr
     assert f"is held by another run (process {os.getpid()}" in done.stderr
     assert not (tmp_path / "out/images").exists()
@@ -145,10 +136,10 @@ def test_one_core_is_enough(images: list[tuple[str, bytes]], tmp_path: Path) -> 
     import subprocess
 
     glob = write_shards(str(tmp_path / "in"), images, 3)
-    (tmp_path / "job.yaml").write_text(JOB % (glob, tmp_path / "out"))
+    path = yaml_of(job(glob, tmp_path / "out", compute={"segment_rows": 3}), tmp_path)
     core = min(os.sched_getaffinity(0))
     done = subprocess.run(
-        [sys.executable, "-m", "batchdet", "run", str(tmp_path / "job.yaml")],
+        [sys.executable, "-m", "batchdet", "run", str(path)],
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         env=clean_environment(),
         capture_output=True,
@@ -165,8 +156,8 @@ def test_a_running_cluster_is_joined(
     ray_head: RayHead, images: list[tuple[str, bytes]], cli: Cli, tmp_path: Path
 ) -> None:
     glob = write_shards(str(tmp_path / "in"), images, 2)
-    (tmp_path / "job.yaml").write_text(JOB % (glob, tmp_path / "out"))
-    done = cli("run", tmp_path / "job.yaml", "--set", f"compute.address={ray_head.address}", env=ray_head.driver_env)
+    path = yaml_of(job(glob, tmp_path / "out", compute={"segment_rows": 3}), tmp_path)
+    done = cli("run", path, "--set", f"compute.address={ray_head.address}", env=ray_head.driver_env)
     assert done.returncode == 0, done.stderr
     assert "18 images (0 failed)" in done.stdout
 
@@ -176,8 +167,8 @@ def test_a_cluster_that_is_not_there_is_said(
     address: str, images: list[tuple[str, bytes]], cli: Cli, tmp_path: Path
 ) -> None:
     glob = write_shards(str(tmp_path / "in"), images[:3], 1)
-    (tmp_path / "job.yaml").write_text(JOB % (glob, tmp_path / "out"))
-    done = cli("run", tmp_path / "job.yaml", "--set", f"compute.address='{address}'")
+    path = yaml_of(job(glob, tmp_path / "out", compute={"segment_rows": 3}), tmp_path)
+    done = cli("run", path, "--set", f"compute.address='{address}'")
     assert done.returncode == 5, done.stderr
     assert "compute.address" in done.stderr
     assert "Traceback" not in done.stderr

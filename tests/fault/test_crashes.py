@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from batchdet.errors import ClusterError, ModelError
-from batchdet.sample.dataset import write_sample
 from batchdet.table.manifest import committed_runs, list_runs, run_folder
 from batchdet.table.staging import list_staged
 from tests import tiny_onnx
 from tests.driver import Driver, Tables, assert_whole, count, read_tables, run_to_end
-from tests.e2e.conftest import RunJob, write_shards
+from tests.e2e.conftest import RunJob, sample_images, write_shards
 
 SEED = int(os.environ.get("BATCHDET_SEED", "1"))
 IMAGES, SHARDS, SEGMENT_ROWS = 36, 2, 3
@@ -94,9 +93,7 @@ class Job:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Generated images in two tars; every segment of three is full."""
     folder = tmp_path_factory.mktemp("crash")
-    write_sample(str(folder / "s"), IMAGES, "folder", 11)
-    files = [(p.name, p.read_bytes()) for p in sorted((folder / "s").rglob("*.jpg"))]
-    return write_shards(str(folder / "in"), files, SHARDS)
+    return write_shards(str(folder / "in"), sample_images(folder, IMAGES, 11), SHARDS)
 
 
 @pytest.fixture

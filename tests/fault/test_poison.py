@@ -6,25 +6,14 @@ import pytest
 
 from batchdet import open_results
 from batchdet.results.verify import inspect_output
-from batchdet.sample.dataset import write_sample
-from tests.e2e.conftest import Cli, write_shards
+from tests.e2e.conftest import Cli, job, sample_images, write_shards, yaml_of
 
 pytestmark = pytest.mark.slow
-
-JOB = """name: poison
-source: {uri: "%s"}
-model: {uri: "builtin:sample"}
-output: {uri: "%s"}
-compute: {segment_rows: 5, image_timeout_s: 12, image_memory_bytes: 300000000}
-policy: {max_failed_fraction: 0.5}
-"""
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
-    folder = tmp_path_factory.mktemp("poison")
-    write_sample(str(folder / "s"), 30, "folder", 5)
-    return [(p.name, p.read_bytes()) for p in sorted((folder / "s").rglob("*.jpg"))]
+    return sample_images(tmp_path_factory.mktemp("poison"), 30, 5)
 
 
 @pytest.mark.acceptance("R20", "R21")
@@ -40,9 +29,10 @@ def test_poison_becomes_a_failed_row_and_all_others_are_done(
 ) -> None:
     files = [(name, data + poison.get(i, b"")) for i, (name, data) in enumerate(images)]
     glob = write_shards(str(tmp_path / "in"), files, 2)
-    (tmp_path / "job.yaml").write_text(JOB % (glob, tmp_path / "out"))
+    compute = {"segment_rows": 5, "image_timeout_s": 12, "image_memory_bytes": 300_000_000}
+    path = yaml_of(job(glob, tmp_path / "out", compute=compute, policy={"max_failed_fraction": 0.5}), tmp_path)
     rules = "decode?ABORTS=abort;decode?HANGS=hang;decode?EATS=eat"
-    done = cli("run", tmp_path / "job.yaml", env={"BATCHDET_FAILPOINT": rules})
+    done = cli("run", path, env={"BATCHDET_FAILPOINT": rules})
     assert done.returncode == 0, done.stderr
     rows = {row["member"]: row for row in open_results(str(tmp_path / "out")).images().to_arrow().to_pylist()}
     assert len(rows) == 30
@@ -51,7 +41,7 @@ def test_poison_becomes_a_failed_row_and_all_others_are_done(
     assert codes == {images[i][0]: expected[kind] for i, kind in poison.items()}
     assert inspect_output(str(tmp_path / "out")).problems == []
     # the neighbours are labelled as if nothing had been
-    clean = cli("run", tmp_path / "job.yaml", "--set", f"output.uri={tmp_path / 'clean'}")
+    clean = cli("run", path, "--set", f"output.uri={tmp_path / 'clean'}")
     assert clean.returncode == 0, clean.stderr
     sql = "SELECT * EXCLUDE run_id FROM detections WHERE image_id NOT IN (SELECT unnest(?)) ORDER BY ALL"
     bad = [rows[images[i][0]]["image_id"] for i in poison]

@@ -23,7 +23,7 @@ from batchdet.spec import JobSpec
 from batchdet.storage import backoff
 from batchdet.table.manifest import committed_runs
 from tests.driver import Driver, Tables, assert_whole, read_tables, run_to_end
-from tests.e2e.conftest import Cli, job
+from tests.e2e.conftest import Cli, job, yaml_of
 from tests.fault.s3_session import S3Session
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3_server import S3Server
@@ -72,6 +72,12 @@ def truth(session: S3Session) -> dict[str, Tables]:
     return tables
 
 
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> str:
+    """Each of the sources."""
+    return request.param  # type: ignore[no-any-return]
+
+
 def spec_of(source: str, out: str, **policy: object) -> JobSpec:
     """A job over one of the sources, with its own output."""
     compute = {"segment_rows": 4, "actors": 1}
@@ -81,12 +87,6 @@ def spec_of(source: str, out: str, **policy: object) -> JobSpec:
 def local(spec: JobSpec, out: Path) -> JobSpec:
     """The same job with its output on a disk."""
     return spec.model_copy(update={"output": spec.output.model_copy(update={"uri": str(out)})})
-
-
-def yaml_of(spec: JobSpec, folder: Path) -> Path:
-    """Write a job down for the command line (YAML reads JSON)."""
-    (folder / "job.yaml").write_text(spec.model_dump_json(exclude_defaults=True))
-    return folder / "job.yaml"
 
 
 def is_one_sentence(text: str, *parts: str) -> bool:
@@ -107,7 +107,6 @@ def test_throttled_reads_and_writes_succeed(session: S3Session, proxy: FaultProx
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 @pytest.mark.acceptance("R11")
-@pytest.mark.parametrize("source", SOURCES)
 def test_a_store_that_throttles_two_thirds_of_everything(
     source: str, session: S3Session, proxy: FaultProxy, truth: dict[str, Tables]
 ) -> None:
@@ -173,7 +172,6 @@ def test_a_store_that_dies_in_the_middle_ends_the_run_within_three_minutes(
 
 
 @pytest.mark.acceptance("R13")
-@pytest.mark.parametrize("source", SOURCES)
 def test_bodies_that_are_cut_off_are_asked_for_again(
     source: str, session: S3Session, proxy: FaultProxy, truth: dict[str, Tables]
 ) -> None:
@@ -186,7 +184,6 @@ def test_bodies_that_are_cut_off_are_asked_for_again(
 
 
 @pytest.mark.acceptance("R14")
-@pytest.mark.parametrize("source", SOURCES)
 def test_short_bodies_with_a_consistent_length_are_asked_for_again(
     source: str, session: S3Session, proxy: FaultProxy, truth: dict[str, Tables]
 ) -> None:
@@ -348,10 +345,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 
 @pytest.mark.acceptance("R19")
 def test_a_full_disk_is_one_sentence_and_status_2(cli: Cli, tmp_path: Path, proxy: FaultProxy) -> None:
-    spec = spec_of("folder", "")
-    path = yaml_of(
-        spec.model_copy(update={"output": spec.output.model_copy(update={"uri": f"{tmp_path}/out"})}), tmp_path
-    )
+    path = yaml_of(local(spec_of("folder", ""), tmp_path / "out"), tmp_path)
     ended = cli("run", path, env={"BATCHDET_FAILPOINT": "storage.write=disk_full"})
     assert ended.returncode == 2
     assert is_one_sentence(ended.stderr, f"{tmp_path}/out", "cannot write", "No space left on device"), ended.stderr

@@ -6,28 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from batchdet.sample.dataset import write_sample
 from batchdet.table.manifest import committed_runs
 from tests.driver import Driver, assert_whole, read_tables, run_to_end, wait_until
-from tests.e2e.conftest import write_shards
+from tests.e2e.conftest import job as job_spec
+from tests.e2e.conftest import sample_images, write_shards, yaml_of
 
 pytestmark = pytest.mark.slow
-
-JOB = """name: two
-source: {uri: "%s"}
-model: {uri: "builtin:sample"}
-output: {uri: "%s"}
-compute: {segment_rows: 4, actors: 1}
-"""
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A job over twelve images in two shards."""
-    write_sample(str(tmp_path / "s"), 12, "folder", 3)
-    images = [(p.name, p.read_bytes()) for p in sorted((tmp_path / "s").rglob("*.jpg"))]
-    (tmp_path / "job.yaml").write_text(JOB % (write_shards(str(tmp_path / "in"), images, 2), tmp_path / "out"))
-    return tmp_path / "job.yaml"
+    glob = write_shards(str(tmp_path / "in"), sample_images(tmp_path, 12, 3), 2)
+    return yaml_of(job_spec(glob, tmp_path / "out", compute={"segment_rows": 4, "actors": 1}), tmp_path)
 
 
 @pytest.mark.fault

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,12 +44,47 @@ def stage(out: Path | str, segments: list[LabelledSegment]) -> None:
         write_staged(staged_folder(str(out), RUN_ID), each)
 
 
-def commit(out: Path | str, shards: list[ExpectedShard] = SHARDS, resumed: bool = False, **changes: object) -> Manifest:
+def commit(
+    out: Path | str,
+    shards: list[ExpectedShard] = SHARDS,
+    resumed: bool = False,
+    check_lease: Callable[[], None] = lambda: None,
+    **changes: object,
+) -> Manifest:
     spec = spec_for(out, **changes)
     storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
     lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
     labels = [f"class_{i}" for i in range(5)]
-    return commit_run(str(out), spec, dump_job(spec), lineage, shards, CARRIED, labels, 2.0, resumed=resumed)
+    return commit_run(
+        str(out),
+        spec,
+        dump_job(spec),
+        lineage,
+        shards,
+        CARRIED,
+        labels,
+        2.0,
+        check_lease=check_lease,
+        resumed=resumed,
+    )
+
+
+def taken_over() -> None:
+    raise OutputLocked("taken over")
+
+
+def commit_stopped(out: Path, point: str, meanwhile: Callable[[], object], patch: pytest.MonkeyPatch) -> Manifest:
+    """Commit in a driver that is stopped at a failpoint, and is not the output's owner any more when it wakes up."""
+    fenced = False
+
+    def stopped_here(name: str) -> None:
+        nonlocal fenced
+        if name == point:
+            meanwhile()
+            fenced = True
+
+    patch.setattr("batchdet.table.commit.failpoint", stopped_here)
+    return commit(out, check_lease=lambda: taken_over() if fenced else None)
 
 
 @pytest.fixture
@@ -224,14 +260,8 @@ def test_a_shard_that_could_not_be_opened_is_named_in_the_manifest(tmp_path: Pat
 
 def test_a_lost_lease_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
     stage(tmp_path, segments)
-
-    def lost() -> None:
-        raise OutputLocked("taken over")
-
-    spec = spec_for(tmp_path)
-    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
     with pytest.raises(OutputLocked):
-        commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=lost)
+        commit(tmp_path, check_lease=taken_over)
     assert not (tmp_path / "images").exists()
 
 
@@ -243,23 +273,9 @@ def test_a_driver_that_wakes_up_does_not_replace_what_the_new_owner_committed(
     """It looked at its lease, was stopped, and goes on when another has taken over and committed the same run."""
     stage(tmp_path, segments)
     theirs = tmp_path / "_batchdet/runs" / RUN_ID / file
-    fenced = False
-
-    def stopped_here(name: str) -> None:
-        nonlocal fenced
-        if name == f"commit.{file.removesuffix('.json')}.before":
-            theirs.write_text("the new owner's")
-            fenced = True
-
-    def check() -> None:
-        if fenced:
-            raise OutputLocked("taken over")
-
-    monkeypatch.setattr("batchdet.table.commit.failpoint", stopped_here)
-    spec = spec_for(tmp_path)
-    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
+    point = f"commit.{file.removesuffix('.json')}.before"
     with pytest.raises(OutputLocked):
-        commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=check)
+        commit_stopped(tmp_path, point, lambda: theirs.write_text("the new owner's"), monkeypatch)
     assert theirs.read_text() == "the new owner's"
 
 
@@ -277,23 +293,12 @@ def test_a_manifest_whose_part_files_were_cleared_up_is_taken_back(
 ) -> None:
     """The driver was stopped just before its manifest, lost the lease, and woke up."""
     stage(tmp_path, segments)
-    fenced = False
 
-    def stopped_here(name: str) -> None:
-        nonlocal fenced
-        if name == "commit.manifest.before":
-            fenced = True
-            if cleared_up:
-                next((tmp_path / "images").rglob("*.parquet")).unlink()
+    def clear_up() -> None:
+        if cleared_up:
+            next((tmp_path / "images").rglob("*.parquet")).unlink()
 
-    def check() -> None:
-        if fenced:
-            raise OutputLocked("taken over")
-
-    monkeypatch.setattr("batchdet.table.commit.failpoint", stopped_here)
-    spec = spec_for(tmp_path)
-    lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
     with pytest.raises(OutputLocked) if cleared_up else contextlib.nullcontext():
-        commit_run(str(tmp_path), spec, dump_job(spec), lineage, SHARDS, CARRIED, [], 1.0, check_lease=check)
+        commit_stopped(tmp_path, "commit.manifest.before", clear_up, monkeypatch)
     assert (load_manifest(str(tmp_path), RUN_ID) is None) is cleared_up
     assert list_staged(str(tmp_path), RUN_ID) or not cleared_up, "what is staged is kept, so that it can go on"
