@@ -34,6 +34,7 @@ class Detector:
         sha256: Its digest, for the card.
         device: ``cpu`` or ``gpu``.
         threads: Threads of one inference on the CPU.
+        largest_batch: :meth:`detect` is never given more images; an engine of TensorRT is built for so many.
 
     Raises:
         ModelError: The file cannot be loaded, or its outputs are those of no known family.
@@ -42,11 +43,19 @@ class Detector:
         ClusterError: ``gpu`` is not to be had.
     """
 
-    def __init__(self, spec: ModelSpec, path: str, sha256: str, device: Device = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        path: str,
+        sha256: str,
+        device: Device = "cpu",
+        threads: int = 1,
+        largest_batch: int = 64,
+    ) -> None:
         self.spec = spec
         self._path, self._sha256 = path, sha256
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
-        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, _canvases(spec))
+        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, _canvases(spec), largest_batch)
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
@@ -106,7 +115,7 @@ class Detector:
             One per image, in original pixels, by falling score.
 
         Raises:
-            ModelError: The runtime failed.
+            ModelError: The runtime failed; OutOfDeviceMemory where a smaller batch may fit.
             ValueError: Arrays and letterboxes do not go together.
         """
         count = len(letterboxes)
