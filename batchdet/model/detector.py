@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet.errors import ModelError, SpecError
-from batchdet.geometry.letterbox import Letterbox, rectangle_canvas
+from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Preprocess, Signature
 from batchdet.model.onnx_file import read_onnx
+from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, load_runtime
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
@@ -88,6 +89,11 @@ class Detector:
         """What the model is fed."""
         return self.family.preprocess
 
+    @property
+    def placement(self) -> Placement:
+        """How it wants images placed."""
+        return Placement(self.preprocess, self.canvas, self.stride if self._shape == "rectangle" else None)
+
     def label(self, class_id: int) -> str:
         """Return the text of a class, ``class_<n>`` when the model has none for it."""
         return labels.label(self.labels, class_id)
@@ -99,10 +105,7 @@ class Detector:
             width_px: Width of the upright original.
             height_px: Its height.
         """
-        canvas = self.canvas
-        if self._shape == "rectangle":
-            canvas = rectangle_canvas((width_px, height_px), max(self.canvas), self.stride)
-        return self.preprocess.place((width_px, height_px), canvas)
+        return self.placement.letterbox(width_px, height_px)
 
     def detect(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
         """Find objects in images of one canvas shape.
