@@ -120,10 +120,16 @@ class ComputeSpec(_Part):
         "auto", description="auto takes GPUs where the cluster and ONNX Runtime both have them."
     )
     actors: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
-        "auto", description="Detector actors; auto is one per CPU core, or one per GPU."
+        "auto",
+        description="Detector actors; auto is one per CPU core, or two per GPU (one with fewer than 4 cores per GPU).",
     )
     batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto", description="Images given to the model at once; auto is 8 on CPU and 64 on GPU."
+    )
+    decode: Literal["auto", "actor", "stage"] = Field(
+        "auto",
+        description="Images are decoded by the detector actors, or by a stage of their own on any CPU cores, which "
+        "ships canvases; auto takes the stage for GPUs when the cluster has twice the cores that their actors can use.",
     )
     segment_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
         64, description="At most this many images per segment, the unit of retry and resume."

@@ -82,7 +82,7 @@ class SegmentLabeller:
         self._detector = detector
         self._run_id = run_id
         self._pool = threads_or_inline(threads, "decode")
-        self._decoder = Decoder(max_pixels, self._pool, 2 * batch_rows if threads > 1 else 0, step)
+        self._decoder = Decoder(max_pixels, self._pool, batch_rows if threads > 1 else 0, step)
         self._runner = BatchRunner(detector, batch_rows, threads > 1, step, allocate)
 
     def label(self, segment: Segment, fatal: Mapping[int, ImageError] | None = None) -> LabelledSegment:

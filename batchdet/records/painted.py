@@ -51,6 +51,13 @@ def painted_row(segment: Segment, sizes_px: Sequence[tuple[int, int]], canvases:
     return row.append_column(_SIZES, pa.array([flat], pa.list_(pa.int32())))
 
 
+def painted_again(segment: Segment) -> pa.Table:
+    """Return the row that a painted segment was read from."""
+    sizes = [(image.width_px, image.height_px) if image else (0, 0) for image in segment.data]
+    pixels = pa.array([image and image.pixels.tobytes() for image in segment.data], pa.large_binary())
+    return painted_row(segment, sizes, pixels)
+
+
 def segments_of(table: pa.Table) -> Iterator[Segment]:
     """Read segments back, painted or not; of painted ones ``data`` holds a :class:`Canvas` an image.
 
