@@ -207,7 +207,7 @@ class Bench:
             points = [(float(at), int(n)) for at, n in map(str.split, ticks.read_text().splitlines())]
         return {
             "seconds": round(seconds, 2),
-            "steady_images_per_s": _steady(points),
+            "steady_images_per_s": steady(points),
             "peak_mib": round(peak / 2**20),
             "busy_before": round(busy, 3),
         }
@@ -261,7 +261,7 @@ def _segment_rows(output: Path) -> int | None:
     return None
 
 
-def _steady(points: Sequence[tuple[float, int]]) -> float | None:
+def steady(points: Sequence[tuple[float, int]]) -> float | None:
     """Fit a line through images over time, from the first tenth to the last; null with too few points."""
     ordered = np.array(sorted(points), np.float64).reshape(-1, 2)
     done = np.cumsum(ordered[:, 1])
@@ -424,13 +424,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_readme(path: Path, text: str) -> None:
+def write_readme(path: Path, text: str, begin: str = _BEGIN) -> None:
     """Put the table between the markers, or at the end if there are none."""
     old = path.read_text() if path.exists() else ""
-    if _BEGIN not in old:
-        old = f"{old.rstrip()}\n\n{_BEGIN}\n{_END}\n"
-    before, _, rest = old.partition(_BEGIN)
-    path.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}")
+    if begin not in old:
+        old = f"{old.rstrip()}\n\n{begin}\n{_END}\n"
+    before, _, rest = old.partition(begin)
+    path.write_text(f"{before}{begin}\n{text}\n{_END}{rest.partition(_END)[2]}")
 
 
 def say(text: str) -> None:
