@@ -24,7 +24,7 @@ _MAX_RETRIES: Final = 10
 bounds its own attempts, see :class:`~batchdet.pipeline.guard.Guard`."""
 
 _PER_SEGMENT: Final[dict[str, Any]] = {
-    "batch_size": None,
+    "batch_size": 1,  # a row is a segment; Ray wants a number where GPUs are asked for
     "batch_format": "pyarrow",
     "max_restarts": -1,
     "max_task_retries": -1,
