@@ -165,8 +165,8 @@ class BatchRunner:
         Raises:
             ClusterError: It fails on an empty canvas, too.
         """
-        (letterbox,) = batch.letterboxes
+        empty = np.full_like(batch.canvases[:1], batch.letterboxes[0].pad_value)
         try:
-            self._detector.detect(np.full_like(batch.canvases[:1], letterbox.pad_value), [letterbox])
+            self._pool.submit(self._detector.detect, empty, batch.letterboxes).result()
         except Exception as error:
             raise ClusterError(f"the model has stopped working on this worker: {text}") from error

@@ -48,6 +48,7 @@ def test_the_graph_makes_of_canvases_what_its_input_wants(tmp_path: Path, scale:
     np.testing.assert_allclose(runtime.run({"images": planes_of(canvases, colours, scale)})["features"], wanted)
     assert runtime.take_canvases("images", colours, scale)
     np.testing.assert_allclose(runtime.run({"images": canvases})["features"], wanted, rtol=1e-5, atol=1e-5)
+    assert not runtime._session._enable_fallback, "ONNX Runtime would go on without the provider when a run fails"
     assert [(i.name, i.dtype) for i in runtime.inputs] == [("images", "float32")], "the signature stays the model's own"
     assert not plain.take_canvases("images", colours, scale), "on a CPU the graph stays as it is"
 
