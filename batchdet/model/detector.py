@@ -81,6 +81,7 @@ class Detector:
             spec.iou_threshold,
             spec.max_detections,
             None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
+            self._keeps_best_class(),
         )
         self._rehearse()
 
@@ -139,6 +140,11 @@ class Detector:
     def probe(self) -> ModelCard:
         """Return the card; the constructor has already run the model as it will be used."""
         return self.card
+
+    def _keeps_best_class(self) -> bool:
+        """Have class scores that nobody needs stay on the device, where the runtime can."""
+        where, output = self.family.class_scores, self.signature.output
+        return where is not None and output is not None and self._runtime.keep_best_class(output.name, *where)
 
     def _rehearse(self) -> None:
         """Run the model as it will be used.

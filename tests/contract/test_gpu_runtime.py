@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from batchdet.errors import ClusterError, MissingExtra, ModelError, OutOfDeviceMemory, SpecError
@@ -15,6 +16,7 @@ from batchdet.model import detector as detectors
 from batchdet.model.cache import engine_folder
 from batchdet.model.detector import Detector, open_detector
 from batchdet.model.runtimes import Colours, Precision, load_runtime, onnxruntime, pinned, tensorrt
+from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of
 from batchdet.model.runtimes.onnxruntime import Place
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
@@ -79,6 +81,36 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
     assert 0 < difference < 0.02
 
 
+@pytest.mark.parametrize(("axis", "shape"), [(1, (2, 7, 50)), (2, (2, 50, 7))])
+@pytest.mark.parametrize("opset", [13, 21])
+def test_of_class_scores_the_best_leaves_the_device(
+    tmp_path: Path, axis: int, shape: tuple[int, ...], opset: int
+) -> None:
+    values = np.random.default_rng(2).integers(0, 4, shape).astype(np.float32)  # with many ties
+    value = onnx.helper.make_tensor_value_info
+    model = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])], "same", [value("x", 1, shape)], [value("y", 1, shape)]
+    )
+    tiny_onnx.save(tmp_path / "m.onnx", model, {}, {"": opset})
+    graph = best_class_graph((tmp_path / "m.onnx").read_bytes(), "y", axis, 4)
+    session = importlib.import_module("onnxruntime").InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (found,) = session.run([best_of("y")], {"x": values})
+    kept, scores = np.split(values, [4], axis)
+    wanted = np.concatenate([kept, scores.max(axis, keepdims=True), scores.argmax(axis, keepdims=True)], axis)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_dense_head_sends_six_channels(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu_code(monkeypatch)
+    detector = open_detector(ModelSpec(uri=str(shared / "models/yolo11n_320.onnx")))
+    width, height = detector.canvas
+    canvases = np.zeros((1, height, width, 3), np.uint8)
+    (output,) = detector._infer(canvases, [detector.letterbox(width, height)]).values()
+    assert output.shape[1] == 6
+    assert detector.signature.output is not None
+    assert detector.signature.output.shape[1] == 84, "the card shows the model's own"
+
+
 def with_gpu_code(monkeypatch: pytest.MonkeyPatch, precision: Precision = "fp32") -> None:
     """Have detectors run what a GPU runs, with the CPU provider."""
 
@@ -88,7 +120,7 @@ def with_gpu_code(monkeypatch: pytest.MonkeyPatch, precision: Precision = "fp32"
     monkeypatch.setattr(detectors, "load_runtime", load)
 
 
-@pytest.mark.parametrize("name", ["yolo26n", "yolox_nano_416", "deimv2_atto_320"])
+@pytest.mark.parametrize("name", ["yolo26n", "yolo11n_320", "yolox_nano_416", "deimv2_atto_320"])
 def test_detections_are_those_of_the_hosts_own_preparation(
     name: str, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,18 @@ class Runtime(Protocol):
             Whether ``run`` takes uint8 ``(N, H, W, 3)`` RGB for this input from now on, instead of what it declares.
         """
 
+    def keep_best_class(self, name: str, axis: int, first: int) -> bool:
+        """Have the graph itself choose the best class, where other class scores would have to leave a device.
+
+        Args:
+            name: An output.
+            axis: Where its channels are.
+            first: The first channel that is a class score.
+
+        Returns:
+            Whether that output has ``first`` channels from now on, then the highest class score, then its class.
+        """
+
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs.
 

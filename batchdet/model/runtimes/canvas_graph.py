@@ -1,6 +1,6 @@
 """A model's graph with the way from canvases to its input in front of it, so that uint8 travels to the device."""
 
-from typing import Final
+from typing import Any, Final
 
 from batchdet.errors import ModelError
 from batchdet.model.runtimes import Colours, Device, Tensor, missing, one_line
@@ -76,4 +76,59 @@ def canvas_graph(path: str, name: str, colours: Colours, scale: float, half: boo
         data: bytes = model.SerializeToString()
     except Exception as error:
         raise ModelError(f"the model's graph cannot take canvases: {one_line(error)}") from error
+    return data
+
+
+def best_of(name: str) -> str:
+    """Return the name of the output that has the best class in the place of output ``name``."""
+    return f"{name}_best"
+
+
+def best_class_graph(graph: bytes, name: str, axis: int, first: int) -> bytes:
+    """Leave of all class scores the best one and its class: what is dropped there need not leave the device.
+
+    Args:
+        graph: A model's bytes.
+        name: The output.
+        axis: Where its channels are.
+        first: The first channel that is a class score; those before it stay as they are.
+
+    Returns:
+        The new model's bytes, in which :func:`best_of` the output has ``first`` channels, then the highest score, then
+        its class, the first of equal ones.
+
+    Raises:
+        ModelError: The graph cannot be changed.
+    """
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    try:
+        model = onnx.load_from_string(graph)
+        place = next(i for i, value in enumerate(model.graph.output) if value.name == name)
+        kind = model.graph.output[place].type.tensor_type.elem_type
+        opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+        ends = {"start": 0, "first": first, "end": np.iinfo(np.int32).max, "axis": axis}
+        for label, value in ends.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), f"{name}_{label}"))
+        kept, scores, best, number, class_id = (
+            f"{name}_{part}" for part in ("kept", "all", "score", "number", "class")
+        )
+        axes_in = [f"{name}_axis"] if opset >= 18 else []
+        axes: dict[str, Any] = {} if opset >= 18 else {"axes": [axis]}
+        model.graph.node.extend(
+            [
+                helper.make_node("Slice", [name, f"{name}_start", f"{name}_first", f"{name}_axis"], [kept]),
+                helper.make_node("Slice", [name, f"{name}_first", f"{name}_end", f"{name}_axis"], [scores]),
+                helper.make_node("ReduceMax", [scores, *axes_in], [best], keepdims=1, **axes),
+                helper.make_node("ArgMax", [scores], [number], axis=axis, keepdims=1),
+                helper.make_node("Cast", [number], [class_id], to=kind),
+                helper.make_node("Concat", [kept, best, class_id], [best_of(name)], axis=axis),
+            ]
+        )
+        model.graph.output[place].CopyFrom(helper.make_tensor_value_info(best_of(name), kind, None))
+        data: bytes = model.SerializeToString()
+    except Exception as error:
+        raise ModelError(f"the model's graph cannot choose the best class: {one_line(error)}") from error
     return data

@@ -19,7 +19,7 @@ from batchdet.model.runtimes import (
     one_line,
     tensorrt,
 )
-from batchdet.model.runtimes.canvas_graph import canvas_graph, canvases_of
+from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of, canvas_graph, canvases_of
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -124,15 +124,24 @@ class OnnxRuntime:
         self._renamed = {name: canvases_of(name)}
         return True
 
+    def keep_best_class(self, name: str, axis: int, first: int) -> bool:
+        """Drop all class scores but the best on a GPU; behind :meth:`take_canvases`, before the first run with them."""
+        if self._graph is None:
+            return False
+        self._graph = best_class_graph(self._graph, name, axis, first)
+        self._renamed[name] = best_of(name)
+        return True
+
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
         if self._graph is not None:
             self._session = self._open_graph(self._graph, feeds)
             self._graph = None
         names = [o.name for o in self.outputs]
+        inside = [self._renamed.get(name, name) for name in names]
         try:
             if self._place.bound:
-                arrays = self._run_bound({self._renamed.get(name, name): a for name, a in feeds.items()}, names)
+                arrays = self._run_bound({self._renamed.get(name, name): a for name, a in feeds.items()}, inside)
             else:
                 arrays = self._session.run(names, dict(feeds))
         except Exception as error:
@@ -169,7 +178,7 @@ class OnnxRuntime:
         """Make the session that takes canvases."""
         if self._place != TENSORRT:
             return self._open(graph, self.provider)
-        (name,) = self._renamed
+        name = next(info.name for info in self.inputs if info.name in self._renamed)
         rows, height, width, _ = feeds[name].shape
         declared = next(info.shape for info in self.inputs if info.name == name)
         stride = self.metadata.get("stride", "")
