@@ -91,7 +91,7 @@ class Family(Protocol):
     summary: str
     preprocess: Preprocess
     class_scores: tuple[int, int] | None
-    """Axis of the only output's channels, and the first of those that are class scores, where only the best one counts."""
+    """Axis of the only output's channels, and the first of those that are class scores, where only the best counts."""
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded, None when they can."""
