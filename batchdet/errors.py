@@ -11,6 +11,7 @@
     ├── OutputLocked              4   another run holds the output
     ├── ClusterError              5   the cluster cannot do it (resources, time-outs, lost nodes)
     │   ├── ModelError            5   the model cannot be loaded or is not understood
+    │   │   └── OutOfDeviceMemory 5   a batch does not fit the device; a smaller one may
     │   └── MissingExtra          5   a package that the spec needs is not installed
     ├── ConservationError         6   the counts of a run do not add up
     ├── VerificationError         6   committed files are not what their manifest says
@@ -72,6 +73,10 @@ class ClusterError(BatchdetError):
 
 class ModelError(ClusterError):
     """The model cannot be fetched, loaded or understood."""
+
+
+class OutOfDeviceMemory(ModelError):
+    """The device's memory does not hold a batch; a smaller one may fit."""
 
 
 class MissingExtra(ClusterError):

@@ -187,6 +187,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
                 done,
                 plan.model_sha256,
                 workers,
+                probed.model.placement,
             ):
                 account.pace.add(segment.images, segment.times_s)
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)

@@ -11,8 +11,8 @@ Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
 FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr"]
-RuntimeName = Literal["auto", "onnxruntime", "openvino"]
-PrecisionName = Literal["auto", "fp32", "bf16"]
+RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class _Part(BaseModel):
@@ -87,12 +87,15 @@ class ModelSpec(_Part):
         description="How raw outputs become detections; auto reads the model's metadata and signature.",
     )
     runtime: RuntimeName = Field(
-        "auto", description="What runs the model; auto takes OpenVINO for bf16, ONNX Runtime for fp32."
+        "auto",
+        description="What runs the model; auto takes OpenVINO for bf16, ONNX Runtime otherwise. tensorrt "
+        "builds an engine for each kind of GPU at first, which takes minutes and is kept.",
     )
     precision: PrecisionName = Field(
         "auto",
         description="Number format of the arithmetic; bf16 (OpenVINO, on processors that have it) is faster and moves "
-        "scores by about 0.01. auto takes it for larger jobs where its boxes agree on some of the job's own images.",
+        "scores by about 0.01. auto takes it for larger jobs where its boxes agree on some of the job's own images. "
+        "fp16 is for GPUs.",
     )
     canvas: CanvasSpec = Field(default_factory=CanvasSpec, description="The plane that the model sees.")
     score_threshold: float = Field(0.25, ge=0, le=1, description="Detections below this score are dropped.")
@@ -117,10 +120,16 @@ class ComputeSpec(_Part):
         "auto", description="auto takes GPUs where the cluster and ONNX Runtime both have them."
     )
     actors: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
-        "auto", description="Detector actors; auto is one per CPU core, or one per GPU."
+        "auto",
+        description="Detector actors; auto is one per CPU core, or two per GPU (one with fewer than 4 cores per GPU).",
     )
     batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto", description="Images given to the model at once; auto is 8 on CPU and 64 on GPU."
+    )
+    decode: Literal["auto", "actor", "stage"] = Field(
+        "auto",
+        description="Images are decoded by the detector actors, or by a stage of their own on any CPU cores, which "
+        "ships canvases; auto takes the stage for GPUs when the cluster has twice the cores that their actors can use.",
     )
     segment_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
         64, description="At most this many images per segment, the unit of retry and resume."

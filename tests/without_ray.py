@@ -121,6 +121,7 @@ def _probe(trial: Any, *others: Any) -> SimpleNamespace:
     model = SimpleNamespace(
         card={"sha256": trial.sha256},
         labels=LABELS,
+        placement=None,
         runtime="onnxruntime",
         precision="fp32",
         choices={},

@@ -46,6 +46,7 @@ BASE = (
 RUNTIMES = (
     Requirement("onnxruntime", "1.20", "cpu"),
     Requirement("onnxruntime-gpu", "1.20", "gpu"),
+    Requirement("onnx", "1.18", "gpu"),
     Requirement("openvino", "2025.3", "cpu"),
 )
 # A distribution that holds the same modules under another name.

@@ -5,6 +5,7 @@
     $BATCHDET_CACHE, else $XDG_CACHE_HOME/batchdet, else ~/.cache/batchdet      0700, owned by the user
     ├── models/<sha256>.onnx       written under another name, then renamed; hashed again before each use
     ├── objects/<key>              sha256 of the object that a URI, size and ETag named last time
+    ├── engines/<key>/             what TensorRT built for a model, a GPU, a precision and versions
     └── locks/<key>                held while one process fetches, so that a node fetches once
 """
 
@@ -88,6 +89,23 @@ def fetch_model(uri: str, sha256: str | None = None, cache_dir: str | None = Non
         if known is not None:
             return known
     return _checked(_fetch(uri, root, sha256), uri, sha256)
+
+
+@contextmanager
+def engine_folder(key: str) -> Iterator[str]:
+    """Give the folder of the engines that a key names, to one process of the node at a time.
+
+    Args:
+        key: Names all that an engine depends on.
+
+    Raises:
+        ModelError: The cache cannot be trusted, or written.
+    """
+    root = _private_folder(default_cache_dir())
+    folder = os.path.join(root, "engines", key)
+    with _locked(os.path.join(root, "locks", f"engine-{key}")):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        yield folder
 
 
 def _refuse_other_formats(uri: str) -> None:
@@ -192,7 +210,7 @@ def _private_folder(root: str) -> str:
     """Make the cache's folders, or refuse one that others could have filled."""
     try:
         os.makedirs(os.path.dirname(root), exist_ok=True)
-        for folder in (root, *(os.path.join(root, name) for name in ("models", "objects", "locks"))):
+        for folder in (root, *(os.path.join(root, name) for name in ("models", "objects", "engines", "locks"))):
             try:
                 os.mkdir(folder, 0o700)
             except FileExistsError:

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet.errors import ModelError, SpecError
-from batchdet.geometry.letterbox import Letterbox, rectangle_canvas
+from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Preprocess, Signature
 from batchdet.model.onnx_file import read_onnx
+from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, load_runtime
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
@@ -34,6 +35,7 @@ class Detector:
         sha256: Its digest, for the card.
         device: ``cpu`` or ``gpu``.
         threads: Threads of one inference on the CPU.
+        largest_batch: :meth:`detect` is never given more images; an engine of TensorRT is built for so many.
 
     Raises:
         ModelError: The file cannot be loaded, or its outputs are those of no known family.
@@ -42,11 +44,19 @@ class Detector:
         ClusterError: ``gpu`` is not to be had.
     """
 
-    def __init__(self, spec: ModelSpec, path: str, sha256: str, device: Device = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        path: str,
+        sha256: str,
+        device: Device = "cpu",
+        threads: int = 1,
+        largest_batch: int = 64,
+    ) -> None:
         self.spec = spec
         self._path, self._sha256 = path, sha256
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
-        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, _canvases(spec))
+        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, _canvases(spec), largest_batch)
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
@@ -71,6 +81,7 @@ class Detector:
             spec.iou_threshold,
             spec.max_detections,
             None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
+            self._keeps_best_class(),
         )
         self._rehearse()
 
@@ -78,6 +89,11 @@ class Detector:
     def preprocess(self) -> Preprocess:
         """What the model is fed."""
         return self.family.preprocess
+
+    @property
+    def placement(self) -> Placement:
+        """How it wants images placed."""
+        return Placement(self.preprocess, self.canvas, self.stride if self._shape == "rectangle" else None)
 
     def label(self, class_id: int) -> str:
         """Return the text of a class, ``class_<n>`` when the model has none for it."""
@@ -90,10 +106,7 @@ class Detector:
             width_px: Width of the upright original.
             height_px: Its height.
         """
-        canvas = self.canvas
-        if self._shape == "rectangle":
-            canvas = rectangle_canvas((width_px, height_px), max(self.canvas), self.stride)
-        return self.preprocess.place((width_px, height_px), canvas)
+        return self.placement.letterbox(width_px, height_px)
 
     def detect(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
         """Find objects in images of one canvas shape.
@@ -106,7 +119,7 @@ class Detector:
             One per image, in original pixels, by falling score.
 
         Raises:
-            ModelError: The runtime failed.
+            ModelError: The runtime failed; OutOfDeviceMemory where a smaller batch may fit.
             ValueError: Arrays and letterboxes do not go together.
         """
         count = len(letterboxes)
@@ -127,6 +140,11 @@ class Detector:
     def probe(self) -> ModelCard:
         """Return the card; the constructor has already run the model as it will be used."""
         return self.card
+
+    def _keeps_best_class(self) -> bool:
+        """Have class scores that nobody needs stay on the device, where the runtime can."""
+        where, output = self.family.class_scores, self.signature.output
+        return where is not None and output is not None and self._runtime.keep_best_class(output.name, *where)
 
     def _rehearse(self) -> None:
         """Run the model as it will be used.

@@ -9,22 +9,16 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchdet.errors import ClusterError
 from batchdet.failpoint import failpoint
 from batchdet.model.runtimes import Device
-from batchdet.pipeline.attempts import Attempts
+from batchdet.pipeline.guard import Guard
 from batchdet.pipeline.isolation import Replay
 from batchdet.pipeline.labeller import load_labeller
-from batchdet.pipeline.watchdog import Watchdog
+from batchdet.records.painted import segments_of
 from batchdet.records.schema import STATUS_FAILED
-from batchdet.records.segment import LabelledSegment, Segment
+from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.table.staging import staged_folder, write_staged
-
-_SUSPECT_AFTER: Final = 2
-"""So many workers must have died with a segment before its images are suspected; one may have been killed."""
-
-_GIVE_UP_AFTER: Final = 8
 
 _BATCH_OF_LIMITS: Final = 8
 """``compute.image_memory_bytes`` is meant for batches up to this size; larger ones may take more in proportion."""
@@ -82,8 +76,7 @@ class StagedSegment:
 class DetectorActor:
     """A Ray actor's class: loads the model once, then labels segment after segment.
 
-    A segment with which workers have died on this node is suspected to hold an image that ends its process: its
-    images are tried one by one in a process that may die, and those that end it become failed rows.
+    Images that end their process are found by its :class:`~batchdet.pipeline.guard.Guard`.
 
     Results are staged here, before anything is told: a driver that dies loses the segments in work and no others.
 
@@ -112,16 +105,15 @@ class DetectorActor:
         failpoint("actor.load")
         self._ended: float | None = None
         self._folder = staged_folder(out, run_id)
-        self._attempts = Attempts(f"{run_id}-{driver}")
-        self._replay = Replay(spec, model_sha256, device)
         self._labeller = load_labeller(spec, model_sha256, run_id, batch_rows, device, threads, self._step)
-        compute = spec.compute
-        self._watchdog = Watchdog(
-            compute.image_timeout_s, compute.image_memory_bytes * max(1, batch_rows // _BATCH_OF_LIMITS)
+        self._guard = Guard(
+            f"{run_id}-{driver}",
+            Replay(spec, model_sha256, device),
+            spec.compute.image_memory_bytes * max(1, batch_rows // _BATCH_OF_LIMITS),
         )
 
     def _step(self, images: int) -> None:
-        self._watchdog.step(images)
+        self._guard.step(images)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Label and stage each segment of a block; a row in, its counts out.
@@ -130,20 +122,10 @@ class DetectorActor:
             ClusterError: Workers die with a segment although each of its images passes alone.
             StorageError: The output cannot be written.
         """
-        for segment in Segment.from_rows(rows):
+        for segment in segments_of(rows):
             idle_s = 0.0 if self._ended is None else time.perf_counter() - self._ended
-            with self._attempts.of(segment.name) as deaths:
-                if deaths >= _GIVE_UP_AFTER:
-                    raise ClusterError(
-                        f"{segment.shard_uri}: {deaths} workers have died with segment {segment.segment_index}, "
-                        "although each of its images passes alone; a smaller compute.batch_rows or a larger "
-                        "compute.image_memory_bytes may help"
-                    )
-                fatal = self._replay.find_fatal(segment) if deaths >= _SUSPECT_AFTER else {}
-                try:
-                    labelled = self._labeller.label(segment, fatal)
-                finally:
-                    self._watchdog.rest()
+            with self._guard.around(segment) as fatal:
+                labelled = self._labeller.label(segment, fatal)
             labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s})
             labelled_at = time.perf_counter()
             write_staged(self._folder, labelled)

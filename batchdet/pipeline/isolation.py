@@ -13,13 +13,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError
 from batchdet.machine import private_bytes
+from batchdet.model.families import Preprocess
+from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.labeller import load_labeller
+from batchdet.pipeline.painter import SegmentPainter
+from batchdet.records.painted import Canvas, painted_again, segments_of
 from batchdet.records.segment import Segment, table_from_ipc, table_to_ipc
 from batchdet.spec import JobSpec
 
@@ -37,11 +42,13 @@ class Replay:
         spec: The job; its ``compute`` sets the limits of time and memory.
         model_sha256: Digest of the model's bytes.
         device: ``cpu`` or ``gpu``.
+        placement: Images are only decoded and painted, by this; None labels them.
     """
 
     spec: JobSpec
     model_sha256: str
     device: Device
+    placement: Placement | None = None
 
     def find_fatal(self, segment: Segment) -> dict[int, ImageError]:
         """Replay a segment.
@@ -132,9 +139,11 @@ def _send(process: "subprocess.Popen[bytes]", replay: Replay, segment: Segment, 
         "model_sha256": replay.model_sha256,
         "device": replay.device,
         "start": start,
+        "placement": replay.placement and asdict(replay.placement),
     }
+    row = painted_again(segment) if any(isinstance(image, Canvas) for image in segment.data) else segment.to_row()
     try:
-        process.stdin.write(json.dumps(head).encode() + b"\n" + table_to_ipc(segment.to_row()))
+        process.stdin.write(json.dumps(head).encode() + b"\n" + table_to_ipc(row))
         process.stdin.close()
     except BrokenPipeError:
         return  # its exit status says why
@@ -148,19 +157,28 @@ def _say(word: str, index: int) -> None:
     print(word, index, flush=True)
 
 
+def _work(spec: JobSpec, head: Mapping[str, Any]) -> Callable[[Segment], object]:
+    """Return what the actor does with a segment."""
+    place = head["placement"]
+    if place is None:
+        return load_labeller(spec, head["model_sha256"], "", 1, head["device"], 1).label
+    placement = Placement(Preprocess(**place["preprocess"]), tuple(place["canvas"]), place["stride"])
+    return SegmentPainter(placement, spec.source.max_pixels).paint
+
+
 def main() -> None:
     """Work on the images that the parent sends, and say of each when it begins and when it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody would end it when the worker dies
     head: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    (segment,) = Segment.from_rows(table_from_ipc(sys.stdin.buffer.read()))
+    (segment,) = segments_of(table_from_ipc(sys.stdin.buffer.read()))
     spec = JobSpec.model_validate_json(json.dumps(head["spec"]))
-    labeller = load_labeller(spec, head["model_sha256"], "", 1, head["device"], 1)
+    work = _work(spec, head)
     _say(_READY, 0)
     for index in range(head["start"], len(segment.data)):
         if segment.data[index] is None:
             continue
         _say(_BEGIN, index)
-        labeller.label(_alone(segment, index))
+        work(_alone(segment, index))
         _say(_END, index)
 
 

@@ -1,9 +1,7 @@
 """The step that turns a segment of encoded images into rows: decode, letterbox, infer, one row per image."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchdet.decode.canvas import Pixels, paint
-from batchdet.decode.image import decode_image
-from batchdet.errors import ClusterError, ImageError
-from batchdet.failpoint import failpoint
-from batchdet.geometry.letterbox import Letterbox
+from batchdet.errors import ImageError
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
+from batchdet.model.runtimes.pinned import pinned_buffer
+from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, plain_buffer
+from batchdet.pipeline.pictures import Decoder, threads_or_inline
+from batchdet.pipeline.resources import GPU_BATCH_ROWS
 from batchdet.records.detections import Detections
 from batchdet.records.schema import DETECTIONS, IMAGES, MEMBERS, STATUS_FAILED, STATUS_OK, image_id
 from batchdet.records.segment import LabelledSegment, Segment
@@ -35,9 +33,11 @@ class _Image:
     error_code: str | None = None
     error_message: str | None = None
 
-    def fail(self, code: str, message: str) -> None:
-        self.detections = None
-        self.error_code, self.error_message = code, message
+    def take(self, outcome: Detections | ImageError) -> None:
+        if isinstance(outcome, ImageError):
+            self.error_code, self.error_message = outcome.code, outcome.message
+        else:
+            self.detections = outcome
 
 
 class _Stopwatch:
@@ -56,13 +56,17 @@ class _Stopwatch:
 class SegmentLabeller:
     """Labels segments with one detector. Pure: the same segment gives the same rows, so a retry is harmless.
 
+    With threads, images are decoded and painted straight into their batch while the batch before is computed. Which
+    images share a batch is decided in their order, whoever is quicker.
+
     Args:
         detector: The model, loaded.
         run_id: Goes into every row.
-        batch_rows: Images given to the model at once.
+        batch_rows: Images given to the model at once; fewer, once the device's memory has not held so many.
         max_pixels: Larger images become failed rows.
-        decode_threads: Images decoded at the same time; 1 decodes in the caller's thread.
+        threads: Images decoded at the same time; 1 does everything in the caller's thread.
         step: Called before each step that works on images, with their number.
+        allocate: Makes the memory of a batch.
     """
 
     def __init__(
@@ -71,50 +75,34 @@ class SegmentLabeller:
         run_id: str,
         batch_rows: int,
         max_pixels: int,
-        decode_threads: int = 1,
+        threads: int = 1,
         step: Callable[[int], None] = lambda images: None,
+        allocate: Allocate = plain_buffer,
     ) -> None:
         self._detector = detector
         self._run_id = run_id
-        self._batch_rows = batch_rows
-        self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
-        self._step = step
+        self._pool = threads_or_inline(threads, "decode")
+        self._decoder = Decoder(max_pixels, self._pool, batch_rows if threads > 1 else 0, step)
+        self._runner = BatchRunner(detector, batch_rows, threads > 1, step, allocate)
 
     def label(self, segment: Segment, fatal: Mapping[int, ImageError] | None = None) -> LabelledSegment:
         """Label every image of a segment; a bad one becomes a failed row and its neighbours go on.
 
         Args:
-            segment: Images, still encoded.
+            segment: Images, encoded or painted.
             fatal: Place in the segment -> error, of images that may not be touched.
         """
         watch = _Stopwatch()
         images = [_Image() for _ in segment.data]
-        codes = segment.members["error_code"].to_pylist()
-        messages = segment.members["error_message"].to_pylist()
-        for image, code, message in zip(images, codes, messages, strict=True):
-            if code is not None:
-                image.fail(code, message or "")
+        for index, error in segment.errors().items():
+            images[index].take(error)
         for index, error in (fatal or {}).items():
-            images[index].fail(error.code, error.message)
-        waiting: dict[tuple[int, int], list[tuple[int, Letterbox, Pixels]]] = {}
-        for index, rgb in self._decoded(segment, images):
-            image = images[index]
-            image.height_px, image.width_px = rgb.shape[:2]
-            letterbox = self._detector.letterbox(image.width_px, image.height_px)
-            shape = letterbox.canvas
-            canvas = np.empty((shape[1], shape[0], 3), np.uint8)
-            paint(rgb, letterbox, canvas)
-            watch.lap("decode")
-            batch = waiting.setdefault(shape, [])
-            batch.append((index, letterbox, canvas))
-            if len(batch) >= self._batch_rows:
-                self._infer(waiting.pop(shape), images)
-                watch.lap("infer")
-        watch.lap("decode")
-        for batch in waiting.values():
-            self._infer(batch, images)
-        watch.lap("infer")
+            images[index].take(error)
+        try:
+            self._run(segment, images, watch)
+        except BaseException:
+            self._runner.forget()
+            raise
         rows, detections = self._tables(segment, images)
         watch.lap("rows")
         return LabelledSegment(
@@ -127,68 +115,32 @@ class SegmentLabeller:
             watch.times_s,
         )
 
-    def _decoded(self, segment: Segment, images: list[_Image]) -> Iterator[tuple[int, Pixels]]:
-        """Yield (index, RGB pixels) of every image that can be decoded, in order."""
+    def _run(self, segment: Segment, images: list[_Image], watch: _Stopwatch) -> None:
         good = [i for i, image in enumerate(images) if image.error_code is None]
-        for i, result in zip(good, self._in_order([segment.data[i] for i in good]), strict=True):
-            if isinstance(result, ImageError):
-                images[i].fail(result.code, result.message)
-            else:
-                yield i, result
-
-    def _in_order(self, encoded: list[Any]) -> Iterator[Pixels | ImageError]:
-        """Decode in order; with threads at most two batches ahead, so that memory stays bounded."""
-        if self._pool is None:
-            for data in encoded:
-                self._step(1)
-                yield self._decode(data)
-            return
-        ahead: deque[Future[Any]] = deque()
-        for data in encoded:
-            ahead.append(self._pool.submit(self._decode, data))
-            if len(ahead) >= 2 * self._batch_rows:
-                self._step(1)
-                yield ahead.popleft().result()
-        while ahead:
-            self._step(1)
-            yield ahead.popleft().result()
-
-    def _decode(self, data: Any) -> Pixels | ImageError:
-        failpoint("decode", data)
-        try:
-            return decode_image(data, self._max_pixels)
-        except ImageError as error:
-            return error
-
-    def _infer(self, batch: list[tuple[int, Letterbox, Pixels]], images: list[_Image]) -> None:
-        """Run one batch; when the model fails on it, run its images one by one to find the one at fault."""
-        canvases = np.stack([canvas for _, _, canvas in batch])
-        self._step(len(batch))
-        try:
-            failpoint("infer")
-            found = self._detector.detect(canvases, [letterbox for _, letterbox, _ in batch])
-        except Exception as error:
-            if len(batch) > 1:
-                for item in batch:
-                    self._infer([item], images)
-                return
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-            self._check_alive(canvases, batch[0][1], text)
-            images[batch[0][0]].fail("inference", text)
-            return
-        for (index, _, _), detections in zip(batch, found, strict=True):
-            images[index].detections = detections
-
-    def _check_alive(self, canvases: Pixels, letterbox: Letterbox, text: str) -> None:
-        """Make sure that the model still works: a device that is lost would fail every image from here on.
-
-        Raises:
-            ClusterError: It fails on an empty canvas, too.
-        """
-        try:
-            self._detector.detect(np.full_like(canvases, letterbox.pad_value), [letterbox])
-        except Exception as error:
-            raise ClusterError(f"the model has stopped working on this worker: {text}") from error
+        waiting: dict[tuple[int, int], Batch] = {}
+        for index, picture in zip(good, self._decoder.pictures(segment.data[i] for i in good), strict=True):
+            image = images[index]
+            if isinstance(picture, ImageError):
+                image.take(picture)
+                continue
+            image.width_px, image.height_px = picture.width_px, picture.height_px
+            letterbox = self._detector.letterbox(image.width_px, image.height_px)
+            batch = waiting.get(letterbox.canvas)
+            if batch is None:
+                batch = waiting[letterbox.canvas] = self._runner.new(letterbox.canvas)
+            batch.add(index, letterbox, picture.put, self._pool)
+            watch.lap("decode")
+            if len(batch) >= self._runner.rows or len(batch) == len(batch.canvases):
+                for place, outcome in self._runner.run(waiting.pop(letterbox.canvas)):
+                    images[place].take(outcome)
+                watch.lap("infer")
+        watch.lap("decode")
+        for batch in waiting.values():
+            for place, outcome in self._runner.run(batch):
+                images[place].take(outcome)
+        for place, outcome in self._runner.finish():
+            images[place].take(outcome)
+        watch.lap("infer")
 
     def _tables(self, segment: Segment, images: list[_Image]) -> tuple[pa.Table, pa.Table]:
         members = segment.members
@@ -263,8 +215,16 @@ def load_labeller(
 
     cv2.setNumThreads(1)  # the actor's share of the machine is one core; OpenCV would take them all
     local = fetch_model(spec.model.uri, model_sha256)
-    detector = Detector(spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1)
+    largest = max(batch_rows, GPU_BATCH_ROWS)  # one engine for all processes of a job that load the model
+    detector = Detector(spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1, largest)
     detector.probe()
+    on_gpu = device == "gpu"
     return SegmentLabeller(
-        detector, run_id, batch_rows, spec.source.max_pixels, threads if device == "gpu" else 1, step
+        detector,
+        run_id,
+        batch_rows,
+        spec.source.max_pixels,
+        threads if on_gpu else 1,
+        step,
+        pinned_buffer if on_gpu else plain_buffer,
     )

@@ -15,6 +15,7 @@ from typing import Any, Final
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
+from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.canary import compare
 from batchdet.pipeline.resources import ACTOR_CPUS
@@ -30,6 +31,8 @@ _WORTH_A_GRAPH_IMAGES: Final = 200
 """A graph takes as long to compile as it saves on some 70 images."""
 _MOST_GRAPHS: Final = 12
 _SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
+_ENGINE_TIMEOUT_S: Final = 900
+"""TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class LoadedModel:
         canary: What the comparison gave, see :class:`batchdet.pipeline.canary.Agreement`; empty when there was none.
         card: The model's card as plain values.
         labels: Class number -> label.
+        placement: How it wants images placed.
         alone: What images of the job take on that worker alone; None when that could not be measured.
         why_not_alone: Why not; "" when it could.
     """
@@ -55,6 +59,7 @@ class LoadedModel:
     canary: dict[str, Any]
     card: dict[str, Any]
     labels: list[str]
+    placement: Placement
     alone: Alone | None
     why_not_alone: str
 
@@ -132,6 +137,7 @@ class Trial:
             canary,
             detector.card.to_dict(),
             list(detector.labels),
+            detector.placement,
             alone,
             why_not,
         )
@@ -240,8 +246,9 @@ def _on_worker(trial: Trial, device: Device) -> LoadedModel:
         num_cpus=ACTOR_CPUS, num_gpus=1 if device == "gpu" else 0, max_retries=0, name="probe_model"
     )
     reference = task.remote(trial, device)
+    timeout_s = _ENGINE_TIMEOUT_S if trial.spec.model.runtime == "tensorrt" else _TIMEOUT_S
     try:
-        loaded: LoadedModel = ray.get(reference, timeout=_TIMEOUT_S)
+        loaded: LoadedModel = ray.get(reference, timeout=timeout_s)
         return loaded
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(reference, force=True)
@@ -249,7 +256,7 @@ def _on_worker(trial: Trial, device: Device) -> LoadedModel:
             return _on_worker(replace(trial, samples=None), device)
         raise ClusterError(
             f"no worker with {ACTOR_CPUS} CPUs{' and a GPU' if device == 'gpu' else ''} loaded the model within "
-            f"{_TIMEOUT_S} s; the cluster is busy or too small"
+            f"{timeout_s} s; the cluster is busy or too small"
         ) from error
     except ray.exceptions.RayTaskError as error:
         cause = error.cause

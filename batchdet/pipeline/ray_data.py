@@ -11,7 +11,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from batchdet.errors import BatchdetError, ClusterError
+from batchdet.model.placement import Placement
 from batchdet.pipeline.datasource import SegmentDatasource
+from batchdet.pipeline.decode_actor import DecodeActor
 from batchdet.pipeline.detector_actor import DetectorActor, StagedSegment
 from batchdet.pipeline.resources import READER_CPUS, Workers
 from batchdet.source.shards import ShardPlan
@@ -19,7 +21,14 @@ from batchdet.spec import JobSpec
 
 _MAX_RETRIES: Final = 10
 """How often reading is tried again whose process died. Actors are started again for ever: each segment
-bounds its own attempts, see :class:`~batchdet.pipeline.detector_actor.DetectorActor`."""
+bounds its own attempts, see :class:`~batchdet.pipeline.guard.Guard`."""
+
+_PER_SEGMENT: Final[dict[str, Any]] = {
+    "batch_size": 1,  # a row is a segment; Ray wants a number where GPUs are asked for
+    "batch_format": "pyarrow",
+    "max_restarts": -1,
+    "max_task_retries": -1,
+}
 
 
 def label_segments(
@@ -32,6 +41,7 @@ def label_segments(
     done: Mapping[str, frozenset[int]],
     model_sha256: str,
     workers: Workers,
+    placement: Placement,
 ) -> Iterator[StagedSegment]:
     """Label every segment of the shards that is not done yet, and stage its results.
 
@@ -44,7 +54,8 @@ def label_segments(
         carried: Columns carried over.
         done: Shard id -> segments that are staged already.
         model_sha256: Digest of the model's bytes.
-        workers: The pool.
+        workers: The pools.
+        placement: How the model wants images placed.
 
     Yields:
         The counts of each segment, once its results are stored, in no fixed order.
@@ -63,6 +74,15 @@ def label_segments(
             override_num_blocks=max(1, len(source)),
             ray_remote_args={"max_retries": _MAX_RETRIES},
         )
+        driver = uuid.uuid4().hex[:8]
+        if workers.decoders:
+            rows = rows.map_batches(
+                DecodeActor,
+                fn_constructor_kwargs={"spec": spec, "placement": placement, "run_id": run_id, "driver": driver},
+                compute=ActorPoolStrategy(size=workers.decoders, max_tasks_in_flight_per_actor=2),
+                num_cpus=workers.decoder_cpus,
+                **_PER_SEGMENT,
+            )
         staged = rows.map_batches(
             DetectorActor,
             fn_constructor_kwargs={
@@ -73,15 +93,12 @@ def label_segments(
                 "batch_rows": workers.batch_rows,
                 "device": workers.device,
                 "threads": workers.threads,
-                "driver": uuid.uuid4().hex[:8],
+                "driver": driver,
             },
-            batch_size=None,
-            batch_format="pyarrow",
             compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=workers.actor_cpus,
             num_gpus=workers.actor_gpus or None,
-            max_restarts=-1,
-            max_task_retries=-1,
+            **_PER_SEGMENT,
         )
         try:
             for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

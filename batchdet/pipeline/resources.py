@@ -3,10 +3,13 @@
 Ray Data starts a stage only when its logical resources are free. Actors that take every core leave none for reading,
 and the job waits for ever without a word. So an actor asks for a little less than its core, and readers
 for small fractions; before anything starts the sum is compared with each node.
+
+Where a stage of its own decodes, its actors take the cores, and GPU actors ask for none: they fit wherever their GPU
+is, even where Ray has filled that node with decoders before.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from batchdet.errors import ClusterError
@@ -18,6 +21,12 @@ ACTOR_CPUS: Final = 0.8
 READER_CPUS: Final = 0.1
 _SPARE_CPUS: Final = 2 * READER_CPUS
 _GPU_ACTOR_MAX_CPUS: Final = 8
+_GPU_ACTOR_MIN_THREADS: Final = 2
+"""One computes, and mostly waits for the GPU, while the other prepares."""
+_CPUS_FOR_TWO: Final = 4
+"""Cores per GPU from which on a second actor has something to do its work with."""
+_CPU_ACTORS_FED: Final = 8
+"""A core that decodes feeds at least so many that compute."""
 CPU_BATCH_ROWS: Final = 8
 GPU_BATCH_ROWS: Final = 64
 
@@ -35,6 +44,8 @@ class Workers:
         readers: Shards read at the same time.
         batch_rows: Images given to the model at once.
         choices: What ``auto`` chose -> why.
+        decoders: Actors of the decode stage; 0 where detector actors decode.
+        decoder_cpus: Logical CPUs that each of those asks for.
     """
 
     device: Device
@@ -45,6 +56,8 @@ class Workers:
     readers: int
     batch_rows: int
     choices: dict[str, str]
+    decoders: int = 0
+    decoder_cpus: float = 0.0
 
 
 def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reason: str) -> Workers:
@@ -64,19 +77,29 @@ def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reaso
         raise ClusterError(f"the cluster has {capacity.cpus:g} CPUs on {capacity.nodes} nodes; at least 1 is needed")
     if device == "gpu":
         return _gpu_workers(compute, capacity, choices)
-    room = sum(math.floor(cpus) for cpus in capacity.cpus_by_node)
-    actors = room if compute.actors == "auto" else compute.actors
-    if actors > room:
+    room = _cores(capacity)
+    kept = 1 if compute.decode == "stage" and room > 1 else 0  # on a single core both stages share it
+    actors = room - max(kept, kept * room // _CPU_ACTORS_FED) if compute.actors == "auto" else compute.actors
+    if actors > room - kept:
+        decoding = " and the decode stage one" if kept else ""
         raise ClusterError(
-            f"compute.actors: {actors} actors need a CPU core each, the cluster has {room} on {capacity.nodes} nodes; "
-            "lower it, or take auto"
+            f"compute.actors: {actors} actors need a CPU core each{decoding}, the cluster has {room} on "
+            f"{capacity.nodes} nodes; lower it, or take auto"
         )
     if compute.actors == "auto":
-        choices["actors"] = f"{actors}: one per CPU core"
+        choices["actors"] = f"{actors}: one per CPU core" + (" that the decode stage leaves" if kept else "")
     batch_rows = CPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
     if compute.batch_rows == "auto":
         choices["batch_rows"] = f"{batch_rows}: on a CPU larger batches only cost memory"
-    return Workers("cpu", actors, ACTOR_CPUS, 0.0, 1, max(2, actors), batch_rows, choices)
+    workers = Workers("cpu", actors, ACTOR_CPUS, 0.0, 1, max(2, actors), batch_rows, choices)
+    if compute.decode != "stage":
+        return workers
+    share = ACTOR_CPUS if kept else ACTOR_CPUS / 2
+    return replace(workers, actor_cpus=share, decoders=max(1, min(room - actors, actors)), decoder_cpus=share)
+
+
+def _cores(capacity: Capacity) -> int:
+    return sum(math.floor(cpus) for cpus in capacity.cpus_by_node)
 
 
 def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, str]) -> Workers:
@@ -86,16 +109,18 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
             f"compute.device: gpu, but the cluster has no GPU on its {capacity.nodes} nodes; "
             "add a GPU node, or take device: cpu"
         )
-    actors = gpus if compute.actors == "auto" else compute.actors
+    nodes = [(c, g) for c, g in zip(capacity.cpus_by_node, capacity.gpus_by_node, strict=True) if g >= 1]
+    per_gpu = 2 if min(c / g for c, g in nodes) >= _CPUS_FOR_TWO else 1
+    actors = per_gpu * gpus if compute.actors == "auto" else compute.actors
     if compute.actors == "auto":
-        choices["actors"] = f"{actors}: one per GPU"
+        why = "one prepares while the other computes" if per_gpu == 2 else f"fewer than {_CPUS_FOR_TWO} cores per GPU"
+        choices["actors"] = f"{actors}: {('one', 'two')[per_gpu - 1]} per GPU, {why}"
     share = min(1.0, math.floor(100 * gpus / actors) / 100)
     if share < 0.1:
         raise ClusterError(
             f"compute.actors: {actors} actors on {gpus} GPUs are more than 10 per GPU; lower it, or take auto"
         )
     # the GPU node with the fewest CPU cores per actor decides, because an actor must fit wherever there is a GPU
-    nodes = [(c, g) for c, g in zip(capacity.cpus_by_node, capacity.gpus_by_node, strict=True) if g >= 1]
     cpus = min((c - _SPARE_CPUS) / math.ceil(g / share) for c, g in nodes)
     if cpus < 0.2:
         raise ClusterError(
@@ -103,8 +128,21 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
             f"readers; the smallest GPU node has {min(c for c, _ in nodes):g} CPUs; lower it, or add "
             "CPU cores"
         )
-    threads = max(1, min(_GPU_ACTOR_MAX_CPUS, math.floor(cpus)))
+    threads = max(_GPU_ACTOR_MIN_THREADS, min(_GPU_ACTOR_MAX_CPUS, math.floor(cpus)))
     batch_rows = GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
     if compute.batch_rows == "auto":
         choices["batch_rows"] = f"{batch_rows}: fills a GPU with a small detector"
-    return Workers("gpu", actors, min(cpus, 0.8 * threads), share, threads, max(2, actors), batch_rows, choices)
+    room, used = _cores(capacity), actors * threads
+    stage = compute.decode == "stage" or (compute.decode == "auto" and room >= 2 * used)
+    if compute.decode == "auto":
+        choices["decode"] = f"{'stage' if stage else 'actor'}: {room} cores, of which GPU actors can use {used}"
+    workers = Workers("gpu", actors, min(cpus, 0.8 * threads), share, threads, max(2, actors), batch_rows, choices)
+    if not stage:
+        return workers
+    return replace(
+        workers,
+        actor_cpus=0.0,
+        threads=_GPU_ACTOR_MIN_THREADS,
+        decoders=max(1, room - actors),
+        decoder_cpus=ACTOR_CPUS,
+    )

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from batchdet.errors import ImageError
 from batchdet.records.schema import MEMBERS
 
 _ROW: Final = pa.schema(
@@ -80,6 +81,15 @@ class Segment:
     def shard_uri(self) -> str:
         """Where its images are, for messages; "" when it has none."""
         return self.members["shard_uri"][0].as_py() if self.members.num_rows else ""
+
+    def errors(self) -> dict[int, ImageError]:
+        """Return place -> error of the images that have failed before they came here."""
+        codes, messages = (self.members[name].to_pylist() for name in ("error_code", "error_message"))
+        return {
+            i: ImageError(code, message or "")
+            for i, (code, message) in enumerate(zip(codes, messages, strict=True))
+            if code is not None
+        }
 
     @property
     def size_bytes(self) -> int:

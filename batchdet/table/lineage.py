@@ -26,6 +26,7 @@ _PACKAGES: Final = (
     "simplejpeg",
     "onnxruntime",
     "onnxruntime-gpu",
+    "tensorrt",
     "openvino",
 )
 

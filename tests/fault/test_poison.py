@@ -17,6 +17,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.acceptance("R20", "R21")
+@pytest.mark.parametrize("decode", ["actor", "stage"])
 @pytest.mark.parametrize(
     "poison",
     [
@@ -25,14 +26,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
     ],
 )
 def test_poison_becomes_a_failed_row_and_all_others_are_done(
-    images: list[tuple[str, bytes]], cli: Cli, tmp_path: Path, poison: dict[int, bytes]
+    images: list[tuple[str, bytes]], cli: Cli, tmp_path: Path, poison: dict[int, bytes], decode: str
 ) -> None:
     files = [(name, data + poison.get(i, b"")) for i, (name, data) in enumerate(images)]
     glob = write_shards(str(tmp_path / "in"), files, 2)
     compute = {"segment_rows": 5, "image_timeout_s": 12, "image_memory_bytes": 300_000_000}
     path = yaml_of(job(glob, tmp_path / "out", compute=compute, policy={"max_failed_fraction": 0.5}), tmp_path)
     rules = "decode?ABORTS=abort;decode?HANGS=hang;decode?EATS=eat"
-    done = cli("run", path, env={"BATCHDET_FAILPOINT": rules})
+    done = cli("run", path, "--set", f"compute.decode={decode}", env={"BATCHDET_FAILPOINT": rules})
     assert done.returncode == 0, done.stderr
     rows = {row["member"]: row for row in open_results(str(tmp_path / "out")).images().to_arrow().to_pylist()}
     assert len(rows) == 30

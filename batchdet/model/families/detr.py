@@ -24,6 +24,7 @@ class Detr:
     name = "detr"
     summary = "an input [N, 2] int64 for the image sizes, and the outputs labels, boxes, scores"
     preprocess = Preprocess(letterbox="stretch")
+    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""

@@ -74,12 +74,14 @@ class DecodeSettings:
         iou_threshold: Of two boxes of one class that overlap more, the weaker goes (families with NMS).
         max_detections: At most this many per image.
         class_ids: Keep only these; None keeps all.
+        best_class_only: Outputs hold the best class's score and its number in the place of all class scores.
     """
 
     score_threshold: float = 0.25
     iou_threshold: float = 0.7
     max_detections: int = 300
     class_ids: tuple[int, ...] | None = None
+    best_class_only: bool = False
 
 
 class Family(Protocol):
@@ -88,6 +90,8 @@ class Family(Protocol):
     name: str
     summary: str
     preprocess: Preprocess
+    class_scores: tuple[int, int] | None
+    """Axis of the only output's channels, and the first of those that are class scores, where only the best counts."""
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded, None when they can."""
@@ -114,6 +118,16 @@ class Family(Protocol):
         Returns:
             One per image, in original pixels, by falling score.
         """
+
+
+def best_class(
+    class_scores: npt.NDArray[np.float32], axis: int, settings: DecodeSettings
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Return the highest score along an axis, and its class."""
+    if settings.best_class_only:
+        scores, class_ids = np.moveaxis(class_scores, axis, 0)
+        return scores, class_ids.astype(np.int32)
+    return class_scores.max(axis=axis), class_scores.argmax(axis=axis).astype(np.int32)
 
 
 def candidates(

@@ -6,7 +6,15 @@ import numpy as np
 
 from batchdet.geometry.boxes import cxcywh_to_xyxy
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Preprocess, Signature, candidates, detections, suppress
+from batchdet.model.families.family import (
+    DecodeSettings,
+    Preprocess,
+    Signature,
+    best_class,
+    candidates,
+    detections,
+    suppress,
+)
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 
@@ -20,6 +28,7 @@ class YoloDense:
     name = "yolo_dense"
     summary = "one output [N, 4 + classes, anchors]: centre x, centre y, width, height, class scores; NMS follows"
     preprocess = Preprocess()
+    class_scores: tuple[int, int] | None = (1, 4)
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -48,8 +57,7 @@ class YoloDense:
         (output,) = outputs.values()
         found = []
         for channels, letterbox in zip(output.astype(np.float32, copy=False), letterboxes, strict=True):
-            class_ids = channels[4:].argmax(axis=0).astype(np.int32)
-            scores = channels[4:].max(axis=0)
+            scores, class_ids = best_class(channels[4:], 0, settings)
             keep = candidates(scores, class_ids, settings)
             boxes, scores, class_ids = cxcywh_to_xyxy(channels[:4, keep].T), scores[keep], class_ids[keep]
             keep = suppress(boxes, scores, class_ids, settings)

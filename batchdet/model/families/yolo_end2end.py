@@ -19,6 +19,7 @@ class YoloEnd2End:
     name = "yolo_end2end"
     summary = "one output [N, K, 6]: x_min, y_min, x_max, y_max, score, class"
     preprocess = Preprocess()
+    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""

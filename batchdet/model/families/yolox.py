@@ -9,7 +9,15 @@ import numpy.typing as npt
 
 from batchdet.geometry.boxes import cxcywh_to_xyxy
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Preprocess, Signature, candidates, detections, suppress
+from batchdet.model.families.family import (
+    DecodeSettings,
+    Preprocess,
+    Signature,
+    best_class,
+    candidates,
+    detections,
+    suppress,
+)
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 
@@ -28,6 +36,7 @@ class Yolox:
     name = "yolox"
     summary = "one output [N, anchors, 5 + classes]: offsets, log sizes, objectness, class scores; NMS follows"
     preprocess = Preprocess(colours="BGR", scale=1.0, letterbox="top_left")
+    class_scores: tuple[int, int] | None = (2, 5)
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -57,8 +66,8 @@ class Yolox:
         (output,) = outputs.values()
         found = []
         for rows, letterbox in zip(output.astype(np.float32, copy=False), letterboxes, strict=True):
-            class_ids = rows[:, 5:].argmax(axis=1).astype(np.int32)
-            scores = rows[:, 5:].max(axis=1) * rows[:, 4]
+            scores, class_ids = best_class(rows[:, 5:], 1, settings)
+            scores = scores * rows[:, 4]
             keep = candidates(scores, class_ids, settings)
             corner, stride = (part[keep] for part in grid(letterbox.canvas))
             centre = (rows[keep, :2] + corner) * stride

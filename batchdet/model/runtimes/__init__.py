@@ -11,12 +11,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchdet.errors import MissingExtra, SpecError
+from batchdet.errors import ClusterError, MissingExtra, SpecError
 from batchdet.model.onnx_file import read_onnx
 
 Tensor = npt.NDArray[Any]
 Device = Literal["cpu", "gpu"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Colours = Literal["RGB", "BGR"]
 
 
@@ -43,11 +43,11 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """``onnxruntime`` or ``openvino``, with its version."""
+        """``onnxruntime`` or ``openvino``, with its version, and TensorRT's where that computes."""
 
     @property
     def provider(self) -> str:
-        """What computes: ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CPU``."""
+        """What computes: ``CUDAExecutionProvider``, ``TensorrtExecutionProvider``, ``CPU``, ..."""
 
     @property
     def precision(self) -> Precision:
@@ -81,6 +81,18 @@ class Runtime(Protocol):
             Whether ``run`` takes uint8 ``(N, H, W, 3)`` RGB for this input from now on, instead of what it declares.
         """
 
+    def keep_best_class(self, name: str, axis: int, first: int) -> bool:
+        """Have the graph itself choose the best class, where other class scores would have to leave a device.
+
+        Args:
+            name: An output.
+            axis: Where its channels are.
+            first: The first channel that is a class score.
+
+        Returns:
+            Whether that output has ``first`` channels from now on, then the highest class score, then its class.
+        """
+
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs.
 
@@ -91,6 +103,7 @@ class Runtime(Protocol):
             One array per output.
 
         Raises:
+            OutOfDeviceMemory: The device does not hold so many images at once.
             ModelError: The runtime refused or failed; the message is its reason on one line.
         """
 
@@ -102,16 +115,18 @@ def load_runtime(
     threads: int,
     precision: Precision = "fp32",
     own_graphs: Collection[tuple[int, int]] = (),
+    largest_batch: int = 64,
 ) -> Runtime:
     """Load an ONNX file.
 
     Args:
-        name: ``onnxruntime`` or ``openvino``; ``auto`` is ``onnxruntime``.
+        name: ``onnxruntime``, ``openvino`` or ``tensorrt``; ``auto`` is ``onnxruntime``.
         path: A local file, checked by :func:`batchdet.model.onnx_file.read_onnx` first.
-        device: ``gpu`` is CUDA by ONNX Runtime. Nothing falls back to the CPU in silence.
-        threads: Threads of one ``run``.
-        precision: Of the arithmetic; ``bf16`` is OpenVINO's.
+        device: ``gpu`` is CUDA by ONNX Runtime, or TensorRT. Nothing falls back to the CPU in silence.
+        threads: Threads of one ``run`` on the CPU.
+        precision: Of the arithmetic; ``bf16`` is OpenVINO's, ``fp16`` a GPU's.
         own_graphs: OpenVINO: canvases ``(width_px, height_px)`` for which a graph of its own is compiled.
+        largest_batch: No ``run`` is given more images.
 
     Raises:
         MissingExtra: The runtime's package is not installed.
@@ -120,15 +135,20 @@ def load_runtime(
         ModelError: The file cannot be loaded.
     """
     metadata = read_onnx(path).metadata
-    if name in ("auto", "onnxruntime"):
-        if precision != "fp32":
-            raise SpecError(
-                f"model.precision: {precision} needs model.runtime: openvino; ONNX Runtime computes in fp32"
-            )
-        from batchdet.model.runtimes.onnxruntime import OnnxRuntime
+    if name in ("auto", "onnxruntime", "tensorrt"):
+        if precision == "bf16":
+            raise SpecError("model.precision: bf16 needs model.runtime: openvino; ONNX Runtime has fp32 and fp16")
+        if device == "cpu" and name == "tensorrt":
+            raise ClusterError("model.runtime: tensorrt computes on GPUs; take onnxruntime or openvino for a CPU")
+        if device == "cpu" and precision == "fp16":
+            raise ClusterError("model.precision: fp16 is for GPUs; take fp32, bf16 or auto for a CPU")
+        from batchdet.model.runtimes.onnxruntime import CPU, CUDA, TENSORRT, OnnxRuntime
 
-        return OnnxRuntime(path, metadata, device, threads)
+        place = CPU if device == "cpu" else TENSORRT if name == "tensorrt" else CUDA
+        return OnnxRuntime(path, metadata, place, threads, precision, largest_batch)
     if name == "openvino":
+        if precision == "fp16":
+            raise SpecError("model.precision: fp16 needs model.runtime: onnxruntime or tensorrt, on a GPU")
         from batchdet.model.runtimes.openvino import OpenVino
 
         return OpenVino(path, metadata, device, threads, precision, own_graphs)

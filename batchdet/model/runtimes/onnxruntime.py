@@ -1,12 +1,25 @@
-"""ONNX Runtime, on the CPU or by CUDA."""
+"""ONNX Runtime: on the CPU, by CUDA, by TensorRT."""
 
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
-from batchdet.errors import ClusterError, ModelError
-from batchdet.model.runtimes import Colours, Device, Precision, Tensor, TensorInfo, free_axis, missing, one_line
+from batchdet.errors import ClusterError, ModelError, OutOfDeviceMemory
+from batchdet.model.cache import engine_folder
+from batchdet.model.runtimes import (
+    Colours,
+    Device,
+    Precision,
+    Tensor,
+    TensorInfo,
+    free_axis,
+    missing,
+    one_line,
+    tensorrt,
+)
+from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of, canvas_graph, canvases_of
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -18,30 +31,67 @@ _DTYPES: Final = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
+_OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate memory", "cuda failure 2:", "cuda error 2:", "bfcarena")
+_MAX_BUFFERS: Final = 16
+"""So many shapes of input keep their memory on the device; partial batches would fill it otherwise."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a session computes.
+
+    Args:
+        provider: ONNX Runtime's name of it.
+        memory: ONNX Runtime's name of its memory.
+        bound: Keep input buffers there, and have the graph take canvases. On a CPU that would only copy once more.
+    """
+
+    provider: str
+    memory: Literal["cpu", "cuda"]
+    bound: bool
+
+
+CPU: Final = Place("CPUExecutionProvider", "cpu", False)
+CUDA: Final = Place("CUDAExecutionProvider", "cuda", True)
+TENSORRT: Final = Place(tensorrt.PROVIDER, "cuda", True)
 
 
 class OnnxRuntime:
-    """One inference session; see :class:`batchdet.model.runtimes.Runtime`.
+    """One model; see :class:`batchdet.model.runtimes.Runtime`.
+
+    On a GPU the session that computes is made by the first ``run`` with canvases, whose shape is the largest that will
+    come; until then the file as it is runs in fp32 by CUDA, to show the shapes of its outputs.
 
     Args:
         path: The ONNX file.
         metadata: Its key-value texts.
-        device: ``cpu`` or ``gpu``.
+        place: Where it computes.
         threads: Threads of one ``run`` on the CPU.
+        precision: ``fp32``, or ``fp16`` on a GPU.
+        largest_batch: No ``run`` is given more images; an engine of TensorRT is built for so many.
     """
 
-    precision: Precision = "fp32"
     batch_rows = None
 
-    def __init__(self, path: str, metadata: Mapping[str, str], device: Device, threads: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        metadata: Mapping[str, str],
+        place: Place = CPU,
+        threads: int = 1,
+        precision: Precision = "fp32",
+        largest_batch: int = 64,
+    ) -> None:
+        device: Device = "cpu" if place.memory == "cpu" else "gpu"
         try:
             import onnxruntime
         except ImportError as error:
-            raise missing("onnxruntime", "gpu" if device == "gpu" else "cpu") from error
+            raise missing("onnxruntime", device) from error
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        self.provider = _PROVIDERS[device]
+        self.provider = place.provider
+        self.precision = precision
         self.metadata = metadata
+        self._path, self._place, self._largest_batch = path, place, largest_batch
         if self.provider not in onnxruntime.get_available_providers():
             raise ClusterError(
                 f"compute.device: gpu needs ONNX Runtime's {self.provider}, and the installed {self.name} has none: "
@@ -50,33 +100,115 @@ class OnnxRuntime:
         if device == "gpu" and hasattr(onnxruntime, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's nvidia packages, or torch's
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # exports cause dozens of graph warnings that tell a user nothing
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[self.provider])
-        except Exception as error:
-            raise ModelError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
-        if self.provider not in self._session.get_providers():  # a driver or CUDA library that does not fit
-            raise ClusterError(
-                f"compute.device: ONNX Runtime could not start {self.provider} on this machine (driver, CUDA or "
-                "cuDNN missing or too old) and batchdet does not fall back to the CPU in silence"
-            )
+        self._engine_versions: list[str] = []
+        if place == TENSORRT:
+            self._engine_versions = [self.name, tensorrt.version(), tensorrt.gpu()]
+            self.name += f", TensorRT {self._engine_versions[1]}"
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3  # exports cause dozens of graph warnings that tell a user nothing
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._session = self._open(path, (CUDA if place == TENSORRT else place).provider)
+        self._graph: bytes | None = None
+        self._renamed: dict[str, str] = {}
+        self._buffers: dict[tuple[str, str, tuple[int, ...]], Any] = {}
         self.inputs = _infos(self._session.get_inputs())
         self.outputs = _infos(self._session.get_outputs())
 
     def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
-        """Leave that to the caller: the graph is used as it is."""
-        return False
+        """Put colour order, scale and layout into the graph on a GPU; on a CPU the graph is used as it is."""
+        if not self._place.bound:
+            return False
+        half = self.precision == "fp16" and self._place != TENSORRT  # which chooses by itself what it computes in fp16
+        self._graph = canvas_graph(self._path, name, colours, scale, half)
+        self._renamed = {name: canvases_of(name)}
+        return True
+
+    def keep_best_class(self, name: str, axis: int, first: int) -> bool:
+        """Drop all class scores but the best on a GPU; behind :meth:`take_canvases`, before the first run with them."""
+        if self._graph is None:
+            return False
+        self._graph = best_class_graph(self._graph, name, axis, first)
+        self._renamed[name] = best_of(name)
+        return True
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
+        if self._graph is not None:
+            self._session = self._open_graph(self._graph, feeds)
+            self._graph = None
         names = [o.name for o in self.outputs]
+        inside = [self._renamed.get(name, name) for name in names]
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            if self._place.bound:
+                arrays = self._run_bound({self._renamed.get(name, name): a for name, a in feeds.items()}, inside)
+            else:
+                arrays = self._session.run(names, dict(feeds))
         except Exception as error:
-            raise ModelError(f"ONNX Runtime failed on this input: {one_line(error)}") from error
+            text = f"ONNX Runtime failed on this input: {one_line(error)}"
+            if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+                raise OutOfDeviceMemory(text) from error
+            raise ModelError(text) from error
+        return dict(zip(names, arrays, strict=True))
+
+    def _run_bound(self, feeds: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+        """Copy inputs into the device's buffers, compute there, and copy outputs back."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            buffer = self._buffer(name, array)
+            buffer.update_inplace(array)
+            binding.bind_ortvalue_input(name, buffer)
+        for name in names:
+            binding.bind_output(name, self._place.memory)
+        self._session.run_with_iobinding(binding)
+        arrays: list[Tensor] = binding.copy_outputs_to_cpu()
+        return arrays
+
+    def _buffer(self, name: str, array: Tensor) -> Any:
+        from onnxruntime import OrtValue
+
+        key = (name, array.dtype.name, array.shape)
+        if key not in self._buffers:
+            if len(self._buffers) >= _MAX_BUFFERS:
+                del self._buffers[next(iter(self._buffers))]
+            self._buffers[key] = OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, self._place.memory)
+        return self._buffers[key]
+
+    def _open_graph(self, graph: bytes, feeds: Mapping[str, Tensor]) -> Any:
+        """Make the session that takes canvases."""
+        if self._place != TENSORRT:
+            return self._open(graph, self.provider)
+        name = next(info.name for info in self.inputs if info.name in self._renamed)
+        rows, height, width, _ = feeds[name].shape
+        declared = next(info.shape for info in self.inputs if info.name == name)
+        stride = self.metadata.get("stride", "")
+        profile = tensorrt.Profile.around(
+            (rows, height, width), declared, self._largest_batch, int(stride) if stride.isdigit() else None
+        )
+        others = [info.name for info in self.inputs if info.name != name]
+        with engine_folder(tensorrt.engine_key(graph, self.precision, self._engine_versions, profile)) as folder:
+            chosen = tensorrt.settings(folder, self.precision == "fp16", name, others, profile)
+            return self._open(graph, (self.provider, chosen), CUDA.provider)
+
+    def _open(self, model: str | bytes, *providers: Any) -> Any:
+        import onnxruntime
+
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        listed = [
+            (CUDA.provider, {"arena_extend_strategy": "kSameAsRequested"}) if p == CUDA.provider else p
+            for p in providers  # the arena would otherwise grow in powers of two, which two actors of a GPU compete for
+        ]
+        try:
+            session = onnxruntime.InferenceSession(model, self._options, providers=listed)
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+        if wanted not in session.get_providers():  # a driver or CUDA library that does not fit
+            raise ClusterError(
+                f"compute.device: ONNX Runtime could not start {wanted} on this machine (driver, CUDA, cuDNN or "
+                "TensorRT missing or too old) and batchdet does not fall back to the CPU in silence"
+            )
+        session.disable_fallback()  # ONNX Runtime would go on without the provider when a run fails
+        return session
 
 
 def _infos(nodes: Sequence[Any]) -> tuple[TensorInfo, ...]:

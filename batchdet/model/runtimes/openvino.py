@@ -97,6 +97,10 @@ class OpenVino:
         self._requests.clear()
         return True
 
+    def keep_best_class(self, name: str, axis: int, first: int) -> bool:
+        """Leave that to the caller: nothing leaves a device here."""
+        return False
+
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
         try:

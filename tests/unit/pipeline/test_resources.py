@@ -31,8 +31,51 @@ def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
 
 def test_the_gpu_node_with_the_fewest_cores_decides() -> None:
     workers = plan_workers(ComputeSpec(), cluster(4, 96, gpus=(8, 0)), "gpu", "why")
-    assert workers.actors == 8
+    assert workers.actors == 8, "half a core per GPU is not enough for two"
     assert 8 * workers.actor_cpus + 2 * READER_CPUS <= 4
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "actors"), [((8,), (1,), 2), ((3,), (1,), 1), ((64, 8), (8, 4), 12), ((64, 16, 2), (8, 4, 0), 24)]
+)
+def test_two_actors_share_a_gpu_where_there_are_cores_for_them(
+    cpus: tuple[float, ...], gpus: tuple[float, ...], actors: int
+) -> None:
+    workers = plan_workers(ComputeSpec(), cluster(*cpus, gpus=gpus), "gpu", "why")
+    assert workers.actors == actors
+    assert workers.threads >= 2, "one computes while the other prepares"
+    assert workers.choices["actors"].startswith(f"{actors}: ")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "stage"),
+    [((8,), (1,), False), ((8, 24), (1, 0), True), ((192,), (8,), False), ((64,), (1,), True)],
+)
+def test_a_stage_decodes_where_cores_would_be_idle(
+    cpus: tuple[float, ...], gpus: tuple[float, ...], stage: bool
+) -> None:
+    workers = plan_workers(ComputeSpec(), cluster(*cpus, gpus=gpus), "gpu", "why")
+    assert bool(workers.decoders) == stage
+    assert workers.choices["decode"].startswith("stage" if stage else "actor")
+    for asked in ("actor", "stage"):
+        workers = plan_workers(ComputeSpec(decode=asked), cluster(*cpus, gpus=gpus), "gpu", "why")
+        assert bool(workers.decoders) == (asked == "stage")
+        assert "decode" not in workers.choices
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("cpus", [(1,), (2,), (5,), (4, 16), (64, 3)])
+def test_both_stages_fit_however_ray_packs_them(cpus: tuple[float, ...], device: str) -> None:
+    """The worst way: all that asks for cores on the first node that has room for it, the largest requests last."""
+    compute = ComputeSpec(decode="stage")
+    workers = plan_workers(compute, cluster(*cpus, gpus=1 if device == "gpu" else 0), device, "why")  # type: ignore[arg-type]
+    assert workers.decoders >= 1
+    free = list(cpus)
+    asked = [workers.decoder_cpus] * workers.decoders + [workers.actor_cpus] * workers.actors + [READER_CPUS]
+    for request in asked:
+        place = next((i for i, left in enumerate(free) if left + 1e-9 >= request), None)
+        assert place is not None, f"{request} CPUs do not fit {free}"
+        free[place] -= request
 
 
 @pytest.mark.parametrize(
@@ -43,6 +86,12 @@ def test_the_gpu_node_with_the_fewest_cores_decides() -> None:
             cluster(2),
             "cpu",
             "compute.actors: 3 actors need a CPU core each, the cluster has 2 on 1 nodes",
+        ),
+        (
+            {"actors": 2, "decode": "stage"},
+            cluster(2),
+            "cpu",
+            "compute.actors: 2 actors need a CPU core each and the decode stage one, the cluster has 2 on 1 nodes",
         ),
         ({}, cluster(0.5), "cpu", "the cluster has 0.5 CPUs"),
         ({}, cluster(8), "gpu", "compute.device: gpu, but the cluster has no GPU"),

@@ -1,0 +1,48 @@
+"""`make bench-gpu` where there is no GPU: the same script on the CPU, and one sentence without that."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from batchdet import machine
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_script_measures_on_the_cpu(one_ray: None, shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    from benchmarks import gpu
+
+    what = ["--device", "cpu", "--images", "24", "--models", "yolox_nano_416", "--batches", "4"]
+    what += ["--runtimes", "onnxruntime", "tensorrt"]
+    where = ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
+    (tmp_path / "README.md").write_text(f"before\n{gpu.BEGIN}\nold\n<!-- to here -->\nafter\n")
+    assert gpu.main([*what, *where]) == 1, "TensorRT is not to be had"
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert len(rows) == 4
+    for decode in ("actor", "stage"):
+        row = rows[f"yolox_nano_416 onnxruntime fp32 4 {decode} 1"]
+        assert row["images"] == 24
+        assert row["ap"] == pytest.approx(0.292, abs=0.01)
+        assert row["images_per_s"] > 0
+        assert row["share_of_the_slower"] == pytest.approx(
+            row["images_per_s"] / min(row["model_alone_images_per_s"], row["decoding_alone_images_per_s"]), rel=0.05
+        )
+        refused = rows[f"yolox_nano_416 tensorrt fp32 4 {decode} 1"]
+        assert refused["failure"].startswith("model.runtime: tensorrt computes on GPUs")
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert text.count("| yolox_nano_416 |") == 4
+    assert "old" not in text
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycocotools")
+    from benchmarks import gpu
+
+    if not machine.run_limited(["nvidia-smi"], 30)[0]:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit, match=r"^bench-gpu: nvidia-smi finds no GPU"):
+        gpu.main([])

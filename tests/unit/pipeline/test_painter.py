@@ -1,0 +1,87 @@
+"""What the decode stage ships gives the same rows as decoding in the actor."""
+
+from typing import cast
+
+import pyarrow as pa
+import pytest
+
+from batchdet.errors import ImageError
+from batchdet.model.cache import fetch_model
+from batchdet.model.detector import Detector, open_detector
+from batchdet.model.families import Preprocess
+from batchdet.model.placement import Placement
+from batchdet.pipeline.isolation import Replay
+from batchdet.pipeline.labeller import SegmentLabeller
+from batchdet.pipeline.painter import SegmentPainter
+from batchdet.records.painted import painted_again, segments_of
+from batchdet.records.segment import table_from_ipc, table_to_ipc
+from batchdet.spec import ModelSpec
+
+from .test_isolation import GOOD, POISON, replay
+from .test_labeller import BrightSpot, png, segment
+
+PLACEMENT = Placement(Preprocess(), (64, 64), 32)
+DATA = [png(50), b"", png(60, (30, 40)), None, png(250), b"<html>", png(70, (90, 20)), png(0)]
+
+
+class Strips(BrightSpot):
+    letterbox = PLACEMENT.letterbox  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_the_same_with_and_without_the_stage(threads: int) -> None:
+    ours = SegmentLabeller(cast(Detector, Strips()), "run", 2, 10**6, threads)
+    original = segment(DATA, {"city": list("abcdefgh")})
+    fatal = {4: ImageError("crashed", "it did")}
+    wanted = ours.label(original, fatal)
+    row = SegmentPainter(PLACEMENT, 10**6).paint(original, fatal)
+    (painted,) = segments_of(table_from_ipc(table_to_ipc(row)))
+    found = ours.label(painted)
+    assert found.images.equals(wanted.images)
+    assert found.detections.equals(wanted.detections)
+    assert [code for code in wanted.images["error_code"].to_pylist() if code] == [
+        "empty", "unreadable", "crashed", "not_an_image", "inference",
+    ]  # fmt: skip
+
+
+def test_canvases_are_shipped_as_they_are() -> None:
+    row = SegmentPainter(PLACEMENT, 10**6).paint(segment([png(50), None, png(60, (30, 40))]))
+    (painted,) = segments_of(row)
+    assert row.num_rows == 1
+    assert [None if c is None else (c.width_px, c.height_px, c.pixels.size) for c in painted.data] == [
+        (40, 30, 64 * 64 * 3),
+        None,
+        (30, 40, 64 * 64 * 3),
+    ]
+    assert painted_again(painted).equals(row)
+    (empty,) = segments_of(SegmentPainter(PLACEMENT, 10**6).paint(segment([])))
+    assert empty.data == []
+
+
+def test_segments_that_are_not_painted_pass() -> None:
+    original = segment([png(50), None])
+    (again,) = segments_of(pa.concat_tables([original.to_row()]))
+    assert bytes(again.data[0]) == original.data[0]
+
+
+def test_a_detector_says_how_it_wants_images_placed() -> None:
+    detector = open_detector(ModelSpec(uri="builtin:sample"))
+    for size in ((640, 480), (100, 1000)):
+        assert detector.placement.letterbox(*size) == detector.letterbox(*size)
+
+
+@pytest.mark.acceptance("R20")
+def test_poison_is_found_without_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHDET_FAILPOINT", "decode?POISON=abort")
+    spec = replay().spec
+    fatal = Replay(spec, "no digest of any model", "gpu", PLACEMENT).find_fatal(segment([GOOD, POISON, None, GOOD]))
+    assert [(i, error.code) for i, error in fatal.items()] == [(1, "crashed")]
+
+
+def test_canvases_are_replayed_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHDET_FAILPOINT", "infer@2=abort")
+    detector = open_detector(ModelSpec(uri="builtin:sample"))
+    (painted,) = segments_of(SegmentPainter(detector.placement, 10**6).paint(segment([GOOD, GOOD, None, GOOD])))
+    spec = replay().spec
+    fatal = Replay(spec, fetch_model("builtin:sample").sha256, "cpu").find_fatal(painted)
+    assert sorted(fatal) == [1]
