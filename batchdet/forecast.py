@@ -119,7 +119,7 @@ def predict_run(
 
 def pool_of(workers: "Workers") -> Pool:
     """Say who works, as the roofline sees it."""
-    decoders = workers.actors * workers.threads if workers.device == "gpu" else 0
+    decoders = workers.decoders or (workers.actors * workers.threads if workers.device == "gpu" else 0)
     return Pool(workers.device, workers.actors, decoders, workers.readers)
 
 
