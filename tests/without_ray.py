@@ -124,6 +124,7 @@ def _probe(trial: Any, *others: Any) -> SimpleNamespace:
         placement=None,
         runtime="onnxruntime",
         precision="fp32",
+        computed={"runtime": "onnxruntime", "precision": "fp32", "graphs": ""},
         choices={},
         canary={},
         alone=None,
@@ -132,7 +133,7 @@ def _probe(trial: Any, *others: Any) -> SimpleNamespace:
     return SimpleNamespace(device="cpu", reason="", model=model)
 
 
-_WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, threads=1, readers=1)
+_WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, threads=1, readers=1, decoders=0)
 _FAKES: dict[str, Any] = {
     "session": {"ray_session": _no_ray},
     "probe": {"probe_model": _probe, "Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
