@@ -4,7 +4,9 @@ The batch is the default of one, so that canvases are rectangular and fit the ph
 square ones in batches. The model is a checkpoint, an ONNX file, or the folder of an OpenVINO export.
 """
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,9 @@ from ultralytics import YOLO
 
 def main() -> None:
     """Label the folder."""
+    # For more than 1,000 images it imports torchvision, whose NMS an end-to-end head never calls, and which has no build
+    # for torch's CPU wheels.
+    sys.modules.setdefault("torchvision", ModuleType("torchvision"))
     options = arguments()
     model = YOLO(options.model, task="detect")
     rows: list[dict[str, object]] = []

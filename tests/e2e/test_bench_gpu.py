@@ -17,7 +17,7 @@ def test_the_script_measures_on_the_cpu(one_ray: None, shared: Path, tmp_path: P
     what = ["--device", "cpu", "--images", "24", "--models", "yolox_nano_416", "--batches", "4"]
     what += ["--runtimes", "onnxruntime", "tensorrt"]
     where = ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
-    (tmp_path / "README.md").write_text(f"before\n<!-- gpu.py writes from here -->\nold\n<!-- to here -->\nafter\n")
+    (tmp_path / "README.md").write_text("before\n<!-- gpu.py writes from here -->\nold\n<!-- to here -->\nafter\n")
     assert gpu.main([*what, *where]) == 1, "TensorRT is not to be had"
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert len(rows) == 4
