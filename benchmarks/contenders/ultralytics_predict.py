@@ -16,8 +16,8 @@ from ultralytics import YOLO
 
 def main() -> None:
     """Label the folder."""
-    # For more than 1,000 images it imports torchvision, whose NMS an end-to-end head never calls, and which has no build
-    # for torch's CPU wheels.
+    # For more than 1,000 images it imports torchvision, whose NMS an end-to-end head never calls; there is no build of
+    # it for torch's CPU wheels.
     sys.modules.setdefault("torchvision", ModuleType("torchvision"))
     options = arguments()
     model = YOLO(options.model, task="detect")
