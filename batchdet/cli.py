@@ -144,7 +144,7 @@ def plan(
 
 
 def _print_facts(facts: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in facts)
+    width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         print(f"{name.ljust(width)}  {_plain(value)}")  # labels and columns are other people's texts
 

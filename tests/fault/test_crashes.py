@@ -243,7 +243,8 @@ def test_an_actor_killed_every_two_seconds(job: Job, shards: str, tmp_path: Path
 def assert_quiet(driver: Driver) -> None:
     """Assert that a run says what it says and nothing else: no traceback, nothing of Ray's."""
     assert driver.stdout == ""
-    known = ("source: ", "device: ", "batch_rows: ", "model: ", "labelling ", "run ", "error: stopped by ")
+    choices = ("device: ", "batch_rows: ", "model: ", "canvas: ", "segment_rows: ")
+    known = ("source: ", *choices, "predicted: ", "labelling ", "run ", "error: stopped by ")
     for line in driver.stderr.splitlines():
         assert line.startswith(known) or " images (" in line, line
     assert driver.stderr.count("error: ") == 1
