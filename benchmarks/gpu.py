@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from batchdet import open_results
-from batchdet.decode.canvas import paint
+from batchdet.decode.canvas import paint, painted
 from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError
 from batchdet.job import Silent, run_job
@@ -177,7 +177,7 @@ class Bench:
             def work(data: bytes) -> None:
                 rgb = decode_image(data, _ALL)
                 box = detector.letterbox(rgb.shape[1], rgb.shape[0])
-                paint(rgb, box, np.empty((box.canvas[1], box.canvas[0], 3), np.uint8))
+                painted(rgb, box)
 
             with ThreadPoolExecutor(round(cpu_limit()[0])) as pool:
                 times = max(1, min(self.images, 2000) // len(self.photographs))

@@ -9,6 +9,13 @@ from batchdet.geometry.letterbox import Letterbox
 Pixels = npt.NDArray[np.uint8]
 
 
+def painted(rgb: Pixels, letterbox: Letterbox) -> Pixels:
+    """Return an image on a canvas of its own, ``(H, W, 3)`` uint8; arguments and errors as of :func:`paint`."""
+    canvas = np.empty((letterbox.canvas[1], letterbox.canvas[0], 3), np.uint8)
+    paint(rgb, letterbox, canvas)
+    return canvas
+
+
 def paint(rgb: Pixels, letterbox: Letterbox, out: Pixels) -> None:
     """Resize an image into its place on a canvas and fill the rest with the letterbox's gray.
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from batchdet.decode.canvas import Pixels, paint
+from batchdet.decode.canvas import Pixels, painted
 from batchdet.geometry.boxes import iou_matrix
 from batchdet.model.detector import Detector
 from batchdet.records.detections import Detections
@@ -75,8 +75,7 @@ def compare(exact: Detector, fast: Detector, images: Iterable[Pixels], score_thr
     matches: list[tuple[bool, float]] = []
     for rgb in images:
         letterbox = exact.letterbox(rgb.shape[1], rgb.shape[0])
-        canvas = np.empty((1, letterbox.canvas[1], letterbox.canvas[0], 3), np.uint8)
-        paint(rgb, letterbox, canvas[0])
+        canvas = painted(rgb, letterbox)[None]
         found = []
         for detector, taken in zip((exact, fast), times, strict=True):
             if not taken:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from batchdet.decode.canvas import Pixels, paint
+from batchdet.decode.canvas import Pixels, painted
 from batchdet.decode.header import read_header
 from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError, ImageError
@@ -231,9 +231,7 @@ def _canvas(detector: Detector, sample: Sample, spec: JobSpec) -> tuple[Pixels, 
     failpoint("probe.image", sample.data)
     rgb = decode_image(sample.data, spec.source.max_pixels)
     letterbox = detector.letterbox(rgb.shape[1], rgb.shape[0])
-    canvas = np.empty((letterbox.canvas[1], letterbox.canvas[0], 3), np.uint8)
-    paint(rgb, letterbox, canvas)
-    return canvas, letterbox
+    return painted(rgb, letterbox), letterbox
 
 
 class _Groups:
