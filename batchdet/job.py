@@ -17,7 +17,7 @@ from batchdet.specfile import dump_job
 from batchdet.table import commit
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
-from batchdet.table.manifest import Manifest, run_folder
+from batchdet.table.manifest import Manifest, list_runs, run_folder
 from batchdet.table.staging import StagedShard, list_staged
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         account = Account(plan, probed.model, workers, {i: len(shard.segments) for i, shard in staged.items()}, started)
         watcher.say(f"predicted: {account.outlook}")
         lineage = Lineage(
-            run_id=plan.resume_run_id or new_run_id(),
+            run_id=plan.resume_run_id or new_run_id(list_runs(out)),
             name=spec.name,
             fingerprint=plan.fingerprint,
             inventory_digest=inventory.digest,

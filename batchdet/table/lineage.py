@@ -1,13 +1,15 @@
 """Lineage: the digests and versions that made a run, and the fingerprint that says when two runs are the same."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import batchdet
@@ -17,6 +19,7 @@ from batchdet.records.schema import SCHEMA_VERSION
 from batchdet.spec import JobSpec
 from batchdet.table.manifest import run_folder
 
+_RUN_TIME: Final = "%Y%m%d-%H%M%S"
 _PACKAGES: Final = (
     "ray",
     "pyarrow",
@@ -96,9 +99,19 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def new_run_id() -> str:
-    """Return a run id: UTC time to the second, then 4 random hex digits; later runs sort later."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+def new_run_id(earlier: Iterable[str] = ()) -> str:
+    """Return a run id: UTC time to the second, then 4 random hex digits.
+
+    Args:
+        earlier: The ids of the output's runs. The new one sorts after all of them, because the newest rows win by run
+            id: where the clock has not moved on by a second, or goes behind that of an earlier driver, the id's time
+            is the newest run's and a second.
+    """
+    begun = datetime.now(UTC).replace(tzinfo=None)
+    for run_id in earlier:
+        with contextlib.suppress(ValueError, OverflowError):
+            begun = max(begun, datetime.strptime(run_id[:15], _RUN_TIME) + timedelta(seconds=1))
+    return f"{begun.strftime(_RUN_TIME)}-{secrets.token_hex(2)}"
 
 
 def run_date(run_id: str) -> str:

@@ -41,7 +41,7 @@ def told() -> Told:
 def run(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunIt]:
     """Run a job from ``in`` to ``out``; ids are given by a clock of our own, for several runs fall into a second."""
     count = iter(range(10_000))
-    monkeypatch.setattr("batchdet.job.new_run_id", lambda: f"20261123-12{next(count):04d}-abcd")
+    monkeypatch.setattr("batchdet.job.new_run_id", lambda _: f"20261123-12{next(count):04d}-abcd")
     broken.clear()
 
     def run_it(source: Path | str | None = None, fresh: bool = False, **parts: Any) -> Run:

@@ -33,6 +33,15 @@ def test_run_ids_sort_by_time_and_carry_the_date() -> None:
     assert run_date("20261123-120000-abcd") == "2026-11-23"
 
 
+def test_a_run_id_sorts_after_all_earlier_ones_whatever_the_clock_says() -> None:
+    ids: list[str] = ["a-foreign-run", "99991231-235959-abcd"]
+    for _ in range(20):
+        ids.append(new_run_id(ids))
+        assert len(ids[-1]) == 20
+    assert ids[2:] == sorted(ids[2:])
+    assert new_run_id(["20991231-235959-ffff", "20260101-000000-0000"]).startswith("21000101-000000-")
+
+
 def test_fingerprint_changes_with_results_only() -> None:
     base = spec_for("/out")
     same = [
