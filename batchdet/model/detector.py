@@ -12,9 +12,10 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
-from batchdet.model.families import DecodeSettings, Preprocess, Signature
+from batchdet.model.families import DecodeSettings, Signature
 from batchdet.model.onnx_file import read_onnx
 from batchdet.model.placement import Placement
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, load_runtime
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
@@ -72,9 +73,7 @@ class Detector:
         self.labels, self._labels_reason = labels.find_labels(
             spec.labels, metadata, self.family.class_count(self.signature), assume_coco=self.family.name == "detr"
         )
-        self._takes_canvases = self._runtime.take_canvases(
-            self._image.name, self.preprocess.colours, self.preprocess.scale
-        )
+        self._takes_canvases = self._runtime.take_canvases(self._image.name, self.preprocess)
         self._shape = self._canvas_shape()
         self._settings = DecodeSettings(
             spec.score_threshold,
@@ -287,18 +286,20 @@ class Detector:
         return np.concatenate([canvases, np.zeros((batch - count, height, width, 3), np.uint8)])
 
     def _planes(self, canvases: npt.NDArray[np.uint8], batch: int) -> Tensor:
-        """Turn canvases into what the model declares: ``(batch, 3, H, W)`` float32, scaled, in its order of colours."""
+        """Turn canvases into what the model declares: ``(batch, 3, H, W)`` float32, as its preprocessing says."""
         _, height, width, _ = canvases.shape
         size = batch * 3 * height * width
         if self._buffer.size < size:
             self._buffer = np.zeros(size, np.float32)
         tensor = self._buffer[:size].reshape(batch, 3, height, width)
         channels = slice(None) if self.preprocess.colours == "RGB" else slice(None, None, -1)
-        scale = np.float32(self.preprocess.scale)
+        factors, offsets = (part[:, None, None] for part in self.preprocess.affine())
         for canvas, planes in zip(canvases, tensor, strict=False):
             np.copyto(planes, canvas[:, :, channels].transpose(2, 0, 1))  # a third of the time of one np.multiply
-            if scale != 1:
-                planes *= scale
+            if (factors != 1).any():
+                planes *= factors
+            if offsets.any():
+                planes += offsets
         return tensor
 
 

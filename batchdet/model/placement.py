@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from batchdet.geometry.letterbox import Letterbox, rectangle_canvas
-from batchdet.model.families import Preprocess
+from batchdet.model.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError
 from batchdet.machine import private_bytes
-from batchdet.model.families import Preprocess
 from batchdet.model.placement import Placement
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.labeller import load_labeller
 from batchdet.pipeline.painter import SegmentPainter

@@ -15,13 +15,15 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import detector as detectors
 from batchdet.model.cache import engine_folder
 from batchdet.model.detector import Detector, open_detector
-from batchdet.model.runtimes import Colours, Precision, load_runtime, onnxruntime, pinned, tensorrt
+from batchdet.model.preprocess import Preprocess
+from batchdet.model.runtimes import Precision, load_runtime, onnxruntime, pinned, tensorrt
 from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of
 from batchdet.model.runtimes.onnxruntime import Place
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
 from tests import tiny_onnx
 from tests.coco120 import as_rows, detect_all, matched
+from tests.preprocessing import PREPROCESSES, planes_of
 
 BOUND = Place("CPUExecutionProvider", "cpu", True)
 
@@ -35,29 +37,23 @@ def bound(path: Path, precision: Precision = "fp32", **metadata: str) -> onnxrun
     return onnxruntime.OnnxRuntime(str(path), metadata, BOUND, 1, precision)
 
 
-def planes_of(canvases: Any, colours: Colours, scale: float) -> Any:
-    channels = canvases if colours == "RGB" else canvases[..., ::-1]
-    return np.ascontiguousarray(channels.transpose(0, 3, 1, 2) * np.float32(scale), np.float32)
-
-
-@pytest.mark.parametrize("colours", ["RGB", "BGR"])
-@pytest.mark.parametrize("scale", [1.0, 1 / 255])
-def test_the_graph_makes_of_canvases_what_its_input_wants(tmp_path: Path, scale: float, colours: Colours) -> None:
+@pytest.mark.parametrize("preprocess", PREPROCESSES, ids=str)
+def test_the_graph_makes_of_canvases_what_its_input_wants(tmp_path: Path, preprocess: Preprocess) -> None:
     path = tiny_onnx.convolution(tmp_path / "m.onnx")
     plain, runtime = load_runtime("onnxruntime", str(path), "cpu", 1), bound(path)
     canvases = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3), np.uint8)
-    wanted = plain.run({"images": planes_of(canvases, colours, scale)})["features"]
-    np.testing.assert_allclose(runtime.run({"images": planes_of(canvases, colours, scale)})["features"], wanted)
-    assert runtime.take_canvases("images", colours, scale)
+    wanted = plain.run({"images": planes_of(canvases, preprocess)})["features"]
+    np.testing.assert_allclose(runtime.run({"images": planes_of(canvases, preprocess)})["features"], wanted)
+    assert runtime.take_canvases("images", preprocess)
     np.testing.assert_allclose(runtime.run({"images": canvases})["features"], wanted, rtol=1e-5, atol=1e-5)
     assert not runtime._session._enable_fallback, "ONNX Runtime would go on without the provider when a run fails"
     assert [(i.name, i.dtype) for i in runtime.inputs] == [("images", "float32")], "the signature stays the model's own"
-    assert not plain.take_canvases("images", colours, scale), "on a CPU the graph stays as it is"
+    assert not plain.take_canvases("images", preprocess), "on a CPU the graph stays as it is"
 
 
 def test_results_and_shapes_do_not_mix(tmp_path: Path) -> None:
     runtime = bound(tiny_onnx.convolution(tmp_path / "m.onnx"))
-    runtime.take_canvases("images", "RGB", 1.0)
+    runtime.take_canvases("images", Preprocess(scale=1.0))
     sizes = [(1 + i % 3, 8 + 2 * i) for i in range(onnxruntime._MAX_BUFFERS + 4)]
     pictures = [np.full((n, side, 8, 3), 1 + i, np.uint8) for i, (n, side) in enumerate(sizes)]
     first = [runtime.run({"images": picture})["features"] for picture in pictures]
@@ -74,7 +70,7 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
     for precision in ("fp32", "fp16"):
         runtime = bound(path, precision)  # type: ignore[arg-type]
         assert runtime.precision == precision
-        runtime.take_canvases("images", "RGB", 1 / 255)
+        runtime.take_canvases("images", Preprocess())
         found[precision] = runtime.run({"images": canvases})["features"]
     assert found["fp16"].dtype == np.float32
     difference = np.abs(found["fp16"] - found["fp32"]).max()
@@ -240,7 +236,7 @@ def test_tensorrt_opens_the_graph_that_takes_canvases_with_its_engines(
     runtime = onnxruntime.OnnxRuntime(str(path), {"stride": "2"}, place, 1, "fp16", 16)
     assert runtime.name.endswith(", TensorRT 10.9")
     assert asked == [(str(path), ("CUDAExecutionProvider",))], "to look at the outputs, no engine is built"
-    runtime.take_canvases("images", "RGB", 1.0)
+    runtime.take_canvases("images", Preprocess(scale=1.0))
     monkeypatch.setattr(runtime, "_run_bound", lambda feeds, names: [np.zeros(1)] * len(names))
     canvases = {"images": np.zeros((2, 64, 64, 3), np.uint8)}
     runtime.run(canvases)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from batchdet.errors import ClusterError, MissingExtra, ModelError, SpecError
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Runtime, TensorInfo, load_runtime
 from batchdet.model.runtimes.openvino import has_bf16
 from tests import tiny_onnx
+from tests.preprocessing import PREPROCESSES, planes_of
 
 REPOSITORY = Path(__file__).parents[2]
 RUNTIMES = ("onnxruntime", "openvino")
@@ -128,17 +130,15 @@ def test_no_gpu_is_an_error_and_never_the_cpu(name: str, model: Path) -> None:
         load_runtime(name, str(model), "gpu", 1)
 
 
-@pytest.mark.parametrize("colours", ["RGB", "BGR"])
-@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+@pytest.mark.parametrize("preprocess", PREPROCESSES, ids=str)
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_canvases_are_what_the_input_wants(name: str, scale: float, colours: Any, model: Path) -> None:
+def test_canvases_are_what_the_input_wants(name: str, preprocess: Preprocess, model: Path) -> None:
     pytest.importorskip(name)
     runtime = load_runtime(name, str(model), "cpu", 1)
     canvases = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3), np.uint8)
-    channels = canvases if colours == "RGB" else canvases[..., ::-1]
-    planes = np.ascontiguousarray(channels.transpose(0, 3, 1, 2) * np.float32(scale), np.float32)
+    planes = planes_of(canvases, preprocess)
     wanted = runtime.run({"images": planes})["features"]
-    if runtime.take_canvases("images", colours, scale):
+    if runtime.take_canvases("images", preprocess):
         assert runtime.inputs[0].dtype == "float32", "the signature stays the model's own"
         found = runtime.run({"images": canvases})["features"]
     else:
@@ -163,7 +163,7 @@ def test_a_canvas_with_a_graph_of_its_own_gives_the_same(model: Path) -> None:
     pytest.importorskip("openvino")
     shared, own = (load_runtime("openvino", str(model), "cpu", 1, "fp32", graphs) for graphs in ([], [(96, 64)]))
     for runtime in (shared, own):
-        assert runtime.take_canvases("images", "RGB", 1 / 255)
+        assert runtime.take_canvases("images", Preprocess())
     for height, width in ((64, 96), (96, 64), (64, 96)):
         canvas = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
         one, other = (runtime.run({"images": canvas})["features"] for runtime in (shared, own))

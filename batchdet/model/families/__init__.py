@@ -5,12 +5,12 @@ from typing import Final
 
 from batchdet.errors import ModelError
 from batchdet.model.families.detr import Detr
-from batchdet.model.families.family import DecodeSettings, Family, Preprocess, Signature
+from batchdet.model.families.family import DecodeSettings, Family, Signature
 from batchdet.model.families.yolo_dense import YoloDense
 from batchdet.model.families.yolo_end2end import YoloEnd2End
 from batchdet.model.families.yolox import Yolox
 
-__all__ = ["FAMILIES", "DecodeSettings", "Family", "Preprocess", "Signature", "find_family"]
+__all__ = ["FAMILIES", "DecodeSettings", "Family", "Signature", "find_family"]
 
 FAMILIES: Final[dict[str, Family]] = {f.name: f for f in (YoloEnd2End(), YoloDense(), Yolox(), Detr())}
 """Every family by its name."""

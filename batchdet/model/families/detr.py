@@ -6,7 +6,8 @@ import numpy as np
 
 from batchdet.geometry.boxes import clip
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Preprocess, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
 

@@ -2,42 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.boxes import Boxes, area
-from batchdet.geometry.letterbox import PAD_VALUE, Letterbox
+from batchdet.geometry.letterbox import Letterbox
 from batchdet.geometry.nms import nms
-from batchdet.model.runtimes import Colours, Tensor, TensorInfo
+from batchdet.model.preprocess import Preprocess
+from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
 
 _YOLO_STRIDES = ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (4, 8, 16), (16, 32))
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What a family's models expect to be fed.
-
-    Args:
-        colours: Order of the channels.
-        scale: What 0..255 is multiplied with.
-        letterbox: How the image is put on the canvas.
-        pad_value: Gray around the image, 0..255.
-    """
-
-    colours: Colours = "RGB"
-    scale: float = 1 / 255
-    letterbox: Literal["centred", "top_left", "stretch"] = "centred"
-    pad_value: int = PAD_VALUE
-
-    def place(self, source: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
-        """Return the map of an image onto a canvas, both as ``(width_px, height_px)``."""
-        if self.letterbox == "stretch":
-            return Letterbox.stretch(source, canvas)
-        make = Letterbox.centred if self.letterbox == "centred" else Letterbox.top_left
-        return make(source, canvas, self.pad_value)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from batchdet.geometry.boxes import cxcywh_to_xyxy
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.families.family import (
     DecodeSettings,
-    Preprocess,
     Signature,
     best_class,
     candidates,
     detections,
     suppress,
 )
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 

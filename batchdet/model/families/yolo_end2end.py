@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Preprocess, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from batchdet.errors import ClusterError, MissingExtra, SpecError
 from batchdet.model.onnx_file import read_onnx
+from batchdet.model.preprocess import Preprocess
 
 Tensor = npt.NDArray[Any]
 Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Colours = Literal["RGB", "BGR"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,12 @@ class Runtime(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """The model file's own key-value texts."""
 
-    def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
+    def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
         """Have the graph itself turn canvases into what an input wants, where the runtime can.
 
         Args:
             name: The input, declared as float32 ``(N, 3, H, W)``.
-            colours: Order of its channels.
-            scale: What 0..255 is multiplied with.
+            preprocess: What the input wants.
 
         Returns:
             Whether ``run`` takes uint8 ``(N, H, W, 3)`` RGB for this input from now on, instead of what it declares.

@@ -3,7 +3,8 @@
 from typing import Any, Final
 
 from batchdet.errors import ModelError
-from batchdet.model.runtimes import Colours, Device, Tensor, missing, one_line
+from batchdet.model.preprocess import Preprocess
+from batchdet.model.runtimes import Device, Tensor, missing, one_line
 
 _REVERSED: Final = (2, 1, 0)
 
@@ -18,16 +19,15 @@ def on_the_way(name: str) -> tuple[str, str]:
     return f"{name}_float", name
 
 
-def canvas_graph(path: str, name: str, colours: Colours, scale: float, half: bool, device: Device = "gpu") -> bytes:
-    """Put colour order, scale and layout in front of a model.
+def canvas_graph(path: str, name: str, preprocess: Preprocess, half: bool, device: Device = "gpu") -> bytes:
+    """Put colour order, scaling and layout in front of a model.
 
     The model's own nodes stay as they are: what was its input is now computed from uint8 ``(N, H, W, 3)`` RGB.
 
     Args:
         path: The ONNX file.
         name: Its input for images, float32 ``(N, 3, H, W)``.
-        colours: Order of the input's channels.
-        scale: What 0..255 is multiplied with.
+        preprocess: What the input wants.
         half: Compute in fp16; other inputs and all outputs keep their types.
         device: For whom, to name the right extra when a package is missing.
 
@@ -57,13 +57,18 @@ def canvas_graph(path: str, name: str, colours: Colours, scale: float, half: boo
         for ours, its in zip(canvases.type.tensor_type.shape.dim, (batch, height, width), strict=False):
             ours.CopyFrom(its)
         as_float, planes = on_the_way(name)
-        constants: list[tuple[str, Tensor]] = [(f"{name}_scale", np.array(scale, np.float32))]
+        factors, offsets = (part.reshape(1, 3, 1, 1) for part in preprocess.affine())
+        constants: list[tuple[str, Tensor]] = [(f"{name}_factors", factors)]
         steps = [
             helper.make_node("Cast", [canvases.name], [as_float], to=TensorProto.FLOAT),
             helper.make_node("Transpose", [as_float], [f"{name}_planes"], perm=[0, 3, 1, 2]),
-            helper.make_node("Mul", [f"{name}_planes", f"{name}_scale"], [planes]),
+            helper.make_node("Mul", [f"{name}_planes", f"{name}_factors"], [planes]),
         ]
-        if colours == "BGR":
+        if offsets.any():
+            constants.append((f"{name}_offsets", offsets))
+            steps[2].output[0] = f"{name}_scaled"
+            steps.append(helper.make_node("Add", [f"{name}_scaled", f"{name}_offsets"], [planes]))
+        if preprocess.colours == "BGR":
             constants.append((f"{name}_order", np.array(_REVERSED, np.int64)))
             steps[1].output[0] = f"{name}_rgb"
             steps.insert(2, helper.make_node("Gather", [f"{name}_rgb", f"{name}_order"], [f"{name}_planes"], axis=1))

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 from batchdet.errors import ClusterError, ModelError, OutOfDeviceMemory
 from batchdet.model.cache import engine_folder
+from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import (
-    Colours,
     Device,
     Precision,
     Tensor,
@@ -115,12 +115,12 @@ class OnnxRuntime:
         self.inputs = _infos(self._session.get_inputs())
         self.outputs = _infos(self._session.get_outputs())
 
-    def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
-        """Put colour order, scale and layout into the graph on a GPU; on a CPU the graph is used as it is."""
+    def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
+        """Put colour order, scaling and layout into the graph on a GPU; on a CPU the graph is used as it is."""
         if not self._place.bound:
             return False
         half = self.precision == "fp16" and self._place != TENSORRT  # which chooses by itself what it computes in fp16
-        self._graph = canvas_graph(self._path, name, colours, scale, half)
+        self._graph = canvas_graph(self._path, name, preprocess, half)
         self._renamed = {name: canvases_of(name)}
         return True
 

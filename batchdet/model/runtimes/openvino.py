@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from batchdet.errors import ClusterError, ModelError
-from batchdet.model.runtimes import Colours, Device, Precision, Tensor, TensorInfo, missing, one_line
+from batchdet.model.preprocess import Preprocess
+from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, missing, one_line
 
 _PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
 
@@ -77,8 +78,8 @@ class OpenVino:
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._names = [info.name for info in self.outputs]
 
-    def take_canvases(self, name: str, colours: Colours, scale: float) -> bool:
-        """Put colour order, scale and layout into the graph, so that input ``name`` takes uint8 canvases."""
+    def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
+        """Put colour order, scaling and layout into the graph, so that input ``name`` takes uint8 canvases."""
         from openvino import Layout, Type
         from openvino.preprocess import PrePostProcessor
 
@@ -87,9 +88,11 @@ class OpenVino:
             image = steps.input(name)
             image.tensor().set_element_type(Type.u8).set_layout(Layout("NHWC"))
             image.model().set_layout(Layout("NCHW"))
-            if colours == "BGR":
+            if preprocess.colours == "BGR":
                 image.preprocess().reverse_channels()
-            image.preprocess().convert_element_type(Type.f32).scale(1 / scale)
+            steps_to_input = image.preprocess().convert_element_type(Type.f32).scale(1 / preprocess.scale)
+            if preprocess.mean != Preprocess.mean or preprocess.std != Preprocess.std:
+                steps_to_input.mean(list(preprocess.mean)).scale(list(preprocess.std))
             self._model = steps.build()
         except Exception as error:
             raise ModelError(f"OpenVINO cannot feed the model with canvases: {one_line(error)}") from error

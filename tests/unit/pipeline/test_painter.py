@@ -8,8 +8,8 @@ import pytest
 from batchdet.errors import ImageError
 from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector, open_detector
-from batchdet.model.families import Preprocess
 from batchdet.model.placement import Placement
+from batchdet.model.preprocess import Preprocess
 from batchdet.pipeline.isolation import Replay
 from batchdet.pipeline.labeller import SegmentLabeller
 from batchdet.pipeline.painter import SegmentPainter
