@@ -55,12 +55,13 @@ def private_bytes(pid: int) -> int:
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") if fields else 0
 
 
-def shared_memory_bytes() -> int:
-    """Return the size of /dev/shm, where Ray keeps objects; 0 where there is none."""
+def shared_memory_bytes() -> tuple[int, int]:
+    """Return free and total bytes of /dev/shm, where Ray keeps objects; zeros where there is none."""
     try:
-        return shutil.disk_usage("/dev/shm").total
+        usage = shutil.disk_usage("/dev/shm")
     except OSError:
-        return 0
+        return 0, 0
+    return usage.free, usage.total
 
 
 def free_bytes(folder: str) -> tuple[int, int]:

@@ -228,7 +228,7 @@ def _memory() -> list[Check]:
 
 
 def _shared_memory() -> list[Check]:
-    size = shared_memory_bytes()
+    _, size = shared_memory_bytes()
     wanted = min(2 * _GIB, memory_bytes()[0] * 3 // 10)
     found = f"/dev/shm has {size / _GIB:.1f} GiB"
     if size < wanted:

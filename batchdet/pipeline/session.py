@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import batchdet
 from batchdet.errors import ClusterError
-from batchdet.machine import cpu_limit, reachable
+from batchdet.machine import cpu_limit, reachable, shared_memory_bytes
 
 _CONNECT_TIMEOUT_S: Final = 5
 _OBJECT_STORE_MAX_BYTES: Final = 4 * 1024**3
+_SHARED_MIN_BYTES: Final = 300 * 1024**2
+"""Ray wants a third of it at least; where /dev/shm has less, it takes a file instead."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
             "address": "local",
             "num_cpus": usable_cpus(),
             "include_dashboard": False,
-            "object_store_memory": min(_OBJECT_STORE_MAX_BYTES, _shared_memory_bytes() // 3),
+            "object_store_memory": min(_OBJECT_STORE_MAX_BYTES, max(shared_memory_bytes()[0], _SHARED_MIN_BYTES) // 3),
         }
     else:
         options["address"] = address
@@ -135,15 +137,6 @@ def capacity() -> Capacity:
     cpus = tuple(float(node.get("CPU", 0)) for node in nodes)
     gpus = tuple(float(node.get("GPU", 0)) for node in nodes)
     return Capacity(sum(cpus), sum(gpus), len(nodes), cpus, gpus)
-
-
-def _shared_memory_bytes() -> int:
-    try:
-        stat = os.statvfs("/dev/shm")
-        shared = stat.f_frsize * stat.f_bavail
-    except OSError:
-        shared = 2 * 1024**3
-    return max(shared, 300 * 1024**2)
 
 
 def _silence(verbose: bool) -> None:

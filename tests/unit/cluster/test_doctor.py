@@ -88,7 +88,7 @@ def test_memory(monkeypatch: pytest.MonkeyPatch, free: float, state: str) -> Non
 
 
 def test_small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "shared_memory_bytes", lambda: 64 * 1024**2)
+    monkeypatch.setattr(doctor_module, "shared_memory_bytes", lambda: (64 * 1024**2, 64 * 1024**2))
     check = found(doctor(), "shared memory")
     assert check.state == "warn"
     assert "--shm-size=" in check.advice
