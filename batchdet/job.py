@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from batchdet import storage
 from batchdet.errors import OutputError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from batchdet.results.open import Results
 
 
-class Watcher(Protocol):
-    """Is told how a run goes on; what a terminal or a log shows."""
+class Watcher:
+    """Is told how a run goes on; one for a terminal or a log says what it wants of it, this one nothing."""
 
     def say(self, text: str) -> None:
         """Take one line of news."""
@@ -41,25 +41,6 @@ class Watcher(Protocol):
 
     def stop(self) -> None:
         """Learn that the run is over, well or not."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def say(self, text: str) -> None:
-        """Ignore."""
-
-    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
-        """Ignore."""
-
-    def advance(self, images: int, failed: int, size_bytes: int) -> None:
-        """Ignore."""
-
-    def committing(self, images: int) -> None:
-        """Ignore."""
-
-    def stop(self) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +89,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     Raises:
         BatchdetError: See :mod:`batchdet.errors`; nothing was committed then, and what was done is kept.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or Watcher()
     started = time.monotonic()
     spec = in_full(spec)
     out = spec.output.uri

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from batchdet.errors import BatchdetError
+from batchdet.job import Watcher
 
 _LINE_EVERY_S: Final = 10.0
 
@@ -72,7 +73,7 @@ class _Meter:
         return f"{self.rate:.1f} images/s, ETA {self.eta}, {self.failed} failed"
 
 
-class ProgressLog:
+class ProgressLog(Watcher):
     """A watcher that writes a plain line at most every ten seconds."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
@@ -112,11 +113,8 @@ class ProgressLog:
             self._last = time.monotonic()
             self.say(f"committing: {images} images")
 
-    def stop(self) -> None:
-        """Nothing is open."""
 
-
-class ProgressBar:
+class ProgressBar(Watcher):
     """A watcher that draws a bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from batchdet.job import Silent, run_job
+from batchdet.job import Watcher, run_job
 from batchdet.machine import cpu_limit, memory_bytes, private_bytes
 from batchdet.specfile import parse_job
 from benchmarks import plot
@@ -88,7 +88,7 @@ class Look:
 
 
 @dataclass
-class Watch(Silent):
+class Watch(Watcher):
     """Notes when segments are reported, and looks at all processes after a tenth and nine tenths of the images.
 
     Args:

@@ -30,7 +30,7 @@ from batchdet import open_results
 from batchdet.decode.canvas import paint, painted
 from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError
-from batchdet.job import Silent, run_job
+from batchdet.job import Watcher, run_job
 from batchdet.machine import cpu_limit, run_limited
 from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
@@ -99,7 +99,7 @@ class Row:
 
 
 @dataclass
-class Ticks(Silent):
+class Ticks(Watcher):
     """Notes when each segment is staged."""
 
     points: list[tuple[float, int]] = field(default_factory=list)

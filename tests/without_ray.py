@@ -172,10 +172,10 @@ def main() -> None:
     """Run the job that the arguments name."""
     from batchdet.cli import _fail
     from batchdet.errors import BatchdetError
-    from batchdet.job import Silent, run_job
+    from batchdet.job import Watcher, run_job
     from batchdet.specfile import load_job
 
-    class Printing(Silent):
+    class Printing(Watcher):
         def say(self, text: str) -> None:
             print(text, file=sys.stderr)
 

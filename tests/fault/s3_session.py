@@ -119,10 +119,10 @@ class S3Session:
 def _serve() -> None:
     """Be the process: a job a line, an outcome a line."""
     from batchdet.errors import BatchdetError
-    from batchdet.job import Silent, run_job
+    from batchdet.job import Watcher, run_job
     from batchdet.pipeline.session import ray_session
 
-    class Held(Silent):
+    class Held(Watcher):
         def __init__(self, hold: str) -> None:
             self._hold = hold
 

@@ -11,7 +11,7 @@ import pytest
 
 from batchdet import open_results, storage
 from batchdet.errors import SourceError, TooManyFailures
-from batchdet.job import Run, Silent, run_job
+from batchdet.job import Run, Watcher, run_job
 from batchdet.plan import plan_job
 from batchdet.results.query import query
 from batchdet.results.status import status
@@ -23,7 +23,7 @@ from tests.without_ray import broken, job, labelled, without_ray
 RunIt = Callable[..., Run]
 
 
-class Told(Silent):
+class Told(Watcher):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
