@@ -42,8 +42,8 @@ test: $(VENV)/.dev ## run all tests
 test-fast: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not fault'
 
-fault: $(VENV)/.dev ## run the long part of the fault suite: kills, stalls, broken stores (about 40 minutes on 2 cores)
-	$(BIN)/python -m pytest tests/fault -m fault -p no:randomly
+fault: $(VENV)/.dev ## run the long tests: kills, stalls, broken stores, each model from S3 (about 45 minutes on 2 cores)
+	$(BIN)/python -m pytest -m fault -p no:randomly
 
 MINUTES ?= 10
 SEED ?= 1

@@ -17,7 +17,11 @@ REFERENCE_AP = {"yolo26n": 0.403, "yolo11n_320": 0.284, "yolox_nano_416": 0.288,
 Photographs = list[tuple[str, bytes]]
 
 
-@pytest.mark.parametrize("model", REFERENCE_AP)
+@pytest.mark.parametrize(
+    "model",
+    # the contract suite takes each model's AP without a cluster; here one is enough for every landing
+    [pytest.param(m, marks=[] if m == "yolo26n" else [pytest.mark.fault]) for m in REFERENCE_AP],
+)
 def test_ap_of_tar_shards_in_s3(
     model: str, s3: S3Server, run: RunJob, shared: Path, photographs: Photographs, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.acceptance("R20", "R21")
-@pytest.mark.parametrize("decode", ["actor", "stage"])
+@pytest.mark.parametrize("decode", ["actor", pytest.param("stage", marks=pytest.mark.fault)])
 @pytest.mark.parametrize(
     "poison",
     [
