@@ -12,6 +12,7 @@ CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
 FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr"]
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+FeatureKind = Literal["none", "image", "boxes"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -105,6 +106,23 @@ class ModelSpec(_Part):
     max_detections: int = Field(300, ge=1, le=10_000, description="At most this many detections per image.")
     classes: tuple[str | int, ...] | None = Field(
         None, description="Keep only these classes, by label or number; null keeps all."
+    )
+    features: FeatureKind = Field(
+        "none",
+        description="Vectors beside the boxes, pooled from a map inside the model: image adds one to each row of "
+        "images, boxes one to each row of detections.",
+    )
+    features_from: Uri = Field(
+        "auto",
+        description="What features are pooled from: neck, backbone, or a tensor of the graph by its name; auto takes "
+        "the backbone, which finds most again. `batchdet model URI` lists them.",
+    )
+    features_type: Literal["float32", "float16"] = Field(
+        "float32",
+        description="Number format of stored features; float16 takes half the room, and some readers do not know it.",
+    )
+    features_normalised: bool = Field(
+        False, description="Divide each vector by its length, so that a dot product is the cosine."
     )
     labels: Uri | None = Field(
         None,

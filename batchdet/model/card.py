@@ -42,6 +42,8 @@ class ModelCard:
         producer: What wrote the file.
         opset: Version of ONNX's operator set.
         nodes: Nodes of the graph.
+        features: Vectors beside the boxes: kind, type, size, the tensors (name, stride, channels) that they are pooled
+            from and how; empty for none.
         notes: What a reader should know: assumptions, things that are declared but do not work.
     """
 
@@ -77,6 +79,7 @@ class ModelCard:
     opset: int = 0
     nodes: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
+    features: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as JSON-ready data."""
@@ -103,6 +106,7 @@ class ModelCard:
             ("canvas", f"{width} x {height} px, {self.canvas_shape}, stride {self.stride}, {self.letterbox} letterbox"),
             ("colours", self.colours),
             ("free axes", ", ".join(free) or "none"),
+            ("features", self._features()),
             ("labels", f"{len(self.labels)} ({self.labels_reason}): {shown}" if self.labels else self.labels_reason),
             ("description", self.description),
             ("author", self.author),
@@ -112,3 +116,11 @@ class ModelCard:
             *(("note", note) for note in self.notes),
         ]
         return [(heading, text) for heading, text in rows if text]
+
+    def _features(self) -> str:
+        if not self.features:
+            return ""
+        maps = self.features["maps"]
+        levels = "; ".join(f"{m['part']} stride {m['stride']} ({m['name']}, {m['channels']} channels)" for m in maps)
+        each = "each from the level that fits its size: " if self.features["by_size"] and len(maps) > 1 else "from "
+        return f"{self.features['kind']}, {self.features['size']} x {self.features['type']}, {each}{levels}"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from batchdet.model import families, labels
 from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Signature
+from batchdet.model.features import Pooling, choose_pooling
 from batchdet.model.onnx_file import read_onnx
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
@@ -73,6 +75,7 @@ class Detector:
         self.labels, self._labels_reason = labels.find_labels(
             spec.labels, metadata, self.family.class_count(self.signature), assume_coco=self.family.name == "detr"
         )
+        self.pooling = self._pooling()
         self._takes_canvases = self._runtime.take_canvases(self._image.name, self.preprocess)
         self._shape = self._canvas_shape()
         self._settings = DecodeSettings(
@@ -93,6 +96,21 @@ class Detector:
     def placement(self) -> Placement:
         """How it wants images placed."""
         return Placement(self.preprocess, self.canvas, self.stride if self._shape == "rectangle" else None)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What the vectors beside the boxes are, as the card says it; empty for none."""
+        pooling = self.pooling
+        if pooling is None:
+            return {}
+        return {
+            "kind": pooling.kind,
+            "type": self.spec.features_type,
+            "size": pooling.size,
+            "normalised": pooling.normalised,
+            "by_size": pooling.by_size,
+            "maps": [asdict(feature_map) for feature_map in pooling.maps],
+        }
 
     def label(self, class_id: int) -> str:
         """Return the text of a class, ``class_<n>`` when the model has none for it."""
@@ -132,13 +150,29 @@ class Detector:
         for start in range(0, count, max(step, 1)):
             boxes = letterboxes[start : start + step]
             outputs = self._infer(canvases[start : start + step], boxes)
-            with np.errstate(all="ignore"):  # what is not finite is dropped by the family
-                found += self.family.decode(outputs, boxes, self._settings)
+            found += self._decode(outputs, boxes)
         return found
+
+    def _decode(self, outputs: dict[str, Tensor], letterboxes: Sequence[Letterbox]) -> list[Detections]:
+        names = () if self.pooling is None else self.pooling.names
+        tapped = {name: outputs[name] for name in names}
+        own = {name: array for name, array in outputs.items() if name not in tapped}
+        with np.errstate(all="ignore"):  # what is not finite is dropped by the family
+            found = self.family.decode(own, letterboxes, self._settings)
+        return found if self.pooling is None else self.pooling.pool(tapped, letterboxes, found)
 
     def probe(self) -> ModelCard:
         """Return the card; the constructor has already run the model as it will be used."""
         return self.card
+
+    def _pooling(self) -> Pooling | None:
+        """Tap the maps that features are pooled from."""
+        if self.spec.features == "none":
+            return None
+        pooling = choose_pooling(self.spec, self._runtime.anatomy(self.canvas))
+        if pooling is not None:
+            self._runtime.tap(pooling.names)
+        return pooling
 
     def _keeps_best_class(self) -> bool:
         """Have class scores that nobody needs stay on the device, where the runtime can."""
@@ -202,6 +236,7 @@ class Detector:
             opset=info.opsets.get("", info.opsets.get("ai.onnx", 0)),
             nodes=info.node_count,
             notes=tuple(self._notes),
+            features=self.features,
         )
 
     def _full_canvas(self) -> tuple[int, int]:
@@ -259,11 +294,8 @@ class Detector:
     def _works(self, batch: int, canvas: tuple[int, int]) -> bool:
         box = self.preprocess.place(canvas, canvas)
         try:
-            found = self.family.decode(
-                self._infer(np.zeros((batch, canvas[1], canvas[0], 3), np.uint8), [box] * batch),
-                [box] * batch,
-                self._settings,
-            )
+            canvases = np.zeros((batch, canvas[1], canvas[0], 3), np.uint8)
+            found = self._decode(self._infer(canvases, [box] * batch), [box] * batch)
         except (ModelError, ValueError, IndexError):
             return False
         return len(found) == batch

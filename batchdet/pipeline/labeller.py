@@ -1,7 +1,7 @@
 """The step that turns a segment of encoded images into rows: decode, letterbox, infer, one row per image."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, plain_buffer
 from batchdet.pipeline.pictures import Decoder, threads_or_inline
 from batchdet.pipeline.resources import GPU_BATCH_ROWS
 from batchdet.records.detections import Detections
-from batchdet.records.schema import DETECTIONS, IMAGES, MEMBERS, STATUS_FAILED, STATUS_OK, image_id
+from batchdet.records.schema import FEATURES, MEMBERS, STATUS_FAILED, STATUS_OK, image_id, schema_of
 from batchdet.records.segment import LabelledSegment, Segment
 from batchdet.spec import JobSpec
 
@@ -161,12 +161,15 @@ class SegmentLabeller:
             "detection_count": counts,
             "max_score": [float(d.scores.max()) if len(d) else None for d in found],
         }
+        schema = schema_of("images", self._detector.features)
+        if FEATURES in schema.names:
+            made[FEATURES] = _vectors([d.image_features for d in found], schema.field(FEATURES).type)
         columns = [
-            pa.array(made[field.name], field.type) if field.name in made else members[field.name] for field in IMAGES
+            pa.array(made[field.name], field.type) if field.name in made else members[field.name] for field in schema
         ]
         carried = [members.schema.field(i) for i in range(len(MEMBERS), members.num_columns)]
         rows = pa.Table.from_arrays(
-            [*columns, *(members[f.name] for f in carried)], schema=pa.schema([*IMAGES, *carried])
+            [*columns, *(members[f.name] for f in carried)], schema=pa.schema([*schema, *carried])
         )
         return rows, self._detections(ids, found, counts)
 
@@ -185,7 +188,22 @@ class SegmentLabeller:
             pa.array(scores),
             *(pa.array(np.ascontiguousarray(boxes[:, i])) for i in range(4)),
         ]
-        return pa.Table.from_arrays(arrays, schema=DETECTIONS)
+        schema = schema_of("detections", self._detector.features)
+        if FEATURES in schema.names:
+            vectors = [vector for d in found if d.features is not None for vector in d.features]
+            arrays.append(_vectors(vectors, schema.field(FEATURES).type))
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _vectors(vectors: Sequence[npt.NDArray[np.float32] | None], type_: pa.DataType) -> pa.Array:
+    """Make a column of vectors of one length."""
+    room = np.zeros((len(vectors), type_.list_size), type_.value_type.to_pandas_dtype())
+    missing = np.array([vector is None for vector in vectors], bool)
+    for place, vector in zip(room, vectors, strict=True):
+        if vector is not None:
+            place[:] = vector
+    mask = pa.array(missing) if missing.any() else None
+    return pa.FixedSizeListArray.from_arrays(pa.array(room.ravel()), type=type_, mask=mask)
 
 
 def load_labeller(

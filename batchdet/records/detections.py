@@ -17,6 +17,8 @@ class Detections:
         boxes_xyxy: ``(N, 4)`` float32, pixels of the upright original (x_min, y_min, x_max, y_max).
         scores: ``(N,)`` float32 in [0, 1].
         class_ids: ``(N,)`` int32.
+        features: ``(N, D)`` float32, a vector of each detection; None when none were asked for.
+        image_features: ``(D,)`` float32, a vector of the image; likewise.
 
     Raises:
         ValueError: A shape or dtype is different; the message shows it.
@@ -25,6 +27,8 @@ class Detections:
     boxes_xyxy: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     class_ids: npt.NDArray[np.int32]
+    features: npt.NDArray[np.float32] | None = None
+    image_features: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.scores)
@@ -37,6 +41,9 @@ class Detections:
             got = getattr(self, name)
             if got.shape != shape or got.dtype != dtype:
                 raise ValueError(f"Detections.{name} must be {np.dtype(dtype)} {shape}, got {got.dtype} {got.shape}")
+        vectors = self.features
+        if vectors is not None and (vectors.ndim != 2 or len(vectors) != n or vectors.dtype != np.float32):
+            raise ValueError(f"Detections.features must be float32 ({n}, D), got {vectors.dtype} {vectors.shape}")
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -1,7 +1,8 @@
 """Every column of every table: name, Arrow type, unit, meaning. Stated here and nowhere else."""
 
 import hashlib
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -43,6 +44,9 @@ RETRIABLE_CODES: Final = SHARD_CODES | {
     "out_of_memory",
 }
 """Codes of failures that another try may mend, because they need not lie in the image."""
+
+FEATURES: Final = "features"
+"""Name of the column of vectors, in ``images`` or in ``detections``."""
 
 STATUS_OK: Final = "ok"
 STATUS_FAILED: Final = "failed"
@@ -96,6 +100,23 @@ DETECTIONS: Final = pa.schema(
     ]
 )
 """One row per detected object."""
+
+
+def schema_of(table: str, features: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns of a table for a job that may want vectors beside the boxes.
+
+    Args:
+        table: ``images`` or ``detections``.
+        features: What the model's card says of them: ``kind`` (image, boxes), ``type`` (float32, float16) and ``size``;
+            empty for none.
+    """
+    schema = {"images": IMAGES, "detections": DETECTIONS}[table]
+    if not features or table != {"image": "images", "boxes": "detections"}[features["kind"]]:
+        return schema
+    number = {"float32": pa.float32(), "float16": pa.float16()}[features["type"]]
+    vector = pa.list_(pa.field("element", number, nullable=False), features["size"])
+    text = "vector pooled inside the model (model.features); null when the image failed"
+    return schema.append(_field(FEATURES, vector, text, nullable=True))
 
 
 def image_id(shard_uri: str, member: str) -> str:

@@ -7,9 +7,9 @@ from typing import Final, Never
 import pyarrow as pa
 
 from batchdet.errors import SourceError
-from batchdet.records.schema import DETECTIONS, IMAGES
+from batchdet.records.schema import DETECTIONS, FEATURES, IMAGES
 
-RESERVED: Final = frozenset([*IMAGES.names, *DETECTIONS.names, "run_date", "etag", "list_uri"])
+RESERVED: Final = frozenset([*IMAGES.names, *DETECTIONS.names, FEATURES, "run_date", "etag", "list_uri"])
 """Names that batchdet's own tables use; a carried column of that name becomes ``source_NAME``."""
 
 _IMAGE_NAMES: Final = frozenset({"image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data"})

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from batchdet import storage
 from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.failpoint import failpoint
-from batchdet.records.schema import DETECTIONS, IMAGES, RETRIABLE_CODES, SCHEMA_VERSION, SHARD_CODES
+from batchdet.records.schema import RETRIABLE_CODES, SCHEMA_VERSION, SHARD_CODES, schema_of
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.stats import RunStats
@@ -231,9 +231,12 @@ def _gather(
         "batchdet.run_id": run_id,
         "batchdet.model_sha256": str(lineage.model.get("sha256", "")),
     }
-    images = PartWriter(folder, "images", run_id, pa.schema([*IMAGES, *carried]), by, rows, metadata=metadata)
+    schemas = {table: schema_of(table, lineage.model.get("features", {})) for table in TABLES}
+    images = PartWriter(
+        folder, "images", run_id, pa.schema([*schemas["images"], *carried]), by, rows, metadata=metadata
+    )
     detections = PartWriter(
-        folder, "detections", run_id, DETECTIONS, by, rows, sort_by=("class_id",), metadata=metadata
+        folder, "detections", run_id, schemas["detections"], by, rows, sort_by=("class_id",), metadata=metadata
     )
     gathered = _Gathered(RunStats.empty(labels))
     taken = 0

@@ -6,7 +6,7 @@ made, so that ``import batchdet`` needs neither.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from batchdet.errors import ClusterError, MissingExtra, SpecError
 from batchdet.model.onnx_file import read_onnx
 from batchdet.model.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from batchdet.model.anatomy import Anatomy
 
 Tensor = npt.NDArray[Any]
 Device = Literal["cpu", "gpu"]
@@ -90,6 +93,27 @@ class Runtime(Protocol):
 
         Returns:
             Whether that output has ``first`` channels from now on, then the highest class score, then its class.
+        """
+
+    def anatomy(self, canvas: tuple[int, int]) -> "Anatomy":
+        """Find the model's parts and the maps inside it.
+
+        Args:
+            canvas: ``(width_px, height_px)`` for which figures are given.
+
+        Raises:
+            MissingExtra: A package that reads graphs is not installed.
+            ModelError: The graph cannot be read.
+        """
+
+    def tap(self, names: Sequence[str]) -> None:
+        """Have ``run`` return inner tensors, too, from now on; called before :meth:`take_canvases`.
+
+        Args:
+            names: Of maps that :meth:`anatomy` lists.
+
+        Raises:
+            ModelError: The runtime has no such tensor.
         """
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""A model's graph with the way from canvases to its input in front of it, so that uint8 travels to the device."""
+"""A model's graph, changed: uint8 canvases go in, inner tensors come out, the best class is chosen inside."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from batchdet.errors import ModelError
@@ -19,13 +20,45 @@ def on_the_way(name: str) -> tuple[str, str]:
     return f"{name}_float", name
 
 
-def canvas_graph(path: str, name: str, preprocess: Preprocess, half: bool, device: Device = "gpu") -> bytes:
+def with_outputs(path: str, names: Sequence[str], device: Device) -> bytes:
+    """Make outputs of inner tensors.
+
+    Args:
+        path: The ONNX file.
+        names: The tensors, float32.
+        device: For whom, to name the right extra when a package is missing.
+
+    Returns:
+        The new model's bytes; its own outputs come first.
+
+    Raises:
+        MissingExtra: The package onnx is not installed.
+        ModelError: The graph cannot be changed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing("onnx", device) from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+        made = {name for node in model.graph.node for name in node.output}
+        for name in names:
+            if name not in made:
+                raise ValueError(f"it has no tensor {name!r}")
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        data: bytes = model.SerializeToString()
+    except Exception as error:
+        raise ModelError(f"the model's graph cannot be tapped: {one_line(error)}") from error
+    return data
+
+
+def canvas_graph(source: str | bytes, name: str, preprocess: Preprocess, half: bool, device: Device = "gpu") -> bytes:
     """Put colour order, scaling and layout in front of a model.
 
     The model's own nodes stay as they are: what was its input is now computed from uint8 ``(N, H, W, 3)`` RGB.
 
     Args:
-        path: The ONNX file.
+        source: The ONNX file, or its bytes.
         name: Its input for images, float32 ``(N, 3, H, W)``.
         preprocess: What the input wants.
         half: Compute in fp16; other inputs and all outputs keep their types.
@@ -45,7 +78,9 @@ def canvas_graph(path: str, name: str, preprocess: Preprocess, half: bool, devic
     except ImportError as error:
         raise missing("onnx", device) from error
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = (
+            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
+        )
         if half:
             from onnxruntime.transformers.float16 import convert_float_to_float16
 

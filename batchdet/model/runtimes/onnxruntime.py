@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from batchdet.errors import ClusterError, ModelError, OutOfDeviceMemory
+from batchdet.model.anatomy import Anatomy, read_anatomy
 from batchdet.model.cache import engine_folder
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import (
@@ -19,7 +20,7 @@ from batchdet.model.runtimes import (
     one_line,
     tensorrt,
 )
-from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of, canvas_graph, canvases_of
+from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of, canvas_graph, canvases_of, with_outputs
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -92,6 +93,8 @@ class OnnxRuntime:
         self.precision = precision
         self.metadata = metadata
         self._path, self._place, self._largest_batch = path, place, largest_batch
+        self._source: str | bytes = path
+        self._taps: tuple[str, ...] = ()
         if self.provider not in onnxruntime.get_available_providers():
             raise ClusterError(
                 f"compute.device: gpu needs ONNX Runtime's {self.provider}, and the installed {self.name} has none: "
@@ -115,12 +118,23 @@ class OnnxRuntime:
         self.inputs = _infos(self._session.get_inputs())
         self.outputs = _infos(self._session.get_outputs())
 
+    def anatomy(self, canvas: tuple[int, int]) -> Anatomy:
+        """Find the parts in the file's graph."""
+        return read_anatomy(self._path, canvas)
+
+    def tap(self, names: Sequence[str]) -> None:
+        """Make outputs of inner tensors; the file stays as it is."""
+        self._source = with_outputs(self._path, names, "cpu" if self._place.memory == "cpu" else "gpu")
+        self._taps = tuple(names)
+        if not self._place.bound:  # otherwise the session that computes is made of it later
+            self._session = self._open(self._source, self.provider)
+
     def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
         """Put colour order, scaling and layout into the graph on a GPU; on a CPU the graph is used as it is."""
         if not self._place.bound:
             return False
         half = self.precision == "fp16" and self._place != TENSORRT  # which chooses by itself what it computes in fp16
-        self._graph = canvas_graph(self._path, name, preprocess, half)
+        self._graph = canvas_graph(self._source, name, preprocess, half)
         self._renamed = {name: canvases_of(name)}
         return True
 
@@ -137,7 +151,7 @@ class OnnxRuntime:
         if self._graph is not None:
             self._session = self._open_graph(self._graph, feeds)
             self._graph = None
-        names = [o.name for o in self.outputs]
+        names = [*(o.name for o in self.outputs), *self._taps]
         inside = [self._renamed.get(name, name) for name in names]
         try:
             if self._place.bound:

@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from batchdet.errors import ClusterError, ModelError
+from batchdet.model.anatomy import Anatomy, read_anatomy
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, missing, one_line
 
@@ -74,9 +75,23 @@ class OpenVino:
             raise ModelError(f"OpenVINO cannot load the model: {one_line(error)}") from error
         if precision == "bf16" and "BF16" not in capabilities:
             raise ClusterError("model.precision: bf16, but this processor has no bf16 arithmetic; take fp32 or auto")
+        self._path = path
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._names = [info.name for info in self.outputs]
+
+    def anatomy(self, canvas: tuple[int, int]) -> Anatomy:
+        """Find the parts in the file's graph."""
+        return read_anatomy(self._path, canvas)
+
+    def tap(self, names: Sequence[str]) -> None:
+        """Make outputs of inner tensors."""
+        try:
+            self._model.add_outputs(list(names))
+        except Exception as error:
+            raise ModelError(f"OpenVINO has no such tensor inside the model: {one_line(error)}") from error
+        self._names = [info.name for info in self.outputs] + list(names)
+        self._requests.clear()
 
     def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
         """Put colour order, scaling and layout into the graph, so that input ``name`` takes uint8 canvases."""

@@ -1,0 +1,245 @@
+"""The anatomy of a detector: which of its nodes are backbone, neck and head, found in the graph alone.
+
+A detector's graph shows its parts. What a backbone computes does not depend on anything that was enlarged; the neck is
+where maps of several strides meet, the coarser ones enlarged first; heads leave the plane and never come back to it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from batchdet.model.onnx_graph import Node, OnnxGraph, read_graph
+
+PartName = Literal["backbone", "neck", "head"]
+PARTS: Final[tuple[PartName, ...]] = ("backbone", "neck", "head")
+_UPSAMPLING: Final = frozenset({"Resize", "Upsample", "ConvTranspose"})
+_MERGING: Final = frozenset({"Add", "Concat", "Sum"})
+_POINTWISE: Final = frozenset(
+    {"Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Clip", "Elu", "Gelu", "Softplus", "Mish"}
+    | {"BatchNormalization", "Exp", "PRelu", "QuickGelu", "Swish"}
+)
+_ASKING: Final = frozenset({"Shape", "Size"})
+_STRIDES: Final = (2, 4, 8, 16, 32, 64, 128)
+_BACKBONE_SCOPE: Final = "backbone"
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A tensor ``(N, channels, H / stride, W / stride)`` on the way through a detector.
+
+    Args:
+        part: What computes it.
+        name: The tensor's name in the graph.
+        stride: Canvas pixels for one cell.
+        channels: Its width.
+    """
+
+    part: PartName
+    name: str
+    stride: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part costs.
+
+    Args:
+        name: Which one.
+        parameters: Numbers learned.
+        gflops: 10^9 operations for one image on the canvas, a multiplication and an addition counted as two;
+            convolutions and matrix products only.
+    """
+
+    name: PartName
+    parameters: int
+    gflops: float
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a detector.
+
+    Args:
+        canvas: ``(width_px, height_px)`` for which the figures stand.
+        maps: Stages of the backbone, finest first, then levels of the neck, finest first.
+        parts: Costs; one part "backbone" alone where the graph shows no neck.
+        outputs: The head's outputs: name and shape for one image, None where a length is not known.
+        plane: All maps inside the graph, in its order.
+    """
+
+    canvas: tuple[int, int]
+    maps: tuple[FeatureMap, ...]
+    parts: tuple[Part, ...]
+    outputs: tuple[tuple[str, tuple[int | None, ...]], ...]
+    plane: tuple[FeatureMap, ...]
+
+    def of(self, part: PartName) -> tuple[FeatureMap, ...]:
+        """Return the maps of a part, finest first."""
+        return tuple(m for m in self.maps if m.part == part)
+
+
+def read_anatomy(path: str, canvas: tuple[int, int]) -> Anatomy:
+    """Find the parts of the detector in an ONNX file.
+
+    Args:
+        path: A local file, checked by :func:`batchdet.model.onnx_file.read_onnx`.
+        canvas: ``(width_px, height_px)``.
+
+    Raises:
+        MissingExtra: The package onnx is not installed.
+        ModelError: The graph cannot be read.
+    """
+    return _Dissection(read_graph(path, canvas), canvas).anatomy()
+
+
+class _Dissection:
+    """A graph with what follows from its shapes."""
+
+    def __init__(self, graph: OnnxGraph, canvas: tuple[int, int]) -> None:
+        self.graph, self.canvas = graph, canvas
+        self.maps = {name: stride for name in graph.place if (stride := self._stride(name))}
+        self.plane = graph.before(self.maps)  # what leads to a map; the rest has left for good
+        self.upsamplers = [n for n in graph.nodes if n.kind in _UPSAMPLING and self._enlarges(n)]
+        self.enlarged = graph.after(n.output for n in self.upsamplers)
+        self.merges = [n for n in graph.nodes if n.kind in _MERGING and n.output in self.maps and self._meets(n)]
+
+    def anatomy(self) -> Anatomy:
+        """Put the findings together."""
+        stages = self._stages()
+        levels = self._levels(stages)
+        maps = [self._map("backbone", stages[s]) for s in sorted(stages)]
+        maps += [self._map("neck", levels[s]) for s in sorted(levels)]
+        backbone = self.graph.before(stages.values())
+        neck = self.graph.before(levels.values()) - backbone
+        sets: dict[PartName, set[str]] = {
+            "backbone": backbone,
+            "neck": neck,
+            "head": set(self.graph.place) - backbone - neck,
+        }
+        parts = tuple(Part(name, *self.graph.cost(sets[name])) for name in PARTS if sets[name])
+        part_of = {name: part for part, names in sets.items() for name in names}
+        outputs = {name for name, _ in self.graph.outputs}
+        inner = [name for name in self.graph.place if name in self.maps and name not in outputs]
+        plane = tuple(self._map(part_of[name], name) for name in inner)
+        return Anatomy(self.canvas, tuple(maps), parts, self.graph.outputs, plane)
+
+    def _map(self, part: PartName, name: str) -> FeatureMap:
+        return FeatureMap(part, name, self.maps[name], self.graph.shapes[name][1] or 0)
+
+    def _stride(self, name: str) -> int:
+        """Return the stride of a map over the whole canvas; 0 for other tensors."""
+        shape = self.graph.shapes.get(name, ())
+        if len(shape) != 4 or shape[0] != 1 or not shape[1]:
+            return 0
+        width, height = self.canvas
+        return next((s for s in _STRIDES if (width // s, height // s) == (shape[3], shape[2])), 0)
+
+    def _enlarges(self, node: Node) -> bool:
+        source = self.maps.get(node.inputs[0], 0)
+        return 0 < self.maps.get(node.output, 0) < source
+
+    def _meets(self, node: Node) -> bool:
+        """Tell whether a node joins an enlarged map with one that is not."""
+        sides = {name in self.enlarged for name in node.inputs if name in self.maps}
+        return sides == {True, False}
+
+    def _stages(self) -> dict[int, str]:
+        """Find the last map of the backbone at each stride."""
+        scoped = [n.output for n in self.graph.nodes if _BACKBONE_SCOPE in n.scope and n.output in self.maps]
+        if scoped:
+            return {self.maps[name]: name for name in scoped}
+        ends = [name for n in self.merges for name in n.inputs if name in self.maps and name not in self.enlarged]
+        ends += [n.inputs[0] for n in self.upsamplers if n.inputs[0] not in self.enlarged]
+        ends = [self._without_adapter(name, lambda into, out: out < into) for name in ends]
+        last: dict[int, str] = {}
+        for name in sorted(ends, key=self.graph.place.__getitem__):
+            last[self.maps[name]] = name
+        if not last:  # no neck: maps that never leave the plane are all the backbone there is
+            plane = [name for name in self.maps if name not in self.enlarged and not self._is_branch(name)]
+            return self._last_by_stride(plane)
+        finest = min(last)
+        before = self.graph.before([last[finest]])
+        coarser = {s: n for s, n in self._last_by_stride(n for n in self.maps if n in before).items() if s < finest}
+        return coarser | last
+
+    def _last_by_stride(self, names: Iterable[str]) -> dict[int, str]:
+        return {self.maps[name]: name for name in sorted(names, key=self.graph.place.__getitem__)}
+
+    def _is_branch(self, name: str) -> bool:
+        """Tell whether a map only leads off the plane, as those of heads do."""
+        return not any(user.output in self.plane for user in self.graph.users.get(name, ()))
+
+    def _without_adapter(self, name: str, fits: Callable[[int, int], bool]) -> str:
+        """Go back before a 1 x 1 convolution that only changes a finished map's channels, and what follows it.
+
+        One behind a Concat closes a block; one behind a map is a lateral or a stem, which belongs to what it feeds.
+        """
+        at = name
+        for _ in range(4):
+            node = self.graph.maker.get(at)
+            if node is None:
+                return name
+            if node.kind == "Conv":
+                source = node.inputs[0]
+                made = self.graph.maker.get(source)
+                closes = made is None or made.kind in _MERGING or source not in self.maps
+                into, out = (self.graph.shapes[n][1] or 0 for n in (source, at) if n in self.maps)
+                return source if node.kernel == (1, 1) and node.group == 1 and not closes and fits(into, out) else name
+            if node.kind not in _POINTWISE:
+                return name
+            inputs = [n for n in node.inputs if n in self.maps]
+            at = min(inputs, key=self.graph.place.__getitem__)
+        return name
+
+    def _levels(self, stages: Mapping[int, str]) -> dict[int, str]:
+        """Find the last map of each stride that all branches of the head share there."""
+        if not self.upsamplers:
+            return {}
+        levels = {}
+        for stride in sorted(set(self.maps.values())):
+            ends = self._leaves(stride)
+            if not ends:
+                continue
+            shared = set.intersection(*(self.graph.before([end]) for end in ends))
+            backbone = self.graph.before(stages.values())
+            found = [n for n in shared if self.maps.get(n) == stride and n not in backbone]
+            if not found:
+                continue
+            last = max(found, key=self.graph.place.__getitem__)
+            levels[stride] = self._without_adapter(self._without_prediction(last, ends), lambda into, out: out <= into)
+        return levels
+
+    def _leaves(self, stride: int) -> list[str]:
+        """List the maps of a stride with which branches leave the plane for good."""
+        leaving = [
+            name
+            for name, its in self.maps.items()
+            if its == stride and any(map(self._leaves_the_plane, self.graph.users.get(name, ())))
+        ]
+        return [part for name in leaving for part in self._joined(name)]
+
+    def _leaves_the_plane(self, node: Node) -> bool:
+        return node.kind not in _ASKING and node.output not in self.plane
+
+    def _joined(self, name: str) -> list[str]:
+        """Return the maps that a last Concat has put side by side."""
+        node = self.graph.maker.get(name)
+        if node is not None and node.kind == "Concat":
+            return [part for source in node.inputs if source in self.maps for part in self._joined(source)]
+        return [name]
+
+    def _without_prediction(self, last: str, ends: Sequence[str]) -> str:
+        """Go back before the convolution that predicts, where a level has one branch alone."""
+        node = self.graph.maker.get(last)
+        alone = list(ends) == [last]
+        return node.inputs[0] if alone and node is not None and node.kind == "Conv" else last
+
+
+def describe(anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Return one row for each part: its maps and what it costs, as plain data."""
+    rows = []
+    for part in anatomy.parts:
+        maps = [{"name": m.name, "stride": m.stride, "channels": m.channels} for m in anatomy.of(part.name)]
+        rows.append({"part": part.name, "maps": maps, "parameters": part.parameters, "gflops": round(part.gflops, 4)})
+    return rows
