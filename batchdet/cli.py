@@ -34,6 +34,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray speak too.")]
 RunId = Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="A certain run; default: the newest.")]
 
+VectorRun = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN_ID", help="Only this run; default: all whose vectors can be compared."),
+]
+SheetDir = Annotated[
+    str | None,
+    typer.Option("--pictures", metavar="DIR", help="Also write them as pictures here; a path or any fsspec URI."),
+]
+
+_MOST_PICTURES = 60
 _RUN, _LOOK, _SET_UP, _CLUSTER = "Run a job", "Look at results", "Set up", "On a cluster"
 
 
@@ -287,17 +297,83 @@ def evaluate(
     _print_json(found.to_dict()) if as_json else render_evaluation(found, _console())
 
 
+@app.command(rich_help_panel=_LOOK)
+def similar(
+    out: Out,
+    image: Annotated[str, typer.Argument(metavar="IMAGE_ID|FILE", help="An image of the tables, or any image file.")],
+    box: Annotated[
+        int, typer.Option("--box", min=0, help="Where boxes have vectors: the rank by score of the one meant.")
+    ] = 0,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many.")] = 10,
+    run_id: VectorRun = None,
+    pictures: SheetDir = None,
+    as_json: Json = False,
+) -> None:
+    """Find the images, or boxes, most like one (of a run with model.features)."""
+    from batchdet.results.similar import find_similar, render_similar
+
+    found = find_similar(out, image, box, top, run_id)
+    _print_json(found.to_dict()) if as_json else render_similar(found, _console())
+    _note_passed_over(found.passed_over)
+    if pictures is not None:
+        _write_sheet(out, pictures, [(n.run_id, n.image_id, n.detection_index) for n in found.neighbours])
+
+
+@app.command(rich_help_panel=_LOOK)
+def duplicates(
+    out: Out,
+    min_similarity: Annotated[
+        float, typer.Option("--min-similarity", min=0, max=1, help="From this cosine on, images count as the same.")
+    ] = 0.97,
+    run_id: VectorRun = None,
+    pictures: SheetDir = None,
+    as_json: Json = False,
+) -> None:
+    """List groups of images that are all but the same (of a run with model.features: image)."""
+    from batchdet.progress import counting
+    from batchdet.results.duplicates import find_duplicates, render_duplicates
+
+    with counting("comparing", 1) as progress:
+        found = find_duplicates(out, min_similarity, run_id, progress)
+    _print_json(found.to_dict()) if as_json else render_duplicates(found, _console())
+    _note_passed_over(found.passed_over)
+    if pictures is not None:
+        members = [member for group in found.groups for member in group]
+        _write_sheet(out, pictures, [(m.run_id, m.image_id, None) for m in members[:_MOST_PICTURES]])
+
+
+def _note_passed_over(runs: tuple[str, ...]) -> None:
+    if runs:
+        print(f"left out, as their vectors are of another model or made otherwise: {', '.join(runs)}", file=sys.stderr)
+
+
+def _write_sheet(out: str, folder: str, chosen: list[tuple[str, str, int | None]]) -> None:
+    from batchdet.results.pictures import write_pictures
+
+    written = write_pictures(
+        out, folder, min_score=0.0 if any(c[2] is not None for c in chosen) else 0.4, chosen=chosen
+    )
+    for sentence in written.skipped:
+        print(f"no picture: {_plain(sentence)}", file=sys.stderr)
+    print(f"pictures: {written.summary()}", file=sys.stderr)
+
+
 @app.command(rich_help_panel=_SET_UP)
 def model(
     uri: Annotated[str, typer.Argument(help="An ONNX file, any fsspec URI, or builtin:sample.")],
     as_json: Json = False,
 ) -> None:
-    """Say what a model is: family, inputs, outputs, labels, canvas, licence."""
+    """Say what a model is: its anatomy, family, inputs, outputs, labels, canvas, licence."""
     from batchdet.model.detector import open_detector
     from batchdet.spec import ModelSpec
 
-    card = open_detector(ModelSpec(uri=uri)).card
-    _print_json(card.to_dict()) if as_json else _print_facts(card.describe())
+    detector = open_detector(ModelSpec(uri=uri))
+    card, anatomy = detector.card, detector.anatomy
+    if as_json:
+        _print_json(card.to_dict() | {"anatomy": anatomy.to_dict()})
+    else:
+        print("\n".join(map(_plain, anatomy.describe())), end="\n\n")
+        _print_facts(card.describe())
 
 
 @app.command(rich_help_panel=_SET_UP)

@@ -64,7 +64,7 @@ class Anatomy:
         canvas: ``(width_px, height_px)`` for which the figures stand.
         maps: Stages of the backbone, finest first, then levels of the neck, finest first.
         parts: Costs; one part "backbone" alone where the graph shows no neck.
-        outputs: The head's outputs: name and shape for one image, None where a length is not known.
+        outputs: The graph's outputs: name and shape for one image, None where a length is not known.
         plane: All maps inside the graph, in its order.
     """
 
@@ -77,6 +77,35 @@ class Anatomy:
     def of(self, part: PartName) -> tuple[FeatureMap, ...]:
         """Return the maps of a part, finest first."""
         return tuple(m for m in self.maps if m.part == part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, without the plane."""
+        parts = {
+            part.name: {
+                "maps": [{"name": m.name, "stride": m.stride, "channels": m.channels} for m in self.of(part.name)],
+                "parameters": part.parameters,
+                "gflops": round(part.gflops, 4),
+            }
+            for part in self.parts
+        }
+        return {"canvas_px": list(self.canvas), "parts": parts}
+
+    def describe(self) -> list[str]:
+        """Draw the parts as lines of text: stages, levels, outputs, and what each part costs."""
+        width, height = self.canvas
+        lines = [f"{f'anatomy at {width} x {height} px':<34}{'parameters':>14}{'GFLOPs':>10}"]
+        for part in self.parts:
+            lines.append(f"{part.name:<34}{part.parameters:>14,}{part.gflops:>10.2f}")
+            for m in self.of(part.name):
+                size = f"{width // m.stride} x {height // m.stride}"
+                lines.append(f"  stride {m.stride:<4}{m.channels:>5} channels  {size:>11}  {m.name}")
+            if part.name == "head" or len(self.parts) == 1:
+                lines += [
+                    f"  output {name} [{', '.join('?' if n is None else str(n) for n in shape)}]"
+                    for name, shape in self.outputs
+                ]
+        total = sum(part.parameters for part in self.parts), sum(part.gflops for part in self.parts)
+        return [*lines, f"{'in all':<34}{total[0]:>14,}{total[1]:>10.2f}"]
 
 
 def read_anatomy(path: str, canvas: tuple[int, int]) -> Anatomy:
@@ -234,12 +263,3 @@ class _Dissection:
         node = self.graph.maker.get(last)
         alone = list(ends) == [last]
         return node.inputs[0] if alone and node is not None and node.kind == "Conv" else last
-
-
-def describe(anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Return one row for each part: its maps and what it costs, as plain data."""
-    rows = []
-    for part in anatomy.parts:
-        maps = [{"name": m.name, "stride": m.stride, "channels": m.channels} for m in anatomy.of(part.name)]
-        rows.append({"part": part.name, "maps": maps, "parameters": part.parameters, "gflops": round(part.gflops, 4)})
-    return rows

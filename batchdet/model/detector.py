@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
+from batchdet.model.anatomy import Anatomy
 from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Signature
@@ -96,6 +97,13 @@ class Detector:
     def placement(self) -> Placement:
         """How it wants images placed."""
         return Placement(self.preprocess, self.canvas, self.stride if self._shape == "rectangle" else None)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The model's parts: backbone, neck, head, with what they cost on the canvas."""
+        found = self._runtime.anatomy(self.canvas)
+        seen = {info.name: info.shape for info in self.signature.outputs}
+        return replace(found, outputs=tuple((name, seen.get(name, shape)) for name, shape in found.outputs))
 
     @property
     def features(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from batchdet.errors import SpecError
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.anatomy import Anatomy, FeatureMap
+from batchdet.model.anatomy import Anatomy, FeatureMap, PartName
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
@@ -93,8 +93,8 @@ def choose_pooling(spec: ModelSpec, anatomy: Anatomy) -> Pooling | None:
     """Choose the maps that ``model.features`` and ``model.features_from`` mean; None for no features.
 
     Of a part, images are pooled from the deepest map, boxes from those of stride 8 and up. ``auto`` takes the backbone:
-    on the 120 photographs of COCO all models find more of them again by it, and more boxes of one class in other images,
-    than by the neck, whose maps are made for where and what but not for which (benchmarks/README.md).
+    by it all models find more of 120 photographs again, and more boxes of one class in other images, than by the neck,
+    whose maps are made for where and what but not for which (benchmarks/README.md).
 
     Raises:
         SpecError: The model has no such part, or no such map.
@@ -103,11 +103,12 @@ def choose_pooling(spec: ModelSpec, anatomy: Anatomy) -> Pooling | None:
         return None
     asked = spec.features_from
     if asked in ("auto", "backbone", "neck"):
-        maps = anatomy.of("neck" if asked == "neck" else "backbone")
+        part: PartName = "neck" if asked == "neck" else "backbone"
+        maps = anatomy.of(part)
         if not maps:
             raise SpecError(
-                f"model.features_from: {asked}, but no {'backbone' if asked == 'auto' else asked} is found in the model's graph; name a tensor "
-                "`(N, C, H, W)` of it"
+                f"model.features_from: {asked}, but no {part} is found in the model's graph; name one of its tensors "
+                "(N, C, H, W)"
             )
         if spec.features == "image":
             maps = maps[-1:]

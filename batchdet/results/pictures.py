@@ -18,6 +18,8 @@ from batchdet.source.reader import read_image
 from batchdet.spec import SourceSpec
 
 Reader = Callable[[SourceSpec, str, str, str, int], bytes]
+Chosen = tuple[str, str, int | None]
+"""run_id, image_id, and the rank of the detection that is meant, or None for all."""
 
 _MAX_CLASSES: Final = 200
 _MAX_GAIN: Final = 3
@@ -69,6 +71,7 @@ def write_pictures(
     count: int = 12,
     read: Reader = read_image,
     min_score: float = MIN_SCORE,
+    chosen: Sequence[Chosen] | None = None,
 ) -> Pictures:
     """Write annotated pictures and a contact sheet.
 
@@ -81,6 +84,7 @@ def write_pictures(
         count: At most this many pictures.
         read: Fetches an image again: (source, uri, shard_uri, member, position) -> bytes.
         min_score: Only boxes with at least this score are drawn; the tables hold many that the model hardly believes.
+        chosen: Draw these, in this order, instead of a choice of ``count``.
 
     Raises:
         OutputError: There is no such output or run, or its files cannot be read.
@@ -89,7 +93,10 @@ def write_pictures(
     results = open_results(uri, run)
     folder = storage.normalize(folder)
     with readable(results.uri):
-        rows = _rows_of(results, choose_images(results, count, min_score), min_score)
+        if chosen is None:
+            rows = _rows_of(results, choose_images(results, count, min_score), min_score)
+        else:
+            rows = _only(_rows_of(results, [(one[0], one[1]) for one in chosen], min_score), chosen)
     skipped: list[str] = []
     left_out: list[int] = []
     files: list[str] = []
@@ -193,6 +200,14 @@ def _rows_of(results: Results, chosen: Sequence[tuple[str, str]], min_score: flo
         else:
             of["left_out"] += 1
     return [rows[key] for key in chosen]
+
+
+def _only(rows: Sequence[dict[str, Any]], chosen: Sequence[Chosen]) -> list[dict[str, Any]]:
+    """Leave of each image's detections the one that is meant, where one is."""
+    return [
+        row if index is None else {**row, "found": [d for d in row["found"] if d["detection_index"] == index]}
+        for row, (_, _, index) in zip(rows, chosen, strict=True)
+    ]
 
 
 def _fetch(

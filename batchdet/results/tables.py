@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from batchdet import storage
 from batchdet.errors import OutputError
-from batchdet.records.schema import DETECTIONS, IMAGES
+from batchdet.records.schema import DETECTIONS, FEATURES, IMAGES
 from batchdet.table.manifest import Manifest, PartFile
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ class RunTables:
             pa.schema([f for f in schema.remove_metadata() if f.name not in self.partition_columns])
             for schema in self._in_files
         ]
+        vectors = {schema.field(FEATURES).type for schema in plain if FEATURES in schema.names}
+        if len(vectors) > 1:  # of several models: none of their lengths is that of all
+            plain = [_with_free_vectors(schema) for schema in plain]
         try:
             fields = pa.unify_schemas(plain, promote_options="permissive")
         except pa.ArrowTypeError as error:
@@ -153,6 +156,13 @@ class RunTables:
         files = ", ".join(quote_text(uri) for uri in uris)
         options = "hive_partitioning = true, hive_types_autocast = false"
         return f"SELECT {', '.join(columns)} FROM read_parquet([{files}], {options})"
+
+
+def _with_free_vectors(schema: pa.Schema) -> pa.Schema:
+    if FEATURES not in schema.names:
+        return schema
+    free = schema.field(FEATURES).with_type(pa.list_(pa.float32()))
+    return schema.set(schema.get_field_index(FEATURES), free)
 
 
 def _columnar_filesystem(uri: str) -> tuple[Any, str]:

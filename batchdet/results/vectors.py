@@ -1,0 +1,146 @@
+"""Vectors of committed runs: which of them can be compared, and the vector of an image that is asked about."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from batchdet import storage
+from batchdet.decode.canvas import painted
+from batchdet.decode.image import decode_image
+from batchdet.errors import ImageError, OutputError, SpecError
+from batchdet.model.detector import Detector, open_detector
+from batchdet.records.detections import Detections
+from batchdet.results.open import Results, open_results, readable
+from batchdet.results.record import read_record, read_spec
+from batchdet.results.tables import TableName, quote_text
+
+Vector = npt.NDArray[np.float32]
+_IMAGE_ID: Final = re.compile(r"[0-9a-f]{32}")
+_HOW: Final = "run the job with --set model.features=image (or boxes)"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of one model, made in one way, so that they can be compared.
+
+    Args:
+        results: The output with all its runs, so that each image counts once.
+        run_ids: The runs that hold such vectors, oldest first.
+        features: What the model's card says of them.
+        passed_over: Runs whose vectors are others.
+    """
+
+    results: Results
+    run_ids: tuple[str, ...]
+    features: dict[str, Any]
+    passed_over: tuple[str, ...]
+
+    @property
+    def kind(self) -> Literal["image", "boxes"]:
+        """Whether images or detections have vectors."""
+        kind: Literal["image", "boxes"] = self.features["kind"]
+        return kind
+
+    @property
+    def table(self) -> TableName:
+        """The table that holds them."""
+        return "images" if self.kind == "image" else "detections"
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
+        return int(self.features["size"])
+
+    @property
+    def condition(self) -> str:
+        """SQL that holds for rows with such a vector."""
+        return f"run_id IN ({', '.join(map(quote_text, self.run_ids))}) AND features IS NOT NULL"
+
+
+def open_vectors(uri: str, run: str | None = None) -> Vectors:
+    """Find the vectors of an output: those of its newest run that has any, and of all runs that made them alike.
+
+    Args:
+        uri: The output's folder.
+        run: Take the vectors of this run, and of no other.
+
+    Raises:
+        OutputError: There is no such output or run, or it holds no vectors.
+    """
+    results = open_results(uri, run)
+    made = {m.run_id: _made(results.uri, m.run_id) for m in results.runs}
+    with_vectors = [run_id for run_id, how in made.items() if how is not None]
+    if not with_vectors:
+        which = f"run {run}" if run else "no run"
+        raise OutputError(f"{results.uri}: {which} holds {'no ' if run else ''}features; {_HOW}")
+    newest = made[with_vectors[-1]]
+    assert newest is not None
+    alike = tuple(run_id for run_id in with_vectors if made[run_id] == newest)
+    others = tuple(run_id for run_id in with_vectors if run_id not in alike)
+    return Vectors(results, alike, newest[1], others)
+
+
+def _made(out: str, run_id: str) -> tuple[str, dict[str, Any]] | None:
+    """Return what vectors depend on: the model's digest, and what is pooled how."""
+    model = read_record(out, run_id, "lineage.json").get("model") or {}
+    return (str(model["sha256"]), model["features"]) if model.get("features") else None
+
+
+def vector_of_row(vectors: Vectors, image_id: str, box: int) -> Vector:
+    """Return the vector that the tables hold of an image, or of its detection of rank ``box``.
+
+    Raises:
+        SpecError: They hold none.
+    """
+    rank = "" if vectors.kind == "image" else f" AND detection_index = {int(box)}"
+    with readable(vectors.results.uri):
+        rows = vectors.results.sql(
+            f"SELECT features FROM {vectors.table} "
+            f"WHERE image_id = {quote_text(image_id)}{rank} AND {vectors.condition}"
+        ).fetchall()
+    if not rows:
+        what = "vector of an image" if vectors.kind == "image" else f"vector of detection {box} of an image"
+        raise SpecError(f"{vectors.results.uri}: there is no {what} {image_id}")
+    return np.array(rows[0][0], np.float32)
+
+
+def vector_of_file(vectors: Vectors, uri: str, box: int) -> Vector:
+    """Run an image through the run's own model with its own settings, and return its vector.
+
+    Raises:
+        SpecError: The file is not there, is no image, or has no detection of rank ``box``.
+        ModelError: The model is not there any more, or is another one.
+    """
+    run_id = vectors.run_ids[-1]
+    spec = read_spec(vectors.results.uri, run_id)
+    lineage = read_record(vectors.results.uri, run_id, "lineage.json")
+    as_computed = {key: lineage["computed"][key] for key in ("runtime", "precision") if lineage.get("computed")}
+    model = spec.model.model_copy(update={"sha256": lineage["model"]["sha256"], **as_computed})
+    try:
+        data = storage.read_bytes(storage.normalize(uri))
+        rgb = decode_image(data, spec.source.max_pixels)
+    except (storage.StorageError, ImageError) as error:
+        raise SpecError(f"{uri} is neither an image id (32 hex digits) nor an image: {error.message}") from error
+    found = detect_one(open_detector(model), rgb)
+    if vectors.kind == "image":
+        assert found.image_features is not None
+        return found.image_features
+    assert found.features is not None
+    if box >= len(found):
+        raise SpecError(f"{uri}: {len(found)} objects are found in it; --box {box} names none of them")
+    vector: Vector = found.features[box]
+    return vector
+
+
+def detect_one(detector: Detector, rgb: npt.NDArray[np.uint8]) -> Detections:
+    """Run one image through a detector."""
+    letterbox = detector.letterbox(rgb.shape[1], rgb.shape[0])
+    return detector.detect(painted(rgb, letterbox)[None], [letterbox])[0]
+
+
+def is_image_id(text: str) -> bool:
+    """Tell whether a text has the form of an image id."""
+    return _IMAGE_ID.fullmatch(text) is not None
