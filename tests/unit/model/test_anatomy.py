@@ -1,0 +1,80 @@
+"""The parts of a detector, found in its graph: as their papers and code describe them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from batchdet.errors import ModelError
+from batchdet.model.anatomy import read_anatomy
+from batchdet.model.cache import BUILTIN_SAMPLE, fetch_model
+from tests import tiny_onnx
+
+# (stride, channels) of the backbone's stages from stride 8 on, of the neck's levels; millions of parameters; GFLOPs
+PUBLISHED = {
+    # ultralytics/cfg/models/26/yolo26.yaml and 11/yolo11.yaml at width 0.25; "YOLO26n summary: 2.4M, 5.4 GFLOPs",
+    # "YOLO11n: 2.6M, 6.5 GFLOPs" at 640 px, of which 320 px are a quarter
+    "yolo26n": (640, [(8, 128), (16, 128), (32, 256)], [(8, 64), (16, 128), (32, 256)], 2.4, 5.4),
+    "yolo11n_320": (320, [(8, 128), (16, 128), (32, 256)], [(8, 64), (16, 128), (32, 256)], 2.6, 6.5 / 4),
+    # CSPDarknet and PAFPN at depth 0.33, width 0.25; "YOLOX-Nano: 0.91M, 1.08 GFLOPs"
+    "yolox_nano_416": (416, [(8, 64), (16, 128), (32, 256)], [(8, 64), (16, 128), (32, 256)], 0.91, 1.08),
+    # HGNetv2 atto without its last stage, lite encoder of 64 channels; "DEIMv2-Atto: 0.49M, 0.76 GFLOPs"
+    "deimv2_atto_320": (320, [(8, 256), (16, 256)], [(16, 64), (32, 64)], 0.49, 0.76),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_detectors(shared: Path, name: str) -> None:
+    canvas, stages, levels, millions, gflops = PUBLISHED[name]
+    anatomy = read_anatomy(str(shared / "models" / f"{name}.onnx"), (canvas, canvas))
+    assert [(m.stride, m.channels) for m in anatomy.of("backbone") if m.stride >= 8] == stages
+    assert [m.stride for m in anatomy.of("backbone") if m.stride < 8] == [2, 4]
+    assert [(m.stride, m.channels) for m in anatomy.of("neck")] == levels
+    assert [part.name for part in anatomy.parts] == ["backbone", "neck", "head"]
+    assert sum(part.parameters for part in anatomy.parts) / 1e6 == pytest.approx(millions, abs=0.03)
+    assert sum(part.gflops for part in anatomy.parts) == pytest.approx(gflops, rel=0.08)
+
+
+def test_the_embedded_detector() -> None:
+    anatomy = read_anatomy(fetch_model(BUILTIN_SAMPLE).path, (320, 256))
+    assert [(m.stride, m.channels) for m in anatomy.of("backbone")][2:] == [(8, 64), (16, 96), (32, 96)]
+    assert [(m.stride, m.channels) for m in anatomy.of("neck")] == [(8, 48), (16, 48), (32, 48)]
+    lines = anatomy.describe()
+    assert lines[0].startswith("anatomy at 320 x 256 px")
+    assert any(line.split()[:6] == ["stride", "32", "96", "channels", "10", "x"] for line in lines)
+    assert set(anatomy.to_dict()["parts"]) == {"backbone", "neck", "head"}
+
+
+def _convolutions(path: Path, widths: list[int], tail: list[onnx.NodeProto], outputs: list[str]) -> Path:
+    """Write a chain of convolutions of stride 2 with ReLU, ``stage0`` and on, and what is hung on to it."""
+    nodes, weights, before = [], [], 3
+    for i, width in enumerate(widths):
+        weights.append(numpy_helper.from_array(np.zeros((width, before, 3, 3), np.float32), f"w{i}"))
+        source = "images" if i == 0 else f"stage{i - 1}"
+        nodes.append(helper.make_node("Conv", [source, f"w{i}"], [f"c{i}"], strides=[2, 2], pads=[1, 1, 1, 1]))
+        nodes[-1].attribute.append(helper.make_attribute("kernel_shape", [3, 3]))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"stage{i}"]))
+        before = width
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    return tiny_onnx.save(path, helper.make_graph([*nodes, *tail], "chain", [images], infos, weights), {})
+
+
+def test_a_detector_without_a_neck_is_backbone_and_head(tmp_path: Path) -> None:
+    flat = [helper.make_node("Flatten", ["stage2"], ["output0"])]
+    anatomy = read_anatomy(str(_convolutions(tmp_path / "m.onnx", [4, 8, 16], flat, ["output0"])), (64, 64))
+    assert [(m.stride, m.channels) for m in anatomy.of("backbone")][:2] == [(2, 4), (4, 8)]
+    assert anatomy.of("neck") == ()
+    parameters = 4 * 3 * 9 + 8 * 4 * 9 + 16 * 8 * 9
+    assert sum(part.parameters for part in anatomy.parts) == parameters
+    flops = 2 * 9 * (32 * 32 * 4 * 3 + 16 * 16 * 8 * 4 + 8 * 8 * 16 * 8)
+    assert sum(part.gflops for part in anatomy.parts) * 1e9 == pytest.approx(flops)
+    assert [m.name for m in anatomy.plane] == ["c0", "stage0", "c1", "stage1", "c2", "stage2"]
+
+
+def test_no_graph_no_anatomy(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07nothing")
+    with pytest.raises(ModelError, match="the graph cannot be read"):
+        read_anatomy(str(tmp_path / "m.onnx"), (64, 64))
