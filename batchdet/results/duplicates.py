@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchdet.errors import OutputError
 from batchdet.results.open import readable
 from batchdet.results.query import escape
 from batchdet.results.similar import count_vectors
@@ -90,11 +89,7 @@ def find_duplicates(
     Raises:
         OutputError: There is no such output or run, or it holds no vectors of images.
     """
-    vectors = open_vectors(uri, run)
-    if vectors.kind != "image":
-        raise OutputError(
-            f"{vectors.results.uri}: its vectors are those of boxes; duplicates needs a run with model.features: image"
-        )
+    vectors = open_vectors(uri, run, "image")
     count = count_vectors(vectors)
     if not count:
         return Duplicates(0, min_similarity, (), vectors.passed_over)

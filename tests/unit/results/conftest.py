@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from batchdet.records.schema import DETECTIONS, IMAGES, image_id
+from batchdet.records.schema import DETECTIONS, image_id, schema_of
 from batchdet.spec import JobSpec, ModelSpec, OutputSpec, SourceSpec
 from batchdet.stats import RunStats
 from batchdet.table.manifest import Manifest, PartFile
@@ -31,6 +31,7 @@ class FakeImage:
         found: ``(class_id, score, x_min, y_min, x_max, y_max)`` each.
         error_code: Set when it failed.
         carried: Columns carried over.
+        vector: Its features, where the run has some.
     """
 
     member: str
@@ -38,6 +39,7 @@ class FakeImage:
     error_code: str | None = None
     carried: tuple[tuple[str, Any], ...] = ()
     size_px: tuple[int, int] = (640, 480)
+    vector: tuple[float, ...] | None = None
 
 
 def some_images(rows: int, seed: int = 0, first: int = 0) -> list[FakeImage]:
@@ -49,6 +51,12 @@ def some_images(rows: int, seed: int = 0, first: int = 0) -> list[FakeImage]:
         failed = n % 7 == 6
         images.append(FakeImage(f"{n:04d}.jpg", () if failed else tuple(boxes), "truncated" if failed else None))
     return images
+
+
+def features_of(images: Sequence[FakeImage]) -> dict[str, Any]:
+    """Return what a card would say of the vectors of some images."""
+    sizes = {len(one.vector) for one in images if one.vector is not None}
+    return {"kind": "image", "type": "float32", "size": max(sizes)} if sizes else {}
 
 
 class FakeOutput:
@@ -71,6 +79,7 @@ class FakeOutput:
         commit: bool = True,
         part_rows: int = 10,
         source: SourceSpec | None = None,
+        model_sha256: str = "ab" * 32,
     ) -> Manifest:
         """Write part files and records of a run, and its manifest when it is to be committed.
 
@@ -112,7 +121,13 @@ class FakeOutput:
             "name": "fake",
             "started_at": manifest.created_at,
             "finished_at": manifest.created_at,
-            "model": {"uri": "builtin:sample", "sha256": "ab" * 32, "family": "yolo_end2end", "runtime": "onnxruntime"},
+            "model": {
+                "uri": "builtin:sample",
+                "sha256": model_sha256,
+                "family": "yolo_end2end",
+                "runtime": "onnxruntime",
+                "features": features_of(images),
+            },
             "versions": {"batchdet": "0.1.0"},
         }
         self._record(run_id, "lineage.json", json.dumps(lineage).encode())
@@ -156,6 +171,7 @@ class FakeOutput:
                     "error_message": None if ok else "it is bad",
                     "detection_count": len(one.found),
                     "max_score": max((d[1] for d in one.found), default=None),
+                    "features": one.vector,
                     **dict(one.carried),
                 }
             )
@@ -166,7 +182,9 @@ class FakeOutput:
                     {**row, "label": labels[int(class_id)], "score": score, **corners, **dict(one.carried)}
                 )
         extra = [(name, pa.array([dict(one.carried).get(name) for one in images])) for name in carried]
-        image_schema = pa.schema([*IMAGES, *((name, array.type) for name, array in extra)])
+        image_schema = pa.schema(
+            [*schema_of("images", features_of(images)), *((name, array.type) for name, array in extra)]
+        )
         detection_schema = pa.schema([*DETECTIONS, *((name, array.type) for name, array in extra)])
         return {
             "images": pa.Table.from_pylist(image_rows, image_schema),
