@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-gpu bench-start bench-bookkeeping bench-growth bench-control-plane wheel clean
+.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-gpu bench-features bench-start bench-bookkeeping bench-growth bench-control-plane wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ $(BENCH_VENV)/.bench: benchmarks/requirements.txt
 
 bench: $(VENV)/.dev $(BENCH_VENV)/.bench ## batchdet and the alternatives side by side (about 25 minutes); BENCH="--only daft"
 	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/compare.py --python $(BENCH_VENV)/bin/python $(BENCH)
+
+bench-features: $(VENV)/.dev ## what features cost and what they find again (two minutes)
+	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/features.py $(BENCH)
 
 bench-gpu: $(VENV)/.dev ## how much of a GPU a run uses; BENCH="--device cpu --images 120 --batches 8" where there is none
 	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/gpu.py $(BENCH)

@@ -145,8 +145,9 @@ class Basis:
             stored_error=alone.stored_bytes.error,
             sampled_bytes=alone.sampled_bytes,
             output_bytes=_IMAGE_ROW_BYTES
+            + alone.image_vector_bytes
             + alone.carried_bytes * _CARRIED_SHARE
-            + alone.detections.mean * _DETECTION_ROW_BYTES,
+            + alone.detections.mean * (_DETECTION_ROW_BYTES + alone.detection_vector_bytes),
             output_fixed_bytes=2 * _PART_FILE_BYTES,
             output_error=math.hypot(min(alone.detections.error, 1.0), _OUTPUT_ERROR),
             start_up_s=start_up_s,

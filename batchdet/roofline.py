@@ -73,6 +73,8 @@ class Alone:
         sampled_bytes: What those images take there of which this is the mean; more than were measured.
         carried_bytes: Text of the columns that are carried over, for an image.
         detections: Objects found in an image.
+        image_vector_bytes: What the features of an image take; 0 without.
+        detection_vector_bytes: Likewise those of a detection.
     """
 
     device: str
@@ -87,6 +89,8 @@ class Alone:
     sampled_bytes: float
     carried_bytes: float
     detections: Spread
+    image_vector_bytes: int = 0
+    detection_vector_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,8 @@ def pool_boxes(plane: Tensor, boxes_xyxy: Vectors, canvas: tuple[int, int]) -> V
     if not len(boxes_xyxy):
         return np.zeros((0, channels), np.float32)
     # bilinear sampling on a grid is a product of two one-dimensional ones
-    rows = np.einsum("nh,chw->ncw", down, plane, optimize=True)
-    vectors: Vectors = np.einsum("ncw,nw->nc", rows, across, optimize=True).astype(np.float32)
+    rows = np.matmul(down, plane)  # (C, N, w)
+    vectors: Vectors = np.einsum("cnw,nw->nc", rows, across).astype(np.float32)
     return vectors
 
 

@@ -224,7 +224,14 @@ def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamp
         sampled_bytes=sum(sample.stored_bytes for sample in samples.images),
         carried_bytes=sum(sample.carried_bytes for sample in samples.images) / len(samples.images),
         detections=detections.spread,
+        image_vector_bytes=_vector_bytes(detector, "image"),
+        detection_vector_bytes=_vector_bytes(detector, "boxes"),
     )
+
+
+def _vector_bytes(detector: Detector, kind: str) -> int:
+    features = detector.features
+    return features["size"] * np.dtype(features["type"]).itemsize if features.get("kind") == kind else 0
 
 
 def _canvas(detector: Detector, sample: Sample, spec: JobSpec) -> tuple[Pixels, Letterbox]:
