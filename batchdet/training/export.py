@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from batchdet.model.nets.backbone import ConvNormAct
 from batchdet.model.nets.detector_net import DetectorNet
+from batchdet.model.nets.layers import ConvNormAct
+from batchdet.training.plan import STRIDE_PX
 
 OPSET = 18
 IR_VERSION = 9  # onnxruntime 1.20 reads up to 10
 CANVAS_PX = 320
-STRIDE_PX = 32
 
 
 def export_onnx(net: DetectorNet, path: Path, properties: Mapping[str, str]) -> None:
@@ -70,7 +70,8 @@ def fuse(net: DetectorNet) -> DetectorNet:
             assert isinstance(norm, nn.BatchNorm2d)
             module[0] = fuse_conv_bn_eval(conv, norm)
             module[1] = nn.Identity()
-            module[2] = nn.SiLU()
+            if hasattr(module[2], "inplace"):
+                module[2].inplace = False
     return deployed
 
 
