@@ -50,6 +50,7 @@ def train(
     given = {key: value for key, value in settings.items() if value is not None}
     _check_packages()
     from batchdet.training import finetune
+    from batchdet.training.loop import Trainer
 
     if resume:
         saved, sha256 = TrainingPlan.load(folder / finetune.SETTINGS)
@@ -69,7 +70,7 @@ def train(
     resume = resume and (folder / finetune.STATE).exists()
     if plan.workers > 1:
         _train_on_ray(prepared, folder, resume, address, say)
-        trainer = finetune.Trainer.restore(folder / finetune.STATE)
+        trainer = Trainer.restore(folder / finetune.STATE)
     else:
         trainer = _train_here(prepared, folder, resume, say)
     from batchdet.training.outcome import finish
@@ -99,6 +100,7 @@ def _train_on_ray(prepared: Any, folder: Path, resume: bool, address: str | None
     from batchdet.pipeline.session import ray_session
     from batchdet.training import finetune
     from batchdet.training.interrupt import noted_signals
+    from batchdet.training.loop import Trainer
 
     folder = folder.resolve()
     for name in (_LINES, _STOP):
@@ -107,7 +109,7 @@ def _train_on_ray(prepared: Any, folder: Path, resume: bool, address: str | None
     with ray_session(address) as capacity, noted_signals() as signals:
         if capacity.cpus < prepared.plan.workers:
             raise ClusterError(
-                f"--workers is {prepared.plan.workers}, but the cluster has {capacity.cpus:g} CPUs; each worker needs one"
+                f"--workers is {prepared.plan.workers}, but the cluster has {capacity.cpus:g} CPUs; each takes one"
             )
         # Not in the main thread, whose signal handlers Ray Train would replace.
         fit = threading.Thread(target=_fit, args=(prepared, folder, resume, failures), daemon=True)
@@ -123,7 +125,7 @@ def _train_on_ray(prepared: Any, folder: Path, resume: bool, address: str | None
             (folder / name).unlink(missing_ok=True)
     if failures:
         raise _told(failures[0]) from failures[0]
-    trainer = finetune.Trainer.restore(folder / finetune.STATE)
+    trainer = Trainer.restore(folder / finetune.STATE)
     if not finetune.finished(trainer):
         signals.raise_interrupted(_kept(trainer.step, folder))
 

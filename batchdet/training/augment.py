@@ -81,6 +81,5 @@ def _recolour(rng: np.random.Generator, out: Pixels) -> None:
     saturation = rng.uniform(0.6, 1.4)
     pixels = out.astype(np.float32)
     gray = cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)[:, :, None].astype(np.float32)
-    pixels = (gray + saturation * (pixels - gray) - 114) * contrast + 114 + brightness
-    np.clip(pixels, 0, 255, out=pixels)
-    out[:] = pixels.astype(np.uint8)
+    varied = (gray + saturation * (pixels - gray) - 114) * contrast + 114 + brightness
+    out[:] = np.clip(varied, 0, 255).astype(np.uint8)

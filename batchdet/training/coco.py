@@ -232,7 +232,7 @@ def _find(uri: str) -> tuple[str, str]:
 
 def _parse(raw: bytes, uri: str) -> dict[str, Any]:
     try:
-        truth = json.loads(raw)
+        truth: dict[str, Any] = json.loads(raw)
     except ValueError as error:
         raise SpecError(f"{uri}: not JSON: {error}") from error
     for key in ("images", "annotations", "categories"):

@@ -7,6 +7,7 @@ import torch
 from torch import distributed, nn
 
 from batchdet.model.nets.detector_net import DetectorNet
+from batchdet.model.nets.head import DualPredictions
 
 
 class Crew:
@@ -31,9 +32,9 @@ class Crew:
         """Whether this process speaks and writes."""
         return self.rank == 0
 
-    def share(self, net: DetectorNet) -> Callable[[torch.Tensor], object]:
+    def share(self, net: DetectorNet) -> Callable[[torch.Tensor], DualPredictions]:
         """Return what computes a net's predictions, so that gradients are those of the whole batch."""
-        return cast(Callable[[torch.Tensor], object], net)
+        return cast(Callable[[torch.Tensor], DualPredictions], net)
 
     def agree(self, value: float) -> float:
         """Return the leader's value."""
@@ -56,10 +57,10 @@ class DistributedCrew(Crew):
         super().__init__(stop_wanted)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
-    def share(self, net: DetectorNet) -> Callable[[torch.Tensor], object]:
+    def share(self, net: DetectorNet) -> Callable[[torch.Tensor], DualPredictions]:
         """Return what computes a net's predictions, so that gradients are those of the whole batch."""
         shared = nn.parallel.DistributedDataParallel(net)
-        return cast(Callable[[torch.Tensor], object], shared)
+        return cast(Callable[[torch.Tensor], DualPredictions], shared)
 
     def agree(self, value: float) -> float:
         """Return the leader's value."""

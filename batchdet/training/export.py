@@ -70,8 +70,8 @@ def fuse(net: DetectorNet) -> DetectorNet:
             assert isinstance(norm, nn.BatchNorm2d)
             module[0] = fuse_conv_bn_eval(conv, norm)
             module[1] = nn.Identity()
-            if hasattr(module[2], "inplace"):
-                module[2].inplace = False
+            if isinstance(module[2], nn.SiLU | nn.ReLU):
+                module[2] = type(module[2])()  # not in place
     return deployed
 
 

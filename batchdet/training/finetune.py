@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def device(self) -> str:
-        """torch's name of the device.
+        """The device, by its name in torch.
 
         Raises:
             ClusterError: A GPU is asked for, and torch has none.

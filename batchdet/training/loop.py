@@ -294,7 +294,7 @@ def _to_stderr(line: str) -> None:
 def _computes_bf16(device: torch.device) -> bool:
     """Say whether bfloat16 is arithmetic of this device; where it is emulated it only costs."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -28,13 +28,14 @@ _CARD = """\
 | parameters | {parameters:,} |
 | input | `images`: float32 [N, 3, H, W], RGB / 255; H and W multiples of {stride} |
 | canvas | {imgsz} |
-| output | `output0`: float32 [N, {detections}, 6]: x_min, y_min, x_max, y_max in canvas pixels, score, class_id |
+| output | `output0`: float32 [N, {detections}, 6]: xyxy in canvas pixels, score, class_id; best first |
 | family | `{family}`: no NMS is needed |
 | classes | {labels} |
 | licence | {licence} |
 | began with | {began} |
 | trained on | {trained_on} |
-| training | {steps:,} steps of {batch_rows} images, {minutes:.1f} minutes on {processor}; frozen: {frozen}; seed {seed} |
+| training | {steps:,} steps of {batch_rows} images in {minutes:.1f} minutes; frozen: {frozen}; seed {seed} |
+| processor | {processor} |
 
 On {images:,} images that it was not trained on, with {objects:,} objects, by pycocotools:
 

@@ -1,6 +1,7 @@
 """The contract between backbone, neck and head: channels and strides, level by level, finest first."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -52,7 +53,7 @@ def check_fit(
     maps = _maps(backbone_channels, backbone_strides)
     if len(backbone_channels) != len(backbone_strides):
         raise ValueError(f"the backbone has {len(backbone_channels)} channels for {len(backbone_strides)} strides")
-    if any(coarse != 2 * fine for fine, coarse in zip(backbone_strides, backbone_strides[1:], strict=False)):
+    if any(coarse != 2 * fine for fine, coarse in pairwise(backbone_strides)):
         raise ValueError(f"a neck needs maps that halve from level to level; the backbone gives {maps}")
     if tuple(neck_channels_in) != tuple(backbone_channels):
         takes = _maps(neck_channels_in, backbone_strides)

@@ -25,7 +25,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels_in, H, W) to (N, channels, H / stride, W / stride)."""
         convs: Tensor = self.convs(x)
-        return (convs + self.shortcut(x)).relu()
+        shortcut: Tensor = self.shortcut(x)
+        return (convs + shortcut).relu()
 
 
 class ResNetBackbone(nn.Module):
