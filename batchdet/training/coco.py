@@ -32,7 +32,7 @@ _OUTSIDE_PX: Final = 1.0
 """A box may reach so far outside its image, as rounding tools write them; it is clipped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer
 class TruthImage:
     """One image and what it shows.
 
