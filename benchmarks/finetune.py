@@ -1,6 +1,6 @@
 """Fine-tuning against training from scratch: three new classes, the same images and the same number of steps.
 
-``python benchmarks/finetune.py --epochs 12`` draws a training set and a validation set of kinds that ``builtin:sample``
+``python benchmarks/finetune.py`` draws a training set and a validation set of kinds that ``builtin:sample``
 does not know, trains once from its weights with a frozen backbone and once from fresh weights, by ``batchdet train``,
 and writes ``results/finetune.json``. CPU time is that of the whole command, export and measurement included.
 """
@@ -48,7 +48,7 @@ def train(options: list[str], folder: Path) -> dict[str, object]:
 def main() -> None:
     """Draw, train both ways, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=float, nargs="+", default=[12.0])
+    parser.add_argument("--epochs", type=float, nargs="+", default=[4.0, 12.0])
     parser.add_argument("--images", type=int, default=600, help="to train on")
     parser.add_argument("--val-images", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -67,7 +67,7 @@ def main() -> None:
                 report = found[-1]["report"]
                 print(f"{way}, {epochs:g} epochs: AP50 {report['ap50']:.3f}  AP {report['ap']:.3f}  {row}", flush=True)
     facts = {
-        "command": "python benchmarks/finetune.py --epochs " + " ".join(f"{epochs:g}" for epochs in options.epochs),
+        "command": f"python benchmarks/finetune.py --epochs {' '.join(f'{epochs:g}' for epochs in options.epochs)}",
         "images": options.images,
         "val_images": options.val_images,
         "processor": processor(),

@@ -1,6 +1,7 @@
 """Write a trained network as one ONNX file that carries its own description."""
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ def export_onnx(net: DetectorNet, path: Path, properties: Mapping[str, str]) -> 
         2: STRIDE_PX * torch.export.Dim("rows", min=1, max=256),
         3: STRIDE_PX * torch.export.Dim("columns", min=1, max=256),
     }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a torchvision that nothing here needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter speaks of its own deprecations
         program = torch.onnx.export(

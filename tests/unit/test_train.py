@@ -1,8 +1,6 @@
 """`batchdet train` as a user meets it: files, next commands, going on, several workers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,22 +53,3 @@ def test_a_training_leaves_a_model_that_the_detector_takes(data: str, tmp_path: 
 def test_without_data_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--data is missing"):
         train(str(tmp_path / "out"), {})
-
-
-@pytest.mark.slow
-def test_two_workers_share_the_batches(data: str, tmp_path: Path) -> None:
-    """In a process of its own, as Ray leaves much behind; exit status, files and what is said."""
-    options = ["--data", data, "--epochs", "1", "--batch-rows", "4", "--canvas", "64", "--width", "0.25"]
-    done = subprocess.run(
-        [sys.executable, "-m", "batchdet", "train", *options, "--workers", "2", "--out", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "training csp + pan + one_to_one on 13 images" in done.stderr
-    assert "4 steps in" in done.stdout
-    left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {
-        "training.json", "state.pt", "model.safetensors", "model.onnx", "model.md", "metrics.json", "label.yaml"
-    }  # fmt: skip

@@ -108,7 +108,7 @@ def test_a_name_that_fits_two_files_is_refused(tmp_path: Path) -> None:
 def test_missing_files_and_doubtful_folders(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no such file or folder"):
         read_coco(str(tmp_path / "gone.json"))
-    with pytest.raises(SpecError, match="holds none of instances.json"):
+    with pytest.raises(SpecError, match="holds none of instances"):
         read_coco(str(tmp_path))
     written(tmp_path)
     written(tmp_path, json_at="result.json")
