@@ -6,6 +6,7 @@ Of all that trains only this module knows ray: it starts the workers, each of wh
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -132,21 +133,27 @@ def _train_on_ray(prepared: Any, folder: Path, resume: bool, address: str | None
 
 def _fit(prepared: Any, folder: Path, resume: bool, failures: list[BaseException]) -> None:
     """Run Ray Train to its end; keep what went wrong."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray speaks of its own deprecations
+            _fit_on_ray(prepared, folder, resume)
+    except BaseException as error:
+        failures.append(error)
+
+
+def _fit_on_ray(prepared: Any, folder: Path, resume: bool) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    try:
-        TorchTrainer(
-            _work,
-            train_loop_config={"prepared": prepared, "folder": str(folder), "resume": resume},
-            scaling_config=ScalingConfig(num_workers=prepared.plan.workers, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(
-                name="train", storage_path=str(folder / _RAY), failure_config=FailureConfig(max_failures=0)
-            ),
-            torch_config=TorchConfig(backend="gloo"),
-        ).fit()
-    except BaseException as error:
-        failures.append(error)
+    TorchTrainer(
+        _work,
+        train_loop_config={"prepared": prepared, "folder": str(folder), "resume": resume},
+        scaling_config=ScalingConfig(num_workers=prepared.plan.workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="train", storage_path=str(folder / _RAY), failure_config=FailureConfig(max_failures=0)
+        ),
+        torch_config=TorchConfig(backend="gloo"),
+    ).fit()
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -11,13 +11,13 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("pycocotools")
 pytest.importorskip("onnxruntime")
 
-from batchdet.errors import OutputError, SpecError
+from batchdet.errors import ClusterError, OutputError, SpecError
 from batchdet.model.detector import open_detector
 from batchdet.model.nets.checkpoint import load_net
 from batchdet.sample.dataset import write_sample
 from batchdet.spec import ModelSpec
 from batchdet.specfile import load_job
-from batchdet.train import train
+from batchdet.train import _pass_on, _told, train
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,26 @@ def test_a_training_leaves_a_model_that_the_detector_takes(data: str, tmp_path: 
 def test_without_data_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--data is missing"):
         train(str(tmp_path / "out"), {})
+
+
+def test_what_a_worker_failed_of_is_told_in_our_own_words() -> None:
+    inner = SpecError("a.jpg: not an image")
+    outer = RuntimeError("a wall of text")
+    outer.__cause__ = inner
+    group = RuntimeError("training failed")
+    group.worker_failures = {0: outer}  # type: ignore[attr-defined]
+    assert _told(group) is inner
+    other = _told(RuntimeError("no CPU\n left"))
+    assert isinstance(other, ClusterError)
+    assert other.message == "the workers failed: no CPU left"
+
+
+def test_lines_of_a_worker_are_passed_on_once_and_whole(tmp_path: Path) -> None:
+    lines: list[str] = []
+    log = tmp_path / "log"
+    assert _pass_on(log, 0, lines.append) == 0
+    log.write_text("été\nhal")
+    shown = _pass_on(log, 0, lines.append)
+    log.write_text("été\nhalf\n")
+    assert _pass_on(log, _pass_on(log, shown, lines.append), lines.append) == len(log.read_bytes())
+    assert lines == ["été", "half"]
