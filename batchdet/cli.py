@@ -45,6 +45,7 @@ SheetDir = Annotated[
 
 _MOST_PICTURES = 60
 _RUN, _LOOK, _SET_UP, _CLUSTER = "Run a job", "Look at results", "Set up", "On a cluster"
+_TRAIN = "Train a detector"
 
 
 def _print_json(value: Any) -> None:
@@ -376,6 +377,105 @@ def model(
         _print_facts(card.describe())
 
 
+@app.command(rich_help_panel=_TRAIN)
+def train(
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder of the training; empty or not there.")],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR|JSON", help="Truth in COCO JSON, or a folder that holds one.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option("--images", metavar="DIR", help="Folder of the images; default: the data's own.")
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            "--val", metavar="SHARE|JSON", help="Images to measure on: a share held back [0.2], or a COCO JSON."
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="CHECKPOINT", help="Begin with these weights: *.safetensors or builtin:sample."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="csp, resnet or vit [csp].")] = None,
+    neck: Annotated[str | None, typer.Option("--neck", help="pan or fpn [pan].")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="one_to_one [one_to_one].")] = None,
+    width: Annotated[
+        float | None, typer.Option("--width", help="Factor on the channels of all parts, 0.25 to 8 [1].")
+    ] = None,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", help="backbone: it keeps the weights of --init; or none [none].")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the images [30].")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Train for so long, in place of --epochs.")] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option("--batch-rows", help="Images in a batch, over all workers [16].")
+    ] = None,
+    canvas: Annotated[
+        int | None, typer.Option("--canvas", metavar="PX", help="Longer side of the canvas [that of --init, or 320].")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", help="Highest learning rate [0.003; 0.0015 where all of --init learns]."),
+    ] = None,
+    no_flip: Annotated[
+        bool, typer.Option("--no-flip", help="Do not mirror images: left and right mean something.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of split, order, variation and weights [0].")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or gpu [auto].")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that share each batch, on CPUs, by Ray Train [1].")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A running Ray for the workers: auto or HOST:PORT; default: one here."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", metavar="TEXT", help="Of the new model [that of --init].")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a detector on images with boxes, measure it, and export it to ONNX with a card."""
+    from batchdet.train import train as run_training
+
+    settings = {
+        "data": data,
+        "images": images,
+        "val": val,
+        "init": init,
+        "backbone": backbone,
+        "neck": neck,
+        "head": head,
+        "width": width,
+        "freeze": freeze,
+        "epochs": epochs,
+        "minutes": minutes,
+        "batch_rows": batch_rows,
+        "canvas_px": canvas,
+        "rate": rate,
+        "flip": False if no_flip else None,
+        "seed": seed,
+        "device": device,
+        "workers": workers,
+        "licence": licence,
+    }
+    done = run_training(out, settings, resume, address)
+    if as_json:
+        _print_json(done.to_dict())
+        return
+    report = done.report
+    print(
+        f"{done.steps} steps in {done.train_s:.1f} s; on {report.images} images that were held back: "
+        f"AP {report.ap:.3f}  AP50 {report.ap50:.3f}  AP75 {report.ap75:.3f}"
+    )
+    _print_facts([(f"AP50 {label}", f"{ap50:.3f}") for label, ap50 in report.ap50_by_label.items()])
+    print("next:")
+    for command in done.commands:
+        print(f"  {_plain(command)}")
+
+
 @app.command(rich_help_panel=_SET_UP)
 def sample(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write; a path or any fsspec URI.")],
@@ -384,13 +484,19 @@ def sample(
         Literal["webdataset", "folder", "parquet"], typer.Option("--format", help="How to pack them.")
     ] = "webdataset",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other images.")] = 1,
+    kinds: Annotated[
+        Literal["known", "new"],
+        typer.Option(
+            "--kinds", help="known to builtin:sample, or three new ones, to train on (snowman, kite, anchor)."
+        ),
+    ] = "known",
 ) -> None:
     """Make a labelled set of generated images, with ground truth in COCO JSON."""
     from batchdet.progress import counting
     from batchdet.sample.dataset import write_sample
 
     with counting("drawing", images) as progress:
-        made = write_sample(folder, images, format_, seed, progress=progress)
+        made = write_sample(folder, images, format_, seed, progress=progress, kinds=kinds)
     print(f"{images} images: {made.source_uri}\nground truth: {made.instances_uri}")
 
 

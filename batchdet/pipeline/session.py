@@ -85,7 +85,7 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # Not inside a submitted job, whose package is there already: the cluster's nodes may lack this one.
             package = str(Path(batchdet.__file__).parent)
-            options["runtime_env"] = {"py_modules": [package], "excludes": ["__pycache__", "nets", "training"]}
+            options["runtime_env"] = {"py_modules": [package], "excludes": ["__pycache__"]}
     try:
         with warnings.catch_warnings(), _own_signals():
             warnings.simplefilter("ignore")

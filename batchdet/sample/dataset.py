@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from batchdet import storage
 from batchdet.errors import OutputError, SpecError
-from batchdet.sample.scene import CLASSES, Scene, render_scene
+from batchdet.sample.scene import KIND_SETS, Scene, render_scene
 
 FORMATS = ("webdataset", "folder", "parquet")
 INSTANCES = "instances.json"
@@ -81,6 +81,7 @@ def write_sample(
     seed: int,
     shard_rows: int = 500,
     progress: Callable[[int, int], None] | None = None,
+    kinds: str = "known",
 ) -> SampleDataset:
     """Draw scenes and write them; the same arguments give the same bytes.
 
@@ -92,6 +93,7 @@ def write_sample(
         seed: stream of scenes, 0 or more; from `TRAINING_SEED_START` on, the embedded model knows them.
         shard_rows: images in one tar, sub-folder or Parquet file.
         progress: called with images written so far and in all, after each shard.
+        kinds: a key of `KIND_SETS`.
 
     Returns:
         What was written. ``instances.json`` is written last, so its presence says that all is there.
@@ -101,20 +103,24 @@ def write_sample(
         OutputError: if the destination is not empty.
     """
     _check(images, format, seed, shard_rows)
+    if kinds not in KIND_SETS:
+        raise SpecError(f"kinds is {kinds!r}; it must be one of {', '.join(KIND_SETS)}")
+    drawn = KIND_SETS[kinds]
+    labels = tuple(kind.label for kind in drawn)
     root = storage.normalize(destination)
     if storage.list_names(root):
         raise OutputError(f"{root} is not empty; name a folder that is empty or does not exist")
     if storage.exists(root) and not storage.is_folder(root):
         raise OutputError(f"{root} is a file; name a folder that is empty or does not exist")
     write = {"webdataset": _write_tar, "folder": _write_folder, "parquet": _write_parquet}[format]
-    examples = (_encode(render_scene(seed, index), index) for index in range(images))
+    examples = (_encode(render_scene(seed, index, drawn), index, labels) for index in range(images))
     coco = _CocoTruth()
     for shard_index in range(-(-images // shard_rows)):
         write(root, shard_index, coco.pass_on(islice(examples, shard_rows)))
         if progress is not None:
             progress(len(coco.images), images)
     instances_uri = storage.join(root, INSTANCES)
-    storage.write_bytes(instances_uri, coco.to_json(seed))
+    storage.write_bytes(instances_uri, coco.to_json(seed, labels))
     pattern = {"webdataset": "shards/*.tar", "folder": "images", "parquet": "data/*.parquet"}[format]
     source_uri = storage.join(root, pattern)
     return SampleDataset(root, format, images, len(coco.annotations), source_uri, instances_uri)
@@ -140,12 +146,12 @@ class _CocoTruth:
                 self.annotations.append({**annotation, **shape, **area})
             yield example
 
-    def to_json(self, seed: int) -> bytes:
+    def to_json(self, seed: int, labels: tuple[str, ...]) -> bytes:
         truth = {
             "info": {"description": f"batchdet sample, seed {seed}", "version": "1"},
             "images": self.images,
             "annotations": self.annotations,
-            "categories": [{"id": class_id, "name": label} for class_id, label in enumerate(CLASSES)],
+            "categories": [{"id": class_id, "name": label} for class_id, label in enumerate(labels)],
         }
         return _json(truth)
 
@@ -158,13 +164,13 @@ def _check(images: int, format: str, seed: int, shard_rows: int) -> None:
             raise SpecError(f"{name} is {value}; it must be {least} or more")
 
 
-def _encode(scene: Scene, index: int) -> _Example:
+def _encode(scene: Scene, index: int, labels: tuple[str, ...]) -> _Example:
     done, code = cv2.imencode(".jpg", scene.rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done
     objects = []
     for (x_min, y_min, x_max, y_max), class_id in zip(scene.boxes_xyxy.tolist(), scene.class_ids.tolist(), strict=True):
         box_xywh = [x_min, y_min, x_max - x_min, y_max - y_min]
-        objects.append({"bbox": box_xywh, "category_id": class_id, "label": CLASSES[class_id]})
+        objects.append({"bbox": box_xywh, "category_id": class_id, "label": labels[class_id]})
     height_px, width_px = scene.rgb.shape[:2]
     return _Example(f"scene-{index:06d}.jpg", code.tobytes(), width_px, height_px, objects)
 

@@ -3,17 +3,23 @@
 A scene depends on nothing but ``(seed, index)``, so any subset can be drawn again, in any order.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from batchdet.sample.backdrop import develop, paint_backdrop, scatter_clutter
-from batchdet.sample.shapes import KINDS, Part, Rng, shade
+from batchdet.sample.new_shapes import NEW_KINDS
+from batchdet.sample.shapes import KINDS, Kind, Part, Rng, shade
 
 CLASSES: tuple[str, ...] = tuple(kind.label for kind in KINDS)
 """Labels in the order of their class_id."""
+
+KIND_SETS: Final[Mapping[str, tuple[Kind, ...]]] = {"known": KINDS, "new": NEW_KINDS}
+"""The kinds that the embedded model knows, and others to train on."""
 
 TRAINING_SEED_START = 1_000_000
 """Seeds from here on are for training; those below, ``batchdet sample``'s, are never trained on."""
@@ -31,7 +37,7 @@ class Scene:
     Attributes:
         rgb: ``(H, W, 3)`` uint8, RGB.
         boxes_xyxy: ``(N, 4)`` float32, pixels, tight around what is visible of each object.
-        class_ids: ``(N,)`` int64, positions in `CLASSES`.
+        class_ids: ``(N,)`` int64, positions in the kinds it was drawn from; `CLASSES` by default.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -39,12 +45,13 @@ class Scene:
     class_ids: npt.NDArray[np.int64]
 
 
-def render_scene(seed: int, index: int) -> Scene:
+def render_scene(seed: int, index: int, kinds: Sequence[Kind] = KINDS) -> Scene:
     """Draw scene ``index`` of the stream ``seed``.
 
     Args:
         seed: stream of scenes, 0 or more.
         index: position in the stream, 0 or more.
+        kinds: what to draw.
 
     Returns:
         The scene; about one in twenty shows no object.
@@ -58,8 +65,8 @@ def render_scene(seed: int, index: int) -> Scene:
     areas_px: list[int] = []
     wanted = 0 if rng.random() < EMPTY_FRACTION else int(rng.integers(1, 9))
     for _ in range(wanted):
-        class_id = int(rng.integers(len(KINDS)))
-        area_px = _place(rng, image, owners, areas_px, class_id)
+        class_id = int(rng.integers(len(kinds)))
+        area_px = _place(rng, image, owners, areas_px, kinds[class_id])
         if area_px:
             class_ids.append(class_id)
             areas_px.append(area_px)
@@ -85,15 +92,15 @@ def _draw_size(rng: Rng) -> tuple[int, int]:
 
 
 def _place(
-    rng: Rng, image: npt.NDArray[np.uint8], owners: npt.NDArray[np.uint8], areas_px: list[int], class_id: int
+    rng: Rng, image: npt.NDArray[np.uint8], owners: npt.NDArray[np.uint8], areas_px: list[int], kind: Kind
 ) -> int:
     """Paint one object where it hides no other too much; return its area in pixels, 0 if it found no place."""
     height_px, width_px = owners.shape
-    parts = KINDS[class_id].draw(rng)
+    parts = kind.draw(rng)
     for _ in range(8):
         size_px = max(height_px, width_px) * float(np.exp(rng.uniform(np.log(0.085), np.log(0.36))))
         outline_px = max(1, round(size_px * rng.uniform(0.012, 0.035)))
-        shapes = _pose(rng, parts, size_px, KINDS[class_id].lean)
+        shapes = _pose(rng, parts, size_px, kind.lean)
         corners = np.concatenate(shapes)
         margin = outline_px + 2
         low, high = corners.min(axis=0) - margin, corners.max(axis=0) + margin

@@ -68,7 +68,7 @@ def assign(
     count, objects = truth.class_ids.shape
     cells = centres_xy.shape[0]
     if objects == 0:
-        none = torch.zeros(count, cells)
+        none = centres_xy.new_zeros(count, cells)
         return Assignment(none.long(), none.bool(), none)
     classes = truth.class_ids.unsqueeze(1).expand(-1, cells, -1)  # (N, A, M)
     score = predictions.logits.sigmoid().gather(2, classes).transpose(1, 2)  # (N, M, A)
@@ -82,7 +82,7 @@ def assign(
     wanted = torch.zeros_like(inside).scatter_(2, places, best > 0)
     rivals = torch.where(wanted, overlap.clamp(min=1e-9), 0.0)
     winner = rivals.argmax(dim=1)  # (N, A)
-    mine = wanted & (winner.unsqueeze(1) == torch.arange(objects)[None, :, None])
+    mine = wanted & (winner.unsqueeze(1) == torch.arange(objects, device=winner.device)[None, :, None])
 
     kept = metric * mine
     top_metric = kept.amax(dim=-1, keepdim=True)

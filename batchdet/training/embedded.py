@@ -12,6 +12,7 @@ from pathlib import Path
 
 from batchdet.training.assignment import SCORE_POWER
 from batchdet.training.loop import Schedule, Trainer
+from batchdet.training.stream import SceneSource
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = Trainer.begin_from(options.init, schedule)
     else:
         trainer = Trainer(schedule)
-    trainer.run(checkpoint)
+    trainer.run(checkpoint, SceneSource(trainer.schedule.seed, trainer.schedule.batch_rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Average precision of an ONNX file on scenes that it never saw, by pycocotools."""
+"""Average precision of an ONNX file on images that it never saw, by pycocotools."""
 
 import contextlib
 import io
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -18,7 +17,9 @@ from pycocotools.cocoeval import COCOeval
 from batchdet.decode.canvas import paint
 from batchdet.geometry.boxes import iou_matrix, xyxy_to_xywh
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.sample.dataset import INSTANCES, write_sample
+from batchdet.sample.dataset import write_sample
+from batchdet.training.batches import read_pixels
+from batchdet.training.coco import CocoData, read_coco
 
 CONFIDENT = 0.25
 """The score that `batchdet` asks for by default."""
@@ -26,12 +27,12 @@ CONFIDENT = 0.25
 
 @dataclass(frozen=True)
 class Report:
-    """How good a model is on sample scenes.
+    """How good a model is.
 
     Attributes:
-        images: scenes measured on.
+        images: images measured on.
         objects: objects on them.
-        seed: stream the scenes came from.
+        seed: stream the scenes came from; 0 for other images.
         canvas_px: side of the square canvas.
         ap: mean over IoU 0.50 to 0.95, as COCO defines it.
         ap50: AP at IoU 0.50.
@@ -67,19 +68,35 @@ def evaluate(model: Path, images: int, seed: int, canvas_px: int = 320, threads:
     Returns:
         The measures.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample(folder, images, "folder", seed)
+        return evaluate_data(model, read_coco(folder), canvas_px, threads, seed)
+
+
+def evaluate_data(model: Path, data: CocoData, canvas_px: int, threads: int = 1, seed: int = 0) -> Report:
+    """Detect on all images of a data set and compare with its truth.
+
+    Args:
+        model: ONNX file as `export_onnx` writes it, with the data's classes.
+        data: the images.
+        canvas_px: side of the canvas, a multiple of 32.
+        threads: threads of ONNX Runtime; 0 for all cores.
+        seed: for the report.
+
+    Returns:
+        The measures; a class without an object has no entry.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    with tempfile.TemporaryDirectory() as folder:
-        write_sample(folder, images, "folder", seed)
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(f"{folder}/{INSTANCES}")
-        found: list[dict[str, Any]] = []
-        paths = {path.name: path for path in Path(folder).glob("images/*/*.jpg")}
-        for image in truth.dataset["images"]:
-            rgb = np.asarray(cv2.imread(str(paths[image["file_name"]]), cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
-            found += [{"image_id": image["id"], **item} for item in detect(session, rgb, canvas_px)]
-    return _measure(truth, found, images, seed, canvas_px)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = data.to_coco()
+        truth.createIndex()
+    found: list[dict[str, Any]] = []
+    for image_id, image in enumerate(data.images):
+        found += [{"image_id": image_id, **item} for item in detect(session, read_pixels(image), canvas_px)]
+    return _measure(truth, found, len(data.images), seed, canvas_px)
 
 
 def detect(session: onnxruntime.InferenceSession, rgb: npt.NDArray[np.uint8], canvas_px: int) -> list[dict[str, Any]]:
@@ -112,7 +129,11 @@ def _measure(truth: Any, found: list[dict[str, Any]], images: int, seed: int, ca
     ap50_confident = float(_score(truth, confident).stats[1]) if confident else 0.0
     precision = scoring.eval["precision"][0, :, :, 0, -1]  # IoU 0.50: (recall, class)
     labels = {category["id"]: category["name"] for category in truth.dataset["categories"]}
-    by_label = {labels[class_id]: float(precision[:, i].mean()) for i, class_id in enumerate(scoring.params.catIds)}
+    by_label = {
+        labels[class_id]: float(precision[:, i].mean())
+        for i, class_id in enumerate(scoring.params.catIds)
+        if precision[:, i].min() >= 0
+    }
     ap, ap50, ap75 = (float(value) for value in scoring.stats[:3])
     doubled = _doubled(confident)
     return Report(images, len(truth.anns), seed, canvas_px, ap, ap50, ap75, ap50_confident, by_label, doubled)

@@ -1,6 +1,7 @@
 """Write a trained network as one ONNX file that carries its own description."""
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from batchdet.model.nets.backbone import ConvNormAct
 from batchdet.model.nets.detector_net import DetectorNet
+from batchdet.model.nets.layers import ConvNormAct
+from batchdet.training.plan import STRIDE_PX
 
 OPSET = 18
 IR_VERSION = 9  # onnxruntime 1.20 reads up to 10
 CANVAS_PX = 320
-STRIDE_PX = 32
 
 
 def export_onnx(net: DetectorNet, path: Path, properties: Mapping[str, str]) -> None:
@@ -36,6 +37,7 @@ def export_onnx(net: DetectorNet, path: Path, properties: Mapping[str, str]) -> 
         2: STRIDE_PX * torch.export.Dim("rows", min=1, max=256),
         3: STRIDE_PX * torch.export.Dim("columns", min=1, max=256),
     }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a torchvision that nothing here needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter speaks of its own deprecations
         program = torch.onnx.export(
@@ -70,7 +72,8 @@ def fuse(net: DetectorNet) -> DetectorNet:
             assert isinstance(norm, nn.BatchNorm2d)
             module[0] = fuse_conv_bn_eval(conv, norm)
             module[1] = nn.Identity()
-            module[2] = nn.SiLU()
+            if isinstance(module[2], nn.SiLU | nn.ReLU):
+                module[2] = type(module[2])()  # not in place
     return deployed
 
 

@@ -1,4 +1,7 @@
-"""The training loop: AdamW, warm-up and cosine, and a running mean of the weights."""
+"""The training loop: AdamW, warm-up and cosine, and a running mean of the weights.
+
+Where the batches come from is a `Source`: drawn scenes or a COCO data set.
+"""
 
 import contextlib
 import copy
@@ -7,6 +10,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,15 @@ import torch
 from torch import nn
 
 from batchdet.errors import SpecError
-from batchdet.model.nets.detector_net import DetectorNet
+from batchdet.model.nets.detector_net import Composition, DetectorNet, compose
 from batchdet.sample.scene import CLASSES
-from batchdet.training.assignment import SCORE_POWER
+from batchdet.training.assignment import SCORE_POWER, Truth
+from batchdet.training.crew import Crew
 from batchdet.training.loss import dual_loss
-from batchdet.training.stream import SceneStream, open_stream
+from batchdet.training.stream import Source
+
+EMBEDDED = Composition(classes=len(CLASSES))
+"""What ``builtin:sample`` is made of."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +89,42 @@ class Stage:
 class Trainer:
     """A network, its running mean and its optimiser, with checkpoints.
 
+    Args:
+        schedule: how long and how fast to learn.
+        composition: what the network is made of.
+        frozen: parts of the network (``backbone``) that do not learn, statistics of their batch norm included.
+        device: ``cpu`` or ``cuda``.
+
     Attributes:
         earlier: the stages whose weights this training began with, oldest first.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        composition: Composition = EMBEDDED,
+        frozen: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> None:
         torch.manual_seed(schedule.seed)
         self.schedule = schedule
-        self.net = DetectorNet(len(CLASSES))
+        self.composition = composition
+        self.frozen = tuple(frozen)
+        self.device = torch.device(device)
+        self.net = compose(composition).to(self.device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        for part in self.frozen:
+            self.net.get_submodule(part).requires_grad_(False)
         self.mean: DetectorNet = copy.deepcopy(self.net).requires_grad_(False)
-        matrices = [p for p in self.net.parameters() if p.ndim > 1]
-        others = [p for p in self.net.parameters() if p.ndim <= 1]
+        learning = [p for p in self.net.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": schedule.decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": schedule.decay},
+            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.99))
         self.step = 0
         self.elapsed_s = 0.0
-        self.processor = processor()
+        self.processor = processor() if device == "cpu" else torch.cuda.get_device_name()
         self.earlier: list[Stage] = []
 
     def save(self, path: Path) -> None:
@@ -113,6 +137,8 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "schedule": asdict(self.schedule),
+            "composition": self.composition.to_dict(),
+            "frozen": list(self.frozen),
             "processor": self.processor,
             "earlier": [asdict(stage) for stage in self.earlier],
         }
@@ -120,10 +146,11 @@ class Trainer:
         partial.replace(path)
 
     @classmethod
-    def restore(cls, path: Path) -> "Trainer":
+    def restore(cls, path: Path, device: str = "cpu") -> "Trainer":
         """Read a checkpoint, to go on from it or to export it; the schedule is its own."""
-        state = torch.load(path, weights_only=True)
-        trainer = cls(Schedule(**state["schedule"]))
+        state = torch.load(path, weights_only=True, map_location=device)
+        composition = Composition(**state["composition"]) if "composition" in state else EMBEDDED
+        trainer = cls(Schedule(**state["schedule"]), composition, state.get("frozen", ()), device)
         trainer.net.load_state_dict(state["net"])
         trainer.mean.load_state_dict(state["mean"])
         trainer.optimizer.load_state_dict(state["optimizer"])
@@ -143,62 +170,98 @@ class Trainer:
         stages = before.stages()
         if schedule.seed in {stage.schedule.seed for stage in stages}:
             raise SpecError(f"seed {schedule.seed} drew the scenes of an earlier stage; a further one needs new scenes")
-        trainer = cls(schedule)
-        trainer.net.load_state_dict(before.mean.state_dict())
-        trainer.mean.load_state_dict(before.mean.state_dict())
+        trainer = cls(schedule, before.composition)
+        trainer.begin_with(before.mean)
         trainer.earlier = stages
         return trainer
+
+    def begin_with(self, net: DetectorNet) -> None:
+        """Take over the weights of a net of the same composition."""
+        self.net.load_state_dict(net.state_dict())
+        self.mean.load_state_dict(net.state_dict())
 
     def stages(self) -> list[Stage]:
         """Tell all stages, oldest first, this one being the last."""
         return [*self.earlier, Stage(self.schedule, self.step, self.elapsed_s, self.processor)]
 
-    def run(self, checkpoint: Path, report_every: int = 50, save_every: int = 500) -> DetectorNet:
-        """Train to the end of the schedule.
+    def run(
+        self,
+        checkpoint: Path,
+        source: Source,
+        report_every_s: float = 10.0,
+        save_every_s: float = 60.0,
+        say: Callable[[str], None] | None = None,
+        crew: Crew | None = None,
+    ) -> DetectorNet:
+        """Train to the end of the schedule, or until the crew is told to stop.
 
         Args:
             checkpoint: file to write now and then, and at the end.
-            report_every: steps between progress lines on standard error.
-            save_every: steps between checkpoints.
+            source: of the batches, from the step that this trainer is at.
+            report_every_s: seconds between lines about the progress.
+            save_every_s: seconds between checkpoints.
+            say: takes these lines; standard error by default.
+            crew: the workers that share each batch, and who may stop them; none by default.
 
         Returns:
             The running mean of the network.
         """
-        batches = open_stream(SceneStream(self.schedule.seed, self.schedule.batch_rows, self.step))
-        before_s, recent, recent_step, report_s = self.elapsed_s, 0.0, self.step, time.monotonic()
-        begin_s = report_s
-        self.net.train()
-        while (progress := self.schedule.progress(self.step, self.elapsed_s)) < 1.0:
-            images, truth = next(batches)
-            rate = self.schedule.rate_at(self.step, progress)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16):
-                predictions = self.net(images.float().div_(255).contiguous(memory_format=torch.channels_last))
-            loss = dual_loss(predictions, truth, self.schedule.score_power)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
-            self.optimizer.step()
-            self.step += 1
-            self._average()
-            recent += float(loss.detach())
-            now_s = time.monotonic()
-            self.elapsed_s = before_s + now_s - begin_s
-            if self.step % report_every == 0:
-                images_per_s = (self.step - recent_step) * self.schedule.batch_rows / (now_s - report_s)
-                left_s = self.elapsed_s * (1 / max(1e-6, self.schedule.progress(self.step, self.elapsed_s)) - 1)
-                print(
-                    f"step {self.step}  loss {recent / (self.step - recent_step):.3f}  rate {rate:.2e}  "
-                    f"{images_per_s:.1f} images/s  elapsed {self.elapsed_s:.0f} s  left {left_s:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                recent, recent_step, report_s = 0.0, self.step, now_s
-            if self.step % save_every == 0:
-                self.save(checkpoint)
-        self.save(checkpoint)
+        say = say or _to_stderr
+        crew = crew or Crew()
+        learner = crew.share(self.net)
+        bf16 = _computes_bf16(self.device)
+        before_s, begin_s = self.elapsed_s, time.monotonic()
+        lately = _Lately(self.step, begin_s)
+        saved_s = begin_s
+        with contextlib.closing(source.open(self.step)) as batches:
+            self._set_mode()
+            while (progress := crew.agree(self.schedule.progress(self.step, self.elapsed_s))) < 1.0:
+                images, truth = next(batches)
+                rate = self.schedule.rate_at(self.step, progress)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                canvases = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                    predictions = learner(canvases)
+                loss = dual_loss(predictions, Truth(*(x.to(self.device) for x in truth)), self.schedule.score_power)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
+                self.optimizer.step()
+                self.step += 1
+                self._average()
+                now_s = time.monotonic()
+                self.elapsed_s = before_s + now_s - begin_s
+                lately.loss += float(loss.detach())
+                if crew.leads and now_s - lately.since_s >= report_every_s:
+                    say(self._line(lately, now_s, rate))
+                    lately = _Lately(self.step, now_s)
+                if crew.leads and now_s - saved_s >= save_every_s:
+                    self.save(checkpoint)
+                    saved_s = now_s
+                if crew.stopped():
+                    break
+        if crew.leads:
+            self.save(checkpoint)
         return self.mean
+
+    def _set_mode(self) -> None:
+        """Let all parts learn but for the frozen ones, whose batch norm must not follow the batches either."""
+        self.net.train()
+        for part in self.frozen:
+            self.net.get_submodule(part).eval()
+
+    def _line(self, lately: "_Lately", now_s: float, rate: float) -> str:
+        """Write a line about the progress."""
+        steps = self.step - lately.step
+        progress = self.schedule.progress(self.step, self.elapsed_s)
+        images_per_s = steps * self.schedule.batch_rows / (now_s - lately.since_s)
+        left_s = self.elapsed_s * (1 / max(1e-6, progress) - 1)
+        return (
+            f"step {self.step}{f' of {self.schedule.steps}' if self.schedule.steps else ''} ({progress:.0%})  "
+            f"loss {lately.loss / steps:.3f}  rate {rate:.2e}  {images_per_s:.1f} images/s  "
+            f"elapsed {_clock(self.elapsed_s)}  left {_clock(left_s)}"
+        )
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -209,6 +272,30 @@ class Trainer:
                 mean.lerp_(now, 1 - keep)
             else:
                 mean.copy_(now)
+
+
+@dataclass
+class _Lately:
+    """What went on since the last line: it began at this step and time; losses add up."""
+
+    step: int
+    since_s: float
+    loss: float = 0.0
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Say whether bfloat16 is arithmetic of this device; where it is emulated it only costs."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def processor() -> str:

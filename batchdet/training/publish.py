@@ -18,8 +18,9 @@ from batchdet.model.nets.detector_net import DetectorNet
 from batchdet.sample.scene import CLASSES, TRAINING_SEED_START
 from batchdet.training.assignment import OVERLAP_POWER
 from batchdet.training.evaluation import CONFIDENT, Report, evaluate
-from batchdet.training.export import CANVAS_PX, OPSET, STRIDE_PX, export_onnx
+from batchdet.training.export import CANVAS_PX, OPSET, export_onnx
 from batchdet.training.loop import Schedule, Stage, Trainer
+from batchdet.training.plan import STRIDE_PX
 
 OTHER_CANVASES_PX = (256, 416, 640)
 EMBEDDED = Path(batchdet.__file__).parent / "model" / "embedded"
@@ -171,9 +172,9 @@ def _facts(trainer: Trainer, net: DetectorNet, report: Report, model: Path) -> d
         "ir_version": onnx.load(model).ir_version,
         "canvas": CANVAS_PX,
         "stride": STRIDE_PX,
-        "strides": ", ".join(map(str, net.backbone.strides)),
-        "backbone_channels": ", ".join(map(str, net.backbone.channels)),
-        "neck_channels": ", ".join(map(str, net.neck.channels)),
+        "strides": ", ".join(map(str, net.strides)),
+        "backbone_channels": ", ".join(map(str, net.channels)),
+        "neck_channels": ", ".join(map(str, net.neck_channels)),
         "head_channels": f"{len(CLASSES)} + 4 a level",
         "parameters": net.deployed_parameters(),
         "backbone_parameters": backbone,

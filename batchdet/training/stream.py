@@ -1,6 +1,7 @@
-"""An endless stream of freshly drawn canvases; no scene is ever seen twice."""
+"""Sources of batches; the one here draws an endless stream of fresh canvases, no scene seen twice."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -22,6 +23,25 @@ CANVASES_WH_PX = (
 JPEG_FRACTION = 0.3
 
 Batch = tuple[Tensor, Truth]
+
+
+class Source(Protocol):
+    """Where batches come from; the batch of an index is always the same."""
+
+    def open(self, start: int) -> Generator[Batch, None, None]:
+        """Yield batches without end, from the one of index ``start``; closing it ends its helpers."""
+
+
+class SceneSource:
+    """Freshly drawn scenes, drawn in a process of its own, a few batches ahead; see `SceneStream`."""
+
+    def __init__(self, seed: int, batch_rows: int, ahead: int = 8) -> None:
+        self.seed, self.batch_rows, self.ahead = seed, batch_rows, ahead
+
+    def open(self, start: int) -> Generator[Batch, None, None]:
+        """Yield batches without end, from the one of index ``start``."""
+        stream = SceneStream(self.seed, self.batch_rows, start)
+        yield from DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=self.ahead)
 
 
 class SceneStream(IterableDataset[Batch]):
@@ -61,12 +81,6 @@ class SceneStream(IterableDataset[Batch]):
             class_ids.append(torch.from_numpy(scene.class_ids))
         images = torch.from_numpy(canvases).permute(0, 3, 1, 2)  # channels last in memory, as the net wants it
         return images, pad_truth(boxes, class_ids)
-
-
-def open_stream(stream: SceneStream, ahead: int = 8) -> Iterator[Batch]:
-    """Draw a stream's batches in a process of its own, a few ahead."""
-    loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=ahead)
-    return iter(loader)
 
 
 def pad_truth(boxes_xyxy: list[Tensor], class_ids: list[Tensor]) -> Truth:

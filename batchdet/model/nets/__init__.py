@@ -1,1 +1,1 @@
-"""batchdet's own small detector, in torch: backbone, neck, head."""
+"""Small detectors of our own, in torch, put together by name: backbone, neck, head."""

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batchdet.model.nets.backbone import ConvNormAct
+from batchdet.model.nets.layers import ConvNormAct, widened
 
 _PRIOR_SCORE = 0.01
+_BLANK_LOGIT = -100.0  # its sigmoid is below 1e-43
 _START_REACH = 2.0  # strides from a cell's centre to a side of the box before training
 
 
@@ -51,14 +52,15 @@ class DualPredictions(NamedTuple):
 class Branch(nn.Module):
     """Scores and boxes for each cell, from a small tower for each level and each of the two."""
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], class_count: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], class_count: int, width: float = 1.0) -> None:
         super().__init__()
         self.strides = tuple(strides)
+        c48, c32 = widened(48, width), widened(32, width)
         self.score_towers = nn.ModuleList(
-            nn.Sequential(ConvNormAct(width, 48, 3), nn.Conv2d(48, class_count, 1)) for width in channels
+            nn.Sequential(ConvNormAct(count, c48, 3), nn.Conv2d(c48, class_count, 1)) for count in channels
         )
         self.box_towers = nn.ModuleList(
-            nn.Sequential(ConvNormAct(width, 32, 3), nn.Conv2d(32, 4, 1)) for width in channels
+            nn.Sequential(ConvNormAct(count, c32, 3), nn.Conv2d(c32, 4, 1)) for count in channels
         )
         for score_tower, box_tower in zip(self.score_towers, self.box_towers, strict=True):
             _fill_bias(score_tower, -math.log((1 - _PRIOR_SCORE) / _PRIOR_SCORE))
@@ -79,21 +81,30 @@ class Branch(nn.Module):
 class DualHead(nn.Module):
     """The one-to-one branch and, while training, the one-to-many branch beside it.
 
-    Raises:
-        ValueError: if the smallest canvas (one cell at the coarsest stride) cannot give ``detections``.
+    Attributes:
+        channels: of each level that it takes, finest first.
+        strides: of these levels.
+        detections: how many leave for each image, K.
+        blanks: so many of them may be blank, with a score of 0, because the smallest canvas (one cell at the
+            coarsest stride) has fewer candidates than K; 0 with many classes.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], class_count: int, detections: int = 100
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        class_count: int,
+        detections: int = 100,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         fewest = class_count * sum((max(strides) // stride) ** 2 for stride in strides)
-        if detections > fewest:
-            raise ValueError(f"detections is {detections}; the smallest canvas gives {fewest} candidates")
+        self.channels = tuple(channels)
         self.strides = tuple(strides)
         self.detections = detections
-        self.one_to_one = Branch(channels, strides, class_count)
-        self.one_to_many = Branch(channels, strides, class_count)
+        self.blanks = max(0, detections - fewest)
+        self.one_to_one = Branch(channels, strides, class_count, width)
+        self.one_to_many = Branch(channels, strides, class_count, width)
 
     def forward(self, pyramid: Sequence[Tensor]) -> DualPredictions | Tensor:
         """Predict.
@@ -108,21 +119,27 @@ class DualHead(nn.Module):
         one_to_one: Predictions = self.one_to_one(pyramid, centres_xy)
         if self.training:
             return DualPredictions(self.one_to_many(pyramid, centres_xy), one_to_one, centres_xy)
-        return select_best(one_to_one, self.detections)
+        return select_best(one_to_one, self.detections, self.blanks)
 
 
-def select_best(predictions: Predictions, detections: int) -> Tensor:
+def select_best(predictions: Predictions, detections: int, blanks: int = 0) -> Tensor:
     """Take the highest scores over all cells and classes, with the boxes of their cells.
 
     Args:
         predictions: logits (N, A, C) and boxes (N, A, 4).
-        detections: how many to take, K; at most A * C.
+        detections: how many to take, K; at most A * C + ``blanks``.
+        blanks: candidates of score 0 to add, so that K are there on any canvas; a size that the graph knows.
 
     Returns:
         (N, K, 6) float32: x_min, y_min, x_max, y_max in canvas pixels, score, class_id; best first.
     """
     class_count = predictions.logits.shape[-1]
-    best, places = predictions.logits.flatten(1).topk(detections, dim=1)  # (N, K)
+    candidates = predictions.logits.flatten(1)  # (N, A * C)
+    if blanks:
+        candidates = functional.pad(candidates, (0, blanks), value=_BLANK_LOGIT)
+    best, places = candidates.topk(detections, dim=1)  # (N, K)
+    if blanks:
+        places = places.clamp(max=predictions.logits.shape[1] * class_count - 1)
     cells = (places // class_count).unsqueeze(-1)  # (N, K, 1)
     boxes_xyxy = predictions.boxes_xyxy.gather(1, cells.expand(-1, -1, 4))  # (N, K, 4)
     class_ids = (places % class_count).to(boxes_xyxy.dtype)

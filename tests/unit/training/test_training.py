@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from batchdet.errors import SpecError  # noqa: E402
-from batchdet.model.nets.detector_net import DetectorNet  # noqa: E402
+from batchdet.model.nets.detector_net import Composition, compose  # noqa: E402
 from batchdet.sample.scene import TRAINING_SEED_START, render_scene  # noqa: E402
 from batchdet.training import embedded  # noqa: E402
 from batchdet.training.assignment import Truth  # noqa: E402
@@ -33,7 +33,7 @@ def test_a_few_steps_on_one_batch_reduce_the_loss() -> None:
     boxes_xyxy = torch.tensor([[[10.0, 12.0, 60.0, 50.0], [50.0, 30.0, 90.0, 90.0]]])
     truth = Truth(boxes_xyxy, torch.tensor([[3, 7]]), torch.tensor([[True, True]]))
     images = torch.rand(1, 3, 96, 96)
-    net = DetectorNet(12).train()
+    net = compose(Composition(12)).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -47,7 +47,7 @@ def test_a_few_steps_on_one_batch_reduce_the_loss() -> None:
 
 
 def test_loss_is_finite_without_objects() -> None:
-    net = DetectorNet(12).train()
+    net = compose(Composition(12)).train()
     _, truth = SceneStream(seed=0, batch_rows=2).batch(0)
     nobody = type(truth)(truth.boxes_xyxy, truth.class_ids, torch.zeros_like(truth.present))
     loss = dual_loss(net(torch.rand(2, 3, 64, 64)), nobody)
@@ -82,7 +82,7 @@ def test_a_further_stage_begins_with_the_mean_of_another(tmp_path: Path, monkeyp
             mean += 1
     first.save(tmp_path / "checkpoint.pt")
     begun: list[Trainer] = []
-    monkeypatch.setattr(Trainer, "run", lambda self, checkpoint: (begun.append(self), self.save(checkpoint)))
+    monkeypatch.setattr(Trainer, "run", lambda self, checkpoint, source: (begun.append(self), self.save(checkpoint)))
     options = "--steps 3 --rate 0.001 --warmup 7 --score-power 2 --seed 6"
     out = ["--init", str(tmp_path / "checkpoint.pt"), "--out", str(tmp_path / "further")]
     embedded.main([*options.split(), *out])

@@ -1,4 +1,4 @@
-"""The backbone: a small convolutional network of CSP blocks.
+"""A small convolutional backbone of CSP blocks.
 
 Source: CSPNet, arXiv:1911.11929 (cross-stage partial connections).
 """
@@ -6,16 +6,7 @@ Source: CSPNet, arXiv:1911.11929 (cross-stage partial connections).
 import torch
 from torch import Tensor, nn
 
-
-class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch norm, SiLU; padding keeps the size at stride 1."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(channels_out, eps=1e-3, momentum=0.03),
-            nn.SiLU(inplace=True),
-        )
+from batchdet.model.nets.layers import ConvNormAct, widened
 
 
 class Residual(nn.Module):
@@ -60,16 +51,18 @@ class CspBackbone(nn.Module):
         strides: canvas pixels for one cell of each feature map.
     """
 
-    channels: tuple[int, ...] = (64, 96, 96)
     strides: tuple[int, ...] = (8, 16, 32)
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.stem = ConvNormAct(3, 16, 3, 2)
-        self.stage4 = nn.Sequential(ConvNormAct(16, 32, 3, 2), CspBlock(32, 12, 1))
-        self.stage8 = nn.Sequential(ConvNormAct(32, 64, 3, 2), CspBlock(64, 24, 2))
-        self.stage16 = nn.Sequential(ConvNormAct(64, 96, 3, 2), CspBlock(96, 32, 2))
-        self.stage32 = nn.Sequential(ConvNormAct(96, 96, 3, 2), CspBlock(96, 32, 2))
+        c16, c32, c64, c96 = (widened(channels, width) for channels in (16, 32, 64, 96))
+        h12, h24, h32 = (widened(channels, width) for channels in (12, 24, 32))
+        self.channels: tuple[int, ...] = (c64, c96, c96)
+        self.stem = ConvNormAct(3, c16, 3, 2)
+        self.stage4 = nn.Sequential(ConvNormAct(c16, c32, 3, 2), CspBlock(c32, h12, 1))
+        self.stage8 = nn.Sequential(ConvNormAct(c32, c64, 3, 2), CspBlock(c64, h24, 2))
+        self.stage16 = nn.Sequential(ConvNormAct(c64, c96, 3, 2), CspBlock(c96, h32, 2))
+        self.stage32 = nn.Sequential(ConvNormAct(c96, c96, 3, 2), CspBlock(c96, h32, 2))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Extract features.
@@ -80,8 +73,8 @@ class CspBackbone(nn.Module):
         Returns:
             One (N, channels[i], H / strides[i], W / strides[i]) for each level.
         """
-        x = self.stage4(self.stem(images))  # (N, 32, H/4, W/4)
-        fine = self.stage8(x)  # (N, 64, H/8, W/8)
-        middle = self.stage16(fine)  # (N, 96, H/16, W/16)
-        coarse = self.stage32(middle)  # (N, 96, H/32, W/32)
+        x = self.stage4(self.stem(images))  # (N, 32 width, H/4, W/4)
+        fine = self.stage8(x)  # (N, 64 width, H/8, W/8)
+        middle = self.stage16(fine)  # (N, 96 width, H/16, W/16)
+        coarse = self.stage32(middle)  # (N, 96 width, H/32, W/32)
         return fine, middle, coarse
