@@ -83,6 +83,11 @@ class ModelSpec(_Part):
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="Refuse the model unless its bytes have this digest."
     )
+    trusted: bool = Field(
+        False,
+        description="You trust whoever made the file: allows formats that can run code of their own while they are "
+        "loaded (.pt, TorchScript, torch.export).",
+    )
     family: FamilyName = Field(
         "auto",
         description="How raw outputs become detections; auto reads the model's metadata and signature.",

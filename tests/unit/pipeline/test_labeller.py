@@ -19,6 +19,8 @@ from batchdet.records.segment import Segment
 class BrightSpot:
     """Finds one box per image whose class is its brightness; a black image makes it fail, as a model would."""
 
+    features: ClassVar[dict[str, Any]] = {}
+
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
 
