@@ -22,7 +22,7 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing batchdet and its development tools into $(VENV) (a few minutes when nothing is cached)"
-	@$(PIP) --editable '.[cpu,evaluate,torch,dev]'
+	@$(PIP) --editable '.[cpu,evaluate,torch,huggingface,dev]'
 	@touch $@ $(VENV)/.base
 
 quickstart: $(VENV)/.base ## make a sample data set, label it, show and evaluate the result

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
-FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr"]
-RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr", "detr_focal", "detr_softmax"]
+RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
 FeatureKind = Literal["none", "image", "boxes"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -79,7 +79,10 @@ class CanvasSpec(_Part):
 class ModelSpec(_Part):
     """The detector and how its outputs are read."""
 
-    uri: Uri = Field(description="An ONNX file, any fsspec URI, or builtin:sample, the embedded detector.")
+    uri: Uri = Field(
+        description="The detector, any fsspec URI: an ONNX file, a Hugging Face folder (safetensors), a net of "
+        "batchdet's own (safetensors), a TorchScript or torch.export file; or builtin:sample, the embedded one."
+    )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="Refuse the model unless its bytes have this digest."
     )
@@ -94,8 +97,8 @@ class ModelSpec(_Part):
     )
     runtime: RuntimeName = Field(
         "auto",
-        description="What runs the model; auto takes OpenVINO for bf16, ONNX Runtime otherwise. tensorrt "
-        "builds an engine for each kind of GPU at first, which takes minutes and is kept.",
+        description="What runs the model; auto takes OpenVINO for bf16, ONNX Runtime otherwise, and torch for all "
+        "that is not ONNX. tensorrt builds an engine for each kind of GPU at first, which takes minutes and is kept.",
     )
     precision: PrecisionName = Field(
         "auto",

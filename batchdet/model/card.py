@@ -13,7 +13,7 @@ class ModelCard:
     Args:
         name: A short name, from the metadata or the file.
         uri: Where it came from.
-        sha256: Digest of its bytes.
+        sha256: Digest of its bytes; of a folder see :func:`batchdet.model.cache.digest_of`.
         size_bytes: Its size.
         family: How its outputs become detections.
         family_reason: By what the family is known.
@@ -26,7 +26,7 @@ class ModelCard:
         labels: Class texts by number.
         labels_reason: Where the labels come from.
         canvas_px: ``(width, height)`` that it is run on by default, before a rectangle is cut.
-        canvas_shape: ``square``, ``rectangle`` or ``fixed``.
+        canvas_shape: ``square``, ``rectangle``, ``fixed``, or ``own``: each image has one of its own.
         stride: Sides of the canvas are multiples of it.
         dynamic_batch: Whether it takes several images at once.
         dynamic_canvas: Whether height and width are free.
@@ -40,8 +40,9 @@ class ModelCard:
         neck: Likewise.
         head: Likewise.
         producer: What wrote the file.
-        opset: Version of ONNX's operator set.
-        nodes: Nodes of the graph.
+        format: What kind of file it is.
+        opset: Version of ONNX's operator set; 0 where it is not ONNX.
+        nodes: Nodes of the graph; likewise.
         features: Vectors beside the boxes: kind, type, size, the tensors (name, stride, channels) that they are pooled
             from and how; empty for none.
         notes: What a reader should know: assumptions, things that are declared but do not work.
@@ -76,6 +77,7 @@ class ModelCard:
     neck: str = ""
     head: str = ""
     producer: str = ""
+    format: str = ""
     opset: int = 0
     nodes: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
@@ -90,12 +92,13 @@ class ModelCard:
         """Return the card as rows of a heading and a text, for a terminal; empty ones are left out."""
         width, height = self.canvas_px
         shown = ", ".join(self.labels[:12]) + (", ..." if len(self.labels) > 12 else "")
+        graph = f", {self.nodes} nodes, opset {self.opset}" if self.nodes else ""
         free = [n for n, is_free in (("batch", self.dynamic_batch), ("canvas", self.dynamic_canvas)) if is_free]
         rows = [
             ("name", self.name),
             ("uri", self.uri),
             ("sha256", self.sha256),
-            ("size", f"{self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes, opset {self.opset}"),
+            ("file", f"{self.format}, {self.size_bytes / 1e6:.1f} MB" + graph),
             ("family", f"{self.family} ({self.family_reason})"),
             ("backbone", self.backbone),
             ("neck", self.neck),

@@ -12,11 +12,12 @@ from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.anatomy import Anatomy
-from batchdet.model.cache import fetch_model
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Signature
 from batchdet.model.features import Pooling, choose_pooling
-from batchdet.model.onnx_file import read_onnx
+from batchdet.model.fetch import fetch_model
+from batchdet.model.format import Format, format_of
+from batchdet.model.onnx_file import OnnxInfo, read_onnx
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, load_runtime
@@ -27,6 +28,7 @@ _DEFAULT_SIZE_PX: Final = 640
 _DEFAULT_STRIDE: Final = 32
 _MAX_SIDE_PX: Final = 8192
 _MAX_BATCH: Final = 256
+_USUAL_PHOTOGRAPH: Final = (4000, 3000)
 _MAX_INPUT_PIXELS: Final = 256 * 1024 * 1024
 
 
@@ -91,7 +93,7 @@ class Detector:
     @property
     def preprocess(self) -> Preprocess:
         """What the model is fed."""
-        return self.family.preprocess
+        return self._own_preprocess() or self.family.preprocess
 
     @property
     def placement(self) -> Placement:
@@ -119,6 +121,14 @@ class Detector:
             "by_size": pooling.by_size,
             "maps": [asdict(feature_map) for feature_map in pooling.maps],
         }
+
+    def _own_preprocess(self) -> Preprocess | None:
+        """What the file says, on a canvas as long as the spec asks for."""
+        own, longest_px = self._runtime.preprocess, self.spec.canvas.size_px
+        if own is None or own.letterbox != "edges" or longest_px is None:
+            return own
+        shortest_px = max(1, round(own.shortest_px * longest_px / own.longest_px))
+        return replace(own, shortest_px=shortest_px, longest_px=longest_px)
 
     def label(self, class_id: int) -> str:
         """Return the text of a class, ``class_<n>`` when the model has none for it."""
@@ -209,13 +219,15 @@ class Detector:
     @property
     def card(self) -> ModelCard:
         """What is known of the model."""
-        info, about = read_onnx(self._path), self._runtime.metadata
+        kind, about = format_of(self._path), self._runtime.metadata
+        info = read_onnx(self._path) if kind is Format.ONNX else OnnxInfo(0, about.get("producer", ""), {}, "", {}, 0)
         stem = os.path.splitext(os.path.basename(self.spec.uri.rstrip("/")))[0]
         return ModelCard(
             name=about.get("name") or stem,
             uri=self.spec.uri,
             sha256=self._sha256,
-            size_bytes=os.path.getsize(self._path),
+            size_bytes=_size_bytes(self._path),
+            format=kind.words,
             family=self.family.name,
             family_reason=self._family_reason,
             runtime=self._runtime.name,
@@ -251,6 +263,9 @@ class Detector:
         """Return the canvas ``(width_px, height_px)`` before a rectangle is cut."""
         height, width = self._image.shape[2:]
         asked = self.spec.canvas.size_px
+        own = self._own_preprocess()
+        if own is not None and own.letterbox == "edges":
+            return own.canvas(_USUAL_PHOTOGRAPH)
         if height is not None and width is not None:
             if asked is not None and asked != max(width, height):
                 raise SpecError(
@@ -277,6 +292,10 @@ class Detector:
     def _canvas_shape(self) -> str:
         """Return ``square``, ``rectangle`` or ``fixed``."""
         asked = self.spec.canvas.shape
+        if self.preprocess.letterbox == "edges":
+            if asked != "auto":
+                raise SpecError(f"model.canvas.shape: {asked}, but the model gives each image its own; take auto")
+            return "own"
         free = self._image.shape[2:] == (None, None) and self.preprocess.letterbox != "stretch"
         if asked == "rectangle" and not free:
             raise SpecError("model.canvas.shape: rectangle needs a model whose height and width are free; use square")
@@ -354,7 +373,7 @@ def open_detector(spec: ModelSpec, device: Device = "cpu", threads: int = 1) -> 
     Raises:
         ModelError, SpecError, MissingExtra, ClusterError: See :class:`Detector`.
     """
-    model = fetch_model(spec.uri, spec.sha256)
+    model = fetch_model(spec.uri, spec.sha256, trusted=spec.trusted)
     return Detector(spec, model.path, model.sha256, device, threads)
 
 
@@ -371,6 +390,11 @@ def _canvases(spec: ModelSpec) -> frozenset[tuple[int, int]]:
     graphs = () if spec.canvas.graphs == "auto" else spec.canvas.graphs
     pairs = (graph.split("x") for graph in graphs)
     return frozenset((int(width), int(height)) for width, height in pairs)
+
+
+def _size_bytes(path: str) -> int:
+    files = [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else [path]
+    return sum(map(os.path.getsize, files))
 
 
 def _number(text: Any, default: int) -> int:

@@ -11,7 +11,7 @@ class Placement:
     """Gives each image its canvas.
 
     Args:
-        preprocess: What the model's family expects.
+        preprocess: What the model expects; where it gives each image a canvas of its own, the rest is not looked at.
         canvas: The largest canvas, ``(width_px, height_px)``.
         stride: Shorter sides are cut to multiples of it; None keeps all canvases whole.
     """
@@ -28,6 +28,8 @@ class Placement:
             height_px: Its height.
         """
         canvas = self.canvas
-        if self.stride is not None:
+        if self.preprocess.letterbox == "edges":
+            canvas = self.preprocess.canvas((width_px, height_px))
+        elif self.stride is not None:
             canvas = rectangle_canvas((width_px, height_px), max(canvas), self.stride)
         return self.preprocess.place((width_px, height_px), canvas)

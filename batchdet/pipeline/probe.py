@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
-from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
+from batchdet.model.fetch import fetch_model
+from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.canary import compare
@@ -144,7 +145,7 @@ class Trial:
 
     def _choose(self, device: Device, images: ReadSamples) -> tuple[Detector, str, dict[str, Any]]:
         """Load the model as the actors shall; say why so ("" when the spec says it all), and what the canary found."""
-        local = fetch_model(self.spec.model.uri, self.sha256)
+        local = fetch_model(self.spec.model.uri, self.sha256, trusted=self.spec.model.trusted)
 
         def load(runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None) -> Detector:
             model = self.spec.model.model_copy(update={"runtime": runtime, "precision": precision})
@@ -155,11 +156,14 @@ class Trial:
             return Detector(model, local.path, local.sha256, device, 1)
 
         asked = self.spec.model
+        if local.format is not Format.ONNX and asked.runtime == "auto":
+            exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
+            return exact, f"torch: nothing else runs {local.format.words}", {}
         exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
         if asked.runtime == "auto" and asked.precision == "bf16":
             return load("openvino", "bf16"), "openvino: bf16 is its own", {}
         exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
-        if asked.precision != "auto" or asked.runtime == "onnxruntime":
+        if asked.precision != "auto" or asked.runtime in ("onnxruntime", "torch"):
             why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
             return exact, why, {}
         if device == "gpu":
@@ -199,6 +203,7 @@ def _canvas_choice(detector: Detector) -> str:
     width, height = card.canvas_px
     reasons = {
         "fixed": "the model is made for no other",
+        "own": "as its image processor does, each image has one of its own; this is that of a photograph of 4:3",
         "square": next((note for note in card.notes if "square" in note), "the model's height and width are not free"),
         "rectangle": f"the longer side; the shorter one is rounded up to {card.stride} px, which saves the margins",
     }

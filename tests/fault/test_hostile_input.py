@@ -27,8 +27,8 @@ from batchdet.credentials import find_secret, masked
 from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError, ImageError, ModelError, OutputError, SpecError
 from batchdet.model import onnx_file
-from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector
+from batchdet.model.fetch import fetch_model
 from batchdet.model.labels import parse_names
 from batchdet.model.onnx_file import read_onnx
 from batchdet.plan import check_apart

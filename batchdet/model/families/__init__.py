@@ -5,6 +5,7 @@ from typing import Final
 
 from batchdet.errors import ModelError
 from batchdet.model.families.detr import Detr
+from batchdet.model.families.detr_logits import DetrFocal, DetrSoftmax
 from batchdet.model.families.family import DecodeSettings, Family, Signature
 from batchdet.model.families.yolo_dense import YoloDense
 from batchdet.model.families.yolo_end2end import YoloEnd2End
@@ -12,7 +13,8 @@ from batchdet.model.families.yolox import Yolox
 
 __all__ = ["FAMILIES", "DecodeSettings", "Family", "Signature", "find_family"]
 
-FAMILIES: Final[dict[str, Family]] = {f.name: f for f in (YoloEnd2End(), YoloDense(), Yolox(), Detr())}
+_ALL: Final[tuple[Family, ...]] = (YoloEnd2End(), YoloDense(), Yolox(), Detr(), DetrFocal(), DetrSoftmax())
+FAMILIES: Final = {family.name: family for family in _ALL}
 """Every family by its name."""
 
 

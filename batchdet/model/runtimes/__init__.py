@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet.errors import ClusterError, MissingExtra, SpecError
+from batchdet.model.format import Format, format_of
 from batchdet.model.onnx_file import read_onnx
 from batchdet.model.preprocess import Preprocess
 
@@ -46,7 +47,7 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """``onnxruntime`` or ``openvino``, with its version, and TensorRT's where that computes."""
+        """``onnxruntime``, ``openvino`` or ``torch``, with its version, and TensorRT's where that computes."""
 
     @property
     def provider(self) -> str:
@@ -71,6 +72,10 @@ class Runtime(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]:
         """The model file's own key-value texts."""
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What the model is fed, where its file says so."""
 
     def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
         """Have the graph itself turn canvases into what an input wants, where the runtime can.
@@ -140,14 +145,15 @@ def load_runtime(
     own_graphs: Collection[tuple[int, int]] = (),
     largest_batch: int = 64,
 ) -> Runtime:
-    """Load an ONNX file.
+    """Load a model.
 
     Args:
-        name: ``onnxruntime``, ``openvino`` or ``tensorrt``; ``auto`` is ``onnxruntime``.
-        path: A local file, checked by :func:`batchdet.model.onnx_file.read_onnx` first.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``torch``; ``auto`` is ``onnxruntime`` for ONNX files and
+            ``torch`` for all others.
+        path: A local file or folder, as :func:`batchdet.model.fetch.fetch_model` gives it.
         device: ``gpu`` is CUDA by ONNX Runtime, or TensorRT. Nothing falls back to the CPU in silence.
         threads: Threads of one ``run`` on the CPU.
-        precision: Of the arithmetic; ``bf16`` is OpenVINO's, ``fp16`` a GPU's.
+        precision: Of the arithmetic; ``bf16`` is OpenVINO's and PyTorch's, ``fp16`` a GPU's.
         own_graphs: OpenVINO: canvases ``(width_px, height_px)`` for which a graph of its own is compiled.
         largest_batch: No ``run`` is given more images.
 
@@ -157,6 +163,14 @@ def load_runtime(
         SpecError: The runtime has no such precision.
         ModelError: The file cannot be loaded.
     """
+    kind = format_of(path)
+    fitting = ("onnxruntime", "openvino", "tensorrt") if kind is Format.ONNX else ("torch",)
+    if name not in ("auto", *fitting):
+        raise SpecError(f"model.runtime: {name} does not run {kind.words}; take auto or {', '.join(fitting)}")
+    if kind is not Format.ONNX:
+        from batchdet.model.runtimes.torch import Torch
+
+        return Torch(path, kind, device, threads, precision)
     metadata = read_onnx(path).metadata
     if name in ("auto", "onnxruntime", "tensorrt"):
         if precision == "bf16":

@@ -73,6 +73,7 @@ class OnnxRuntime:
     """
 
     batch_rows = None
+    preprocess = None
 
     def __init__(
         self,

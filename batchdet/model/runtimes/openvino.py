@@ -34,6 +34,7 @@ class OpenVino:
 
     provider = "CPU"
     batch_rows = 1
+    preprocess = None
 
     def __init__(
         self,

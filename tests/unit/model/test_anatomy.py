@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from batchdet.errors import ModelError
 from batchdet.model.anatomy import read_anatomy
-from batchdet.model.cache import BUILTIN_SAMPLE, fetch_model
+from batchdet.model.fetch import BUILTIN_SAMPLE, fetch_model
 from tests import tiny_onnx
 
 # (stride, channels) of the backbone's stages from stride 8 on, of the neck's levels; millions of parameters; GFLOPs

@@ -9,7 +9,8 @@ import pytest
 
 from batchdet import storage
 from batchdet.errors import ModelError, SpecError
-from batchdet.model.cache import LocalModel, default_cache_dir, fetch_model
+from batchdet.model.cache import LocalModel, default_cache_dir
+from batchdet.model.fetch import fetch_model
 from tests import tiny_onnx
 
 

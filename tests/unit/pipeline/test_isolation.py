@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchdet.errors import ClusterError
-from batchdet.model.cache import fetch_model
+from batchdet.model.fetch import fetch_model
 from batchdet.pipeline.attempts import Attempts
 from batchdet.pipeline.isolation import Replay
 from batchdet.spec import JobSpec

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from batchdet.errors import ImageError
-from batchdet.model.cache import fetch_model
 from batchdet.model.detector import Detector, open_detector
+from batchdet.model.fetch import fetch_model
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
 from batchdet.pipeline.isolation import Replay

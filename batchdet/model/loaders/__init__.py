@@ -1,0 +1,1 @@
+"""Loaders: how each kind of file becomes a module of PyTorch."""
