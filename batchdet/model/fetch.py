@@ -127,10 +127,14 @@ def _parts(uri: str) -> tuple[str, dict[str, storage.StoredObject]]:
         if huggingface.WEIGHTS not in parts:
             if huggingface.INDEX not in parts:
                 raise ModelError(f"model.uri: {uri} {huggingface.NO_WEIGHTS}")
-            parts |= {name: storage.stat(f"{uri}/{name}") for name in _shards(f"{uri}/{huggingface.INDEX}")}
+            for name in _shards(f"{uri}/{huggingface.INDEX}"):
+                stat = _stat(f"{uri}/{name}")
+                if stat is None:
+                    raise SpecError(f"model.uri: {uri}/{name}, which {huggingface.INDEX} names, does not exist")
+                parts[name] = stat
         return uri, parts
     except storage.NotFound as error:
-        raise SpecError(f"model.uri: {uri} does not exist" if uri in str(error) else f"model.uri: {error}") from error
+        raise SpecError(f"model.uri: {uri} does not exist") from error
     except storage.StorageError as error:
         raise SpecError(f"model.uri: {error}") from error
 

@@ -71,6 +71,30 @@ def detr_outputs(rows: Any) -> dict[str, Tensor]:
     }
 
 
+def _logits(family: str, rows: Any, logits: Tensor, nothing: float) -> dict[str, Tensor]:
+    """Put rows into the outputs of a DETR whose other queries find nothing."""
+    boxes = np.full((1, 10, 4), 0.5, np.float32)
+    boxes[0, : len(rows)] = _centres(FAMILIES[family], rows) / (CANVAS * 2)
+    padded = np.full((1, 10, logits.shape[1]), nothing, np.float32)
+    padded[0, : len(rows)] = logits
+    return {"logits": padded, "pred_boxes": boxes}
+
+
+def focal_outputs(rows: Any) -> dict[str, Tensor]:
+    logits = np.full((len(rows), CLASSES), -20.0)
+    logits[np.arange(len(rows)), rows[:, 5].astype(int)] = np.log(rows[:, 4] / (1 - rows[:, 4]))
+    return _logits("detr_focal", rows, logits, -20)
+
+
+def softmax_outputs(rows: Any) -> dict[str, Tensor]:
+    logits = np.full((len(rows), CLASSES + 1), -30.0)
+    logits[np.arange(len(rows)), rows[:, 5].astype(int)] = np.log(rows[:, 4])
+    logits[:, -1] = np.log(1 - rows[:, 4])
+    found = _logits("detr_softmax", rows, logits, -30)
+    found["logits"][0, len(rows) :, -1] = 0
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     family: Family
@@ -95,6 +119,8 @@ CASES = {
         "yolo_dense": dense_outputs,
         "yolox": yolox_outputs,
         "detr": detr_outputs,
+        "detr_focal": focal_outputs,
+        "detr_softmax": softmax_outputs,
     }.items()
 }
 every_family = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -104,11 +130,22 @@ def test_every_family_is_tested() -> None:
     assert set(CASES) == set(FAMILIES)
 
 
-@every_family
+LOOK_ALIKE = {"detr_focal", "detr_softmax"}
+
+
+@pytest.mark.parametrize(
+    "case", [c for name, c in CASES.items() if name not in LOOK_ALIKE], ids=lambda c: c.family.name
+)
 def test_it_is_known_from_its_outputs(case: Case) -> None:
     family, reason = find_family("auto", case.signature(), {})
     assert family is case.family
     assert reason.startswith("recognised by")
+
+
+@pytest.mark.parametrize("name", sorted(LOOK_ALIKE))
+def test_families_that_look_alike_are_not_guessed(name: str) -> None:
+    with pytest.raises(ModelError, match=r"several families \(detr_focal, detr_softmax\).*Set model\.family"):
+        find_family("auto", CASES[name].signature(), {})
 
 
 @every_family
@@ -202,13 +239,15 @@ def test_dense_families_suppress_within_a_class(name: str) -> None:
     assert CASES[name].decode(rows, iou_threshold=0.99).class_ids.tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["yolo_end2end", "detr"])
+@pytest.mark.parametrize("name", ["yolo_end2end", "detr", "detr_focal", "detr_softmax"])
 def test_families_without_nms_keep_what_the_model_gives(name: str) -> None:
     rows = np.repeat(OBJECTS[:1], 2, axis=0)
     assert len(CASES[name].decode(rows)) == 2
 
 
-@pytest.mark.parametrize(("name", "count"), [("yolo_dense", 3), ("yolox", 3), ("yolo_end2end", None), ("detr", None)])
+@pytest.mark.parametrize(("name", "count"), [
+    ("yolo_dense", 3), ("yolox", 3), ("yolo_end2end", None), ("detr", None), ("detr_focal", 3), ("detr_softmax", 3),
+])  # fmt: skip
 def test_class_counts(name: str, count: int | None) -> None:
     assert CASES[name].family.class_count(CASES[name].signature()) == count
 

@@ -3,6 +3,7 @@
 import builtins
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from batchdet.errors import ClusterError, MissingExtra, ModelError, SpecError
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Runtime, TensorInfo, load_runtime
 from batchdet.model.runtimes.openvino import has_bf16
-from tests import tiny_onnx
+from tests import tiny_onnx, tiny_torch
 from tests.preprocessing import PREPROCESSES, planes_of
 
 REPOSITORY = Path(__file__).parents[2]
 RUNTIMES = ("onnxruntime", "openvino")
+TORCH_FILES = ("torchscript", "pt2")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +27,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_onnx.convolution(tmp_path_factory.mktemp("model") / "convolution.onnx")
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
+def load(name: str, model: Path) -> Runtime:
+    """Load the tiny model by a runtime of ONNX files, or as a file of PyTorch."""
+    if name in TORCH_FILES:
+        pytest.importorskip("torch")
+        path = model.with_suffix(f".{name}")
+        return load_runtime("torch", str(path if path.exists() else tiny_torch.convolution(path)), "cpu", 1)
+    pytest.importorskip(name)
+    return load_runtime(name, str(model), "cpu", 1)
+
+
+@pytest.fixture(scope="module", params=RUNTIMES + TORCH_FILES)
 def runtime(request: pytest.FixtureRequest, model: Path) -> Runtime:
-    pytest.importorskip(request.param)
-    return load_runtime(request.param, str(model), "cpu", 1)
+    return load(request.param, model)
 
 
 def images(batch: int, height: int, width: int) -> Any:
@@ -36,15 +47,16 @@ def images(batch: int, height: int, width: int) -> Any:
 
 
 def test_it_says_what_it_is(runtime: Runtime) -> None:
-    assert runtime.name.split()[0] in RUNTIMES
+    assert runtime.name.split()[0] in (*RUNTIMES, "torch")
     assert runtime.name.split()[1][0].isdigit()
     assert "CPU" in runtime.provider
 
 
 def test_signatures(runtime: Runtime) -> None:
     assert list(runtime.inputs) == [TensorInfo("images", "float32", (None, 3, None, None))]
-    assert [o.name for o in runtime.outputs] == ["features", "squares"]
-    assert [o.shape[1] for o in runtime.outputs] == [4, 4]
+    if not runtime.name.startswith("torch"):  # whose files do not name their outputs
+        assert [o.name for o in runtime.outputs] == ["features", "squares"]
+        assert [o.shape[1] for o in runtime.outputs] == [4, 4]
     assert str(runtime.inputs[0]) == "images float32 [?, 3, ?, ?]"
 
 
@@ -81,12 +93,33 @@ def test_wrong_input_is_a_model_error_of_one_line(runtime: Runtime) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_runtimes_agree(model: Path) -> None:
-    for name in RUNTIMES:
-        pytest.importorskip(name)
-    batch = images(2, 32, 32)
-    one, other = (load_runtime(name, str(model), "cpu", 1).run({"images": batch}) for name in RUNTIMES)
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("name", ["openvino", *TORCH_FILES])
+def test_runtimes_agree(name: str, rows: int, model: Path) -> None:
+    batch = images(rows, 32, 32)
+    one, other = (load(each, model).run({"images": batch}) for each in ("onnxruntime", name))
     np.testing.assert_allclose(one["features"], other["features"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("torch", "onnx"), ("openvino", "torchscript"), ("tensorrt", "pt2")])
+def test_a_runtime_that_does_not_run_such_files_says_which_does(name: str, kind: str, model: Path) -> None:
+    pytest.importorskip("torch")
+    if kind != "onnx":
+        load(kind, model)
+    with pytest.raises(SpecError, match=rf"model\.runtime: {name} does not run an? .* file; take auto or "):
+        load_runtime(name, str(model.with_suffix(f".{kind}")), "cpu", 1)
+
+
+@pytest.mark.parametrize("kind", TORCH_FILES)
+def test_a_damaged_file_of_pytorch_is_a_model_error(kind: str, model: Path, tmp_path: Path) -> None:
+    load(kind, model)
+    with zipfile.ZipFile(model.with_suffix(f".{kind}")) as whole, zipfile.ZipFile(tmp_path / "m", "w") as harmed:
+        for name in whole.namelist():
+            inside = whole.read(name)
+            harmed.writestr(name, inside[:3] if name.endswith((".py", "model.json")) else inside)
+    with pytest.raises(ModelError, match="PyTorch cannot load the model") as caught:
+        load_runtime("auto", str(tmp_path / "m"), "cpu", 1)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -131,10 +164,9 @@ def test_no_gpu_is_an_error_and_never_the_cpu(name: str, model: Path) -> None:
 
 
 @pytest.mark.parametrize("preprocess", PREPROCESSES, ids=str)
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", RUNTIMES + TORCH_FILES)
 def test_canvases_are_what_the_input_wants(name: str, preprocess: Preprocess, model: Path) -> None:
-    pytest.importorskip(name)
-    runtime = load_runtime(name, str(model), "cpu", 1)
+    runtime = load(name, model)
     canvases = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3), np.uint8)
     planes = planes_of(canvases, preprocess)
     wanted = runtime.run({"images": planes})["features"]

@@ -35,7 +35,7 @@ FREE_IMAGES = (None, 3, None, None)
 """Shape of an input of which nothing but the channels is fixed."""
 
 
-def named(value: Any, names: tuple[str, ...] = ()) -> dict[str, Any]:
+def named(value: Any) -> dict[str, Any]:
     """Give names to what a module returned: its own, or ``output0``, ``output1``, ...
 
     Raises:
@@ -48,8 +48,7 @@ def named(value: Any, names: tuple[str, ...] = ()) -> dict[str, Any]:
     if isinstance(value, Mapping):
         found = {str(key): tensor for key, tensor in value.items()}
     elif isinstance(value, list | tuple):
-        known = names if len(names) == len(value) else tuple(f"output{i}" for i in range(len(value)))
-        found = dict(zip(known, value, strict=True))
+        found = {f"output{i}": tensor for i, tensor in enumerate(value)}
     else:
         raise TypeError(f"it returned {type(value).__name__}, not tensors")
     odd = next((key for key, tensor in found.items() if not isinstance(tensor, torch.Tensor)), None)

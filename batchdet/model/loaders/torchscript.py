@@ -6,12 +6,13 @@ from typing import Any
 
 from batchdet.errors import ModelError
 from batchdet.model.format import archive_texts
+from batchdet.model.labels import numbers
 from batchdet.model.loaders.loaded import FREE_IMAGES, LoadedModule, named
 from batchdet.model.runtimes import TensorInfo, one_line
 
 
 def load(path: str) -> LoadedModule:
-    """Load a TorchScript file. It does not say its shapes; the texts in it may (``imgsz``, ``batch``, ``dynamic``).
+    """Load a TorchScript file. It does not say its shapes; the texts in it may: ``imgsz``, unless ``dynamic`` is true.
 
     Raises:
         ModelError: PyTorch cannot load it.
@@ -26,11 +27,14 @@ def load(path: str) -> LoadedModule:
     except Exception as error:
         raise ModelError(f"PyTorch cannot load the model: {one_line(error)}") from error
     module.eval()
+    sides = numbers(texts.get("imgsz", ""))
+    free = texts.get("dynamic", "").lower() == "true" or not sides
+    images = TensorInfo("images", "float32", FREE_IMAGES if free else (None, 3, sides[0], sides[-1]))
 
     def call(images: Any) -> Mapping[str, Any]:
         return named(module(images))
 
-    return LoadedModule(module, call, TensorInfo("images", "float32", FREE_IMAGES), (), texts, open_inside=False)
+    return LoadedModule(module, call, images, (), texts, open_inside=False)
 
 
 def load_exported(path: str) -> LoadedModule:
@@ -51,14 +55,12 @@ def load_exported(path: str) -> LoadedModule:
     if len(signature.user_inputs) != 1:
         raise ModelError(f"the model takes {len(signature.user_inputs)} inputs; a detector takes images only")
     (name,) = signature.user_inputs
-    names = tuple(f"output{i}" for i in range(len(signature.user_outputs)))
 
     def call(images: Any) -> Mapping[str, Any]:
-        return named(module(images), names)
+        return named(module(images))
 
-    outputs = tuple(_info(label, nodes.get(inner)) for label, inner in zip(names, signature.user_outputs, strict=True))
     images = _info(str(name), nodes[name])
-    return LoadedModule(module, call, images, outputs, archive_texts(path), open_inside=False)
+    return LoadedModule(module, call, images, (), archive_texts(path), open_inside=False)
 
 
 def _info(name: str, value: Any) -> TensorInfo:

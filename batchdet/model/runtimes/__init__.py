@@ -67,7 +67,10 @@ class Runtime(Protocol):
 
     @property
     def outputs(self) -> Sequence[TensorInfo]:
-        """The model's outputs, in its order, as declared (exports often leave axes free that are not)."""
+        """The model's outputs, in its order, as declared (exports often leave axes free that are not).
+
+        Empty where the file does not say; a run does.
+        """
 
     @property
     def metadata(self) -> Mapping[str, str]:

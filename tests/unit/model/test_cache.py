@@ -184,15 +184,23 @@ def test_what_is_not_there(uri: str, words: str, tmp_path: Path, cache: str) -> 
 
 
 def test_a_folder(tmp_path: Path, cache: str) -> None:
-    with pytest.raises(ModelError, match="is a folder; name the ONNX file in it"):
+    with pytest.raises(ModelError, match=r"is a folder without config\.json; name a model file in it, or a"):
         fetch_model(str(tmp_path), cache_dir=cache)
 
 
-@pytest.mark.parametrize("name", ["yolo.pt", "yolo.PTH", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("yolo.pt", "which can run code of its own while it is loaded; set model.trusted: true if you trust"),
+        ("yolo.PTH", "which can run code of its own while it is loaded; set model.trusted: true if you trust"),
+        ("model.engine", "is of a format that batchdet does not read; take the ONNX file"),
+        ("model.safetensors", "is not an ONNX model"),
+    ],
+)
 @pytest.mark.acceptance("S4")
-def test_other_formats_are_told_the_way(name: str, tmp_path: Path, cache: str) -> None:
+def test_other_formats_are_told_the_way(name: str, words: str, tmp_path: Path, cache: str) -> None:
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(ModelError, match="is not ONNX, which is what this version reads; export it with"):
+    with pytest.raises(ModelError, match=words):
         fetch_model(str(tmp_path / name), cache_dir=cache)
 
 
@@ -202,7 +210,10 @@ def test_other_formats_are_told_the_way(name: str, tmp_path: Path, cache: str) -
         (b"", "is empty"),
         (b"<html>404</html>", "looks like a web page"),
         (b"hello, world. " * 50, "looks like text"),
-        (b"PK\x03\x04" + bytes(100), "looks like a PyTorch checkpoint"),
+        (b"PK\x03\x04" + bytes(100), "is cut off or damaged: File is not a zip file"),
+        (b"\x80\x02}q\x00.", r"is a PyTorch checkpoint \(pickle\), which can run code of its own"),
+        (b"\x20" + bytes(7) + b"{" + b"x" * 40, "is no safetensors file"),
+        (b"\xff" * 7 + b"\x00{}", "is cut off or no safetensors file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (bytes(range(256)) * 20, "is not an ONNX model"),
     ],
