@@ -1,12 +1,16 @@
 """Painting an image onto the model's canvas."""
 
+from typing import Final
+
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from batchdet.geometry.letterbox import Letterbox
 
 Pixels = npt.NDArray[np.uint8]
+_PILLOW: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def painted(rgb: Pixels, letterbox: Letterbox) -> Pixels:
@@ -37,5 +41,7 @@ def paint(rgb: Pixels, letterbox: Letterbox, out: Pixels) -> None:
     place = out[top : top + height, left : left + width]
     if letterbox.content == letterbox.source:
         place[:] = rgb
+    elif letterbox.resample != "linear":
+        place[:] = np.asarray(Image.fromarray(rgb).resize((width, height), _PILLOW[letterbox.resample]))
     else:
         place[:] = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from batchdet.errors import ModelError
+from batchdet.geometry.letterbox import Resample
 from batchdet.model.format import safetensors_texts
 from batchdet.model.preprocess import Preprocess
 
@@ -41,6 +42,8 @@ FAMILIES: Final[dict[str, str]] = {
 """Family by ``model_type``: how the library's own image processor reads the outputs of each."""
 _MULTIPLES: Final = {"yolos": 16}
 """YOLOS cuts sides to whole patches; the number stands in its image processor, not in its files."""
+_RESAMPLES: Final[dict[int, Resample]] = {2: "bilinear", 3: "bicubic"}
+"""By Pillow's numbers."""
 _USUAL_LONGEST_PX: Final = 1333
 
 
@@ -157,6 +160,9 @@ def _preprocess(config: Mapping[str, Any], multiple_px: int) -> tuple[Preprocess
         )
     if min(std) <= 0 or scale <= 0:
         raise ModelError(f"{PREPROCESSOR}: image_std and rescale_factor must be positive")
+    resample = _RESAMPLES.get(config.get("resample", 2))
+    if resample is None:
+        raise ModelError(f"{PREPROCESSOR}: resample is {config['resample']!r}; known are 2 (bilinear) and 3 (bicubic)")
     size = config.get("size")
     if isinstance(size, int):
         size = {"shortest_edge": size, "longest_edge": config.get("max_size", _USUAL_LONGEST_PX)}
@@ -165,13 +171,15 @@ def _preprocess(config: Mapping[str, Any], multiple_px: int) -> tuple[Preprocess
     if not all(type(value) is int and 1 <= value <= 8192 for value in sides.values()):
         raise ModelError(f"{PREPROCESSOR}: size is {size!r}; its sides must be whole numbers from 1 to 8192")
     if sides.keys() == {"height", "width"}:
-        return Preprocess(scale=scale, letterbox="stretch", mean=mean, std=std), (sides["height"], sides["width"])
+        own = Preprocess(scale=scale, letterbox="stretch", mean=mean, std=std, resample=resample)
+        return own, (sides["height"], sides["width"])
     if sides.keys() == {"shortest_edge", "longest_edge"} and sides["shortest_edge"] <= sides["longest_edge"]:
         own = Preprocess(
             scale=scale,
             letterbox="edges",
             mean=mean,
             std=std,
+            resample=resample,
             shortest_px=sides["shortest_edge"],
             longest_px=sides["longest_edge"],
             multiple_px=multiple_px,

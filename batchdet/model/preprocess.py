@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from batchdet.geometry.letterbox import PAD_VALUE, Letterbox, Size
+from batchdet.geometry.letterbox import PAD_VALUE, Letterbox, Resample, Size
 
 Colours = Literal["RGB", "BGR"]
 Triple = tuple[float, float, float]
@@ -23,6 +23,7 @@ class Preprocess:
         pad_value: Gray around the image, 0..255.
         mean: Of each channel, in the order of ``colours``, after scaling.
         std: Likewise; positive.
+        resample: ``stretch`` and ``edges``: how pixels are made.
         shortest_px: ``edges``: what the shorter side becomes.
         longest_px: ``edges``: but the longer side gets no longer than that.
         multiple_px: ``edges``: both sides are cut to multiples of it.
@@ -34,6 +35,7 @@ class Preprocess:
     pad_value: int = PAD_VALUE
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
+    resample: Resample = "linear"
     shortest_px: int = 0
     longest_px: int = 0
     multiple_px: int = 1
@@ -41,15 +43,14 @@ class Preprocess:
     def place(self, source: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
         """Return the map of an image onto a canvas, both as ``(width_px, height_px)``."""
         if self.letterbox in ("stretch", "edges"):
-            return Letterbox.stretch(source, canvas)
+            return Letterbox.stretch(source, canvas, self.resample)
         make = Letterbox.centred if self.letterbox == "centred" else Letterbox.top_left
         return make(source, canvas, self.pad_value)
 
     def canvas(self, source: Size) -> Size:
         """Return the canvas that ``edges`` gives to an image, both as ``(width_px, height_px)``.
 
-        The sides are truncated and rounded as Hugging Face's image processors do, to the pixel. Pixels differ from
-        theirs: they smooth before they shrink (Pillow's bilinear filter), which OpenCV's does not.
+        The sides are truncated and rounded as Hugging Face's image processors do, to the pixel.
 
         Source: ``get_size_with_aspect_ratio`` of the package transformers, which names DETR's transforms.
         """

@@ -199,6 +199,7 @@ def test_what_a_configuration_may_not_want(config: Any, words: str, tmp_path: Pa
         ({"do_resize": False}, "do_resize false"),
         ({"do_normalize": True}, "image_mean is None; 3 numbers are wanted"),
         ({"do_normalize": True, "image_mean": [0, 0, 0], "image_std": [1, 0, 1]}, "must be positive"),
+        ({"resample": 0}, "resample is 0; known are 2"),
         ({"rescale_factor": "x"}, "rescale_factor is 'x'; 1 numbers"),
     ],
 )
