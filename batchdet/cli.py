@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import sys
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 import batchdet
-from batchdet.errors import BatchdetError, Interrupted
+from batchdet.errors import BatchdetError, Interrupted, ModelError, SpecError
 from batchdet.failpoint import failpoint
+
+if TYPE_CHECKING:
+    from batchdet.spec import JobSpec
 
 app = typer.Typer(
     name="batchdet",
@@ -48,6 +51,21 @@ _RUN, _LOOK, _SET_UP, _CLUSTER = "Run a job", "Look at results", "Set up", "On a
 _TRAIN = "Train a detector"
 
 
+def _load(job: str, settings: list[str] | None) -> "JobSpec":
+    from batchdet.specfile import load_job
+
+    spec = load_job(job, settings or ())
+    _beside(job)
+    return spec
+
+
+def _beside(job: str) -> None:
+    """Let plug-in heads be imported that lie beside the job file."""
+    folder = os.path.dirname(os.path.abspath(job))
+    if "://" not in job and folder not in sys.path:
+        sys.path.append(folder)
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
@@ -73,9 +91,8 @@ def run(
     from batchdet.job import run_job
     from batchdet.progress import hushed, watcher_for
     from batchdet.results.speed import speed_rows
-    from batchdet.specfile import load_job
 
-    spec = load_job(job, set_ or ())
+    spec = _load(job, set_)
     with hushed(verbose), watcher_for() as watcher:
         done = run_job(spec, fresh=fresh, watcher=watcher, verbose=verbose)
     if as_json:
@@ -114,9 +131,8 @@ def plan(
     from batchdet.forecast import forecast
     from batchdet.plan import plan_job
     from batchdet.results.speed import prediction_rows
-    from batchdet.specfile import load_job
 
-    plan = plan_job(load_job(job, set_ or ()), fresh)
+    plan = plan_job(_load(job, set_), fresh)
     if not no_measure and plan.finished_run_id is None:
         print("trying the model on some of the images ...", file=sys.stderr, flush=True)
     outlook = forecast(plan, not no_measure)
@@ -163,9 +179,7 @@ def _print_facts(facts: list[tuple[str, str]]) -> None:
 @app.command(rich_help_panel=_RUN)
 def validate(job: Job, set_: Set = None, as_json: Json = False) -> None:
     """Check a job spec, line by line, without touching source, model or cluster."""
-    from batchdet.specfile import load_job
-
-    spec = load_job(job, set_ or ())
+    spec = _load(job, set_)
     if as_json:
         _print_json(json.loads(spec.model_dump_json()))
     else:
@@ -361,19 +375,34 @@ def _write_sheet(out: str, folder: str, chosen: list[tuple[str, str, int | None]
 
 @app.command(rich_help_panel=_SET_UP)
 def model(
-    uri: Annotated[str, typer.Argument(help="An ONNX file, any fsspec URI, or builtin:sample.")],
+    uri: Annotated[str, typer.Argument(help="A model file or folder, any fsspec URI, or builtin:sample.")],
+    family: Annotated[str, typer.Option("--family", help="As model.family of a job.")] = "auto",
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="As model.trusted of a job: load files that can run code of their own.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a model is: its anatomy, family, inputs, outputs, labels, canvas, licence."""
     from batchdet.model.detector import open_detector
     from batchdet.spec import ModelSpec
 
-    detector = open_detector(ModelSpec(uri=uri))
-    card, anatomy = detector.card, detector.anatomy
+    _beside("job.yaml")
+    try:
+        spec = ModelSpec(uri=uri, family=family, trusted=trusted)
+    except ValueError as error:
+        raise SpecError(f"--family {family}: {str(error).splitlines()[2].strip().partition(' [')[0]}") from error
+    detector = open_detector(spec)
+    card = detector.card
+    try:
+        anatomy = detector.anatomy
+    except ModelError as error:  # a file that does not show its parts is a model all the same
+        print(f"no anatomy: {_plain(error.message)}", file=sys.stderr)
+        anatomy = None
     if as_json:
-        _print_json(card.to_dict() | {"anatomy": anatomy.to_dict()})
+        _print_json(card.to_dict() | {"anatomy": anatomy and anatomy.to_dict()})
     else:
-        print("\n".join(map(_plain, anatomy.describe())), end="\n\n")
+        if anatomy is not None:
+            print("\n".join(map(_plain, anatomy.describe())), end="\n\n")
         _print_facts(card.describe())
 
 
@@ -520,9 +549,8 @@ def doctor(
     """Check this machine: packages, processors, memory, runtimes, credentials, output."""
     from batchdet.cluster.doctor import doctor as examine
     from batchdet.cluster.doctor import render_doctor
-    from batchdet.specfile import load_job
 
-    checks = examine(load_job(job, set_ or ()) if job else None)
+    checks = examine(_load(job, set_) if job else None)
     _print_json([check.to_dict() for check in checks]) if as_json else render_doctor(checks, _console())
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(5)
@@ -545,6 +573,7 @@ def submit(
     """Run a job on a Ray cluster, follow its log, and exit as it does."""
     from batchdet.cluster.submit import submit_job
 
+    _beside(job)
     note = lambda text: print(text, file=sys.stderr)  # noqa: E731
     done = submit_job(
         job,

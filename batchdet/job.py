@@ -10,6 +10,7 @@ from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, trial_of
+from batchdet.model.families.plugin import plugin_to_ship
 from batchdet.plan import Plan, check_apart, computed, cut_choice, cut_of, in_full, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
@@ -120,7 +121,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
 
     spec, inventory, out = plan.spec, plan.inventory, plan.spec.output.uri
     _say_plan(plan, watcher)
-    with ray_session(spec.compute.address, verbose) as capacity:
+    with ray_session(spec.compute.address, verbose, plugin_to_ship(spec.model.family)) as capacity:
         probed = probe_model(trial_of(plan), capacity)
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason)
         choices = workers.choices | probed.model.choices | {"segment_rows": cut_choice(spec)}

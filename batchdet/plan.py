@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from batchdet import storage
 from batchdet.errors import OutputError, SourceEmpty, SpecError
+from batchdet.model.families.plugin import is_plugin, plugin_sha256
 from batchdet.model.fetch import fetch_model
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
@@ -107,7 +108,11 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
     _check_partitions(spec, listed)
     model = fetch_model(spec.model.uri, spec.model.sha256, trusted=spec.model.trusted)
     job = _Job(
-        spec, fresh, listed.format, model.sha256, fingerprint(spec, listed.format, model.sha256, _labels_sha256(spec))
+        spec,
+        fresh,
+        listed.format,
+        model.sha256,
+        fingerprint(spec, listed.format, model.sha256, _labels_sha256(spec), _head_sha256(spec)),
     )
     finished = [m for m in committed if m.fingerprint == job.fingerprint] or emptied
     todo, retried_images = _to_do(job, listed, finished)
@@ -302,6 +307,10 @@ def in_full(spec: JobSpec) -> JobSpec:
             "output": spec.output.model_copy(update={"uri": storage.normalize(spec.output.uri)}),
         }
     )
+
+
+def _head_sha256(spec: JobSpec) -> str:
+    return plugin_sha256(spec.model.family) if is_plugin(spec.model.family) else ""
 
 
 def _labels_sha256(spec: JobSpec) -> str:

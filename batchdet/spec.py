@@ -3,17 +3,44 @@
 Each field's text stands in its ``description``, from which ``batchdet schema`` and the README's table are made.
 """
 
+import difflib
+import importlib.metadata
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
-FamilyName = Literal["auto", "yolo_end2end", "yolo_dense", "yolox", "detr", "detr_focal", "detr_softmax"]
+FAMILIES = ("yolo_end2end", "yolo_dense", "yolox", "detr", "detr_focal", "detr_softmax")
+FAMILY_GROUP = "batchdet.families"
+"""The group of entry points by which installed packages offer families of their own."""
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
 FeatureKind = Literal["none", "image", "boxes"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _family(name: str) -> str:
+    """Check the name of a family: a built-in one, an entry point's, or MODULE:CLASS."""
+    if _CLASS_PATH.fullmatch(name):
+        return name
+    offered = [point.name for point in importlib.metadata.entry_points(group=FAMILY_GROUP)]
+    known = ["auto", *FAMILIES, *sorted(set(offered))]
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, and MODULE:CLASS for your own"
+    raise PydanticCustomError("family", "{hint}", {"hint": hint})
+
+
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+FamilyName = Annotated[
+    str,
+    AfterValidator(_family),
+    WithJsonSchema({"anyOf": [{"enum": ["auto", *FAMILIES]}, {"type": "string", "pattern": _CLASS_PATH.pattern}]}),
+]
 
 
 class _Part(BaseModel):
@@ -93,7 +120,8 @@ class ModelSpec(_Part):
     )
     family: FamilyName = Field(
         "auto",
-        description="How raw outputs become detections; auto reads the model's metadata and signature.",
+        description="How raw outputs become detections; auto reads the model's metadata and signature. MODULE:CLASS, "
+        "or an installed package's entry point, names a head of your own.",
     )
     runtime: RuntimeName = Field(
         "auto",

@@ -132,3 +132,33 @@ def one_image_only(path: Path, rows: Array) -> Path:
         ],
     )
     return save(path, graph, {"imgsz": "[64, 64]", "names": "['cat', 'dog']"})
+
+
+def centre_net(path: Path) -> Path:
+    """Write a CenterNet-like model: ``heatmap`` (N, 2, h, w) and ``size`` (N, 2, h, w) at stride 4.
+
+    Fed with images normalised by ImageNet's mean and deviation. Class 1 scores how bright a cell is, class 0 how dark;
+    objects are 24 x 16 canvas pixels.
+    """
+    value = helper.make_tensor_value_info
+    gray = np.full((1, 3, 4, 4), 1 / 48, np.float32) * np.array([0.229, 0.224, 0.225], np.float32)[None, :, None, None]
+    mean = np.float32(np.mean([0.485, 0.456, 0.406]))
+    weight = np.concatenate([-gray, gray])
+    bias = np.array([1 - mean, mean], np.float32)
+    nodes = [
+        helper.make_node("Conv", ["images", "weight", "bias"], ["light"], strides=[4, 4]),
+        helper.make_node("Mul", ["light", "light"], ["heatmap"]),
+        helper.make_node("Mul", ["light", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "sides"], ["size"]),
+    ]
+    constants = {
+        "weight": weight, "bias": bias, "zero": np.zeros(1, np.float32),
+        "sides": np.array([24, 16], np.float32).reshape(1, 2, 1, 1),
+    }  # fmt: skip
+    outputs = [value(name, TensorProto.FLOAT, ["N", 2, "h", "w"]) for name in ("heatmap", "size")]
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    return save(
+        path,
+        helper.make_graph(nodes, "centre", [value("images", TensorProto.FLOAT, list(DYNAMIC))], outputs, tensors),
+        {},
+    )

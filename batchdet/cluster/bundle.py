@@ -15,6 +15,7 @@ import batchdet
 from batchdet import storage
 from batchdet.cluster.jobfile import JobFile, is_local, read_job_file, written_value
 from batchdet.errors import SpecError
+from batchdet.model.families.plugin import plugin_to_ship
 
 # Ray's dashboard takes 100 MiB in one request; the package and the YAML need little of it.
 MAX_MODEL_BYTES = 90 * 1024 * 1024
@@ -77,8 +78,11 @@ def build_bundle(folder: Path, job_path: str, overrides: Sequence[str] = (), env
     if rewritten:
         job = read_job_file(job_path, [*overrides, *rewritten])
     (folder / job.name).write_text(job.text, encoding="utf-8")
-    source = Path(batchdet.__file__).parent
-    shutil.copytree(source, folder / "batchdet", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+    for source in filter(None, (Path(batchdet.__file__).parent, plugin_to_ship(job.spec.model.family))):
+        if source.is_dir():
+            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+        else:
+            shutil.copyfile(source, folder / source.name)
     return Bundle(folder, job, tuple(notes))
 
 

@@ -1,7 +1,8 @@
 """A detector: a model file, loaded once, from canvases to detections in original pixels."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.anatomy import Anatomy
 from batchdet.model.card import ModelCard
-from batchdet.model.families import DecodeSettings, Signature
+from batchdet.model.families import DecodeSettings, Family, Signature
+from batchdet.model.families.plugin import PluginError, PluginFamily
 from batchdet.model.features import Pooling, choose_pooling
 from batchdet.model.fetch import fetch_model
 from batchdet.model.format import Format, format_of
@@ -75,8 +77,10 @@ class Detector:
         self._notes: list[str] = []
         self.signature = self._look()
         self.family, self._family_reason = families.find_family(spec.family, self.signature, metadata)
+        texts = _with_labels(self.family, metadata)
+        count = self.family.class_count(self.signature)
         self.labels, self._labels_reason = labels.find_labels(
-            spec.labels, metadata, self.family.class_count(self.signature), assume_coco=self.family.name == "detr"
+            spec.labels, texts, count, assume_coco=self.family.name == "detr"
         )
         self.pooling = self._pooling()
         self._takes_canvases = self._runtime.take_canvases(self._image.name, self.preprocess)
@@ -323,6 +327,8 @@ class Detector:
         try:
             canvases = np.zeros((batch, canvas[1], canvas[0], 3), np.uint8)
             found = self._decode(self._infer(canvases, [box] * batch), [box] * batch)
+        except PluginError:
+            raise
         except (ModelError, ValueError, IndexError):
             return False
         return len(found) == batch
@@ -390,6 +396,13 @@ def _canvases(spec: ModelSpec) -> frozenset[tuple[int, int]]:
     graphs = () if spec.canvas.graphs == "auto" else spec.canvas.graphs
     pairs = (graph.split("x") for graph in graphs)
     return frozenset((int(width), int(height)) for width, height in pairs)
+
+
+def _with_labels(family: Family, metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Put a plug-in's own labels before the file's."""
+    if isinstance(family, PluginFamily) and family.labels:
+        return {**metadata, "names": json.dumps(family.labels)}
+    return metadata
 
 
 def _size_bytes(path: str) -> int:

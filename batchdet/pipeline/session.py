@@ -47,12 +47,13 @@ def usable_cpus() -> int:
 
 
 @contextmanager
-def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity]:
+def ray_session(address: str | None, verbose: bool = False, code: Path | None = None) -> Iterator[Capacity]:
     """Connect to a cluster, or start a Ray of this process's own, and leave it in the end.
 
     Args:
         address: ``auto`` or ``HOST:PORT``; None starts one.
         verbose: Let Ray speak.
+        code: A module's file or a package's folder that workers shall be able to import.
 
     Yields:
         What the cluster has.
@@ -80,12 +81,15 @@ def ray_session(address: str | None, verbose: bool = False) -> Iterator[Capacity
             "include_dashboard": False,
             "object_store_memory": min(_OBJECT_STORE_MAX_BYTES, max(shared_memory_bytes()[0], _SHARED_MIN_BYTES) // 3),
         }
+        if code is not None:
+            places = [str(code.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(places)}}
     else:
         options["address"] = address
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # Not inside a submitted job, whose package is there already: the cluster's nodes may lack this one.
-            package = str(Path(batchdet.__file__).parent)
-            options["runtime_env"] = {"py_modules": [package], "excludes": ["__pycache__"]}
+            shipped = [str(path) for path in (Path(batchdet.__file__).parent, code) if path is not None]
+            options["runtime_env"] = {"py_modules": shipped, "excludes": ["__pycache__"]}
     try:
         with warnings.catch_warnings(), _own_signals():
             warnings.simplefilter("ignore")

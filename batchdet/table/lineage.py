@@ -119,7 +119,7 @@ def run_date(run_id: str) -> str:
     return f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}"
 
 
-def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha256: str) -> str:
+def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha256: str, head_sha256: str = "") -> str:
     """Digest everything that changes results, and nothing else.
 
     Args:
@@ -127,12 +127,13 @@ def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha
         source_format: What ``source.format`` was resolved to.
         model_sha256: Digest of the model's bytes.
         labels_sha256: Digest of the file that ``model.labels`` names, or "".
+        head_sha256: Digest of the source of the plug-in that ``model.family`` names, or "".
 
     Returns:
         64 hex digits.
     """
     parts = deciding_settings(spec)
-    facts = [SCHEMA_VERSION, source_format, parts["source"], parts["model"], model_sha256, labels_sha256]
+    facts = [SCHEMA_VERSION, source_format, parts["source"], parts["model"], model_sha256, labels_sha256, head_sha256]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from batchdet.errors import ModelError
 from batchdet.model.families.detr import Detr
 from batchdet.model.families.detr_logits import DetrFocal, DetrSoftmax
 from batchdet.model.families.family import DecodeSettings, Family, Signature
+from batchdet.model.families.plugin import load_plugin
 from batchdet.model.families.yolo_dense import YoloDense
 from batchdet.model.families.yolo_end2end import YoloEnd2End
 from batchdet.model.families.yolox import Yolox
@@ -31,7 +32,10 @@ def find_family(asked: str, signature: Signature, metadata: Mapping[str, str]) -
 
     Raises:
         ModelError: No family or several match, or the one that is named does not.
+        SpecError: The plug-in that is asked for is not there.
     """
+    if asked != "auto" and asked not in FAMILIES:
+        return load_plugin(asked), "a plug-in that the spec names"
     seen = f"its outputs are {', '.join(map(str, signature.outputs)) or 'none'}"
     named, where = (asked, "the spec") if asked != "auto" else (metadata.get("family", ""), "the model's metadata")
     if named:
