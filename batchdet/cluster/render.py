@@ -5,11 +5,13 @@ Source: KubeRay's CRD reference, https://docs.ray.io/en/master/kuberay/reference
 """
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -94,6 +96,7 @@ def render(
     # No value of this machine's environment may reach the text, so none is looked at.
     job = read_job_file(job_path, overrides, hide_environment=True)
     _check(job, target, options)
+    _check_head(job_path, job.spec.model.family)
     name = label(job.spec.name)
     config = {
         "apiVersion": "v1",
@@ -180,6 +183,17 @@ def _check(job: JobFile, target: Target, options: RenderOptions) -> None:
             raise SpecError(
                 f"{key}: {uri} is a local path and no pod sees it; give a URI that the cluster can open, such as s3://"
             )
+
+
+def _check_head(job_path: str, family: str) -> None:
+    """Refuse a plug-in head that is not installed: a manifest carries no code."""
+    outermost = family.partition(":")[0].partition(".")[0]
+    beside = Path(os.path.dirname(os.path.abspath(job_path))) / outermost
+    if ":" in family and (beside.with_suffix(".py").exists() or beside.is_dir()):
+        raise SpecError(
+            f"model.family: {family} lies beside the job file, where no pod sees it; install it in the image, or "
+            "submit the job, which ships it along"
+        )
 
 
 def _replicas(job: JobFile, options: RenderOptions, gpu: bool) -> tuple[int, int]:

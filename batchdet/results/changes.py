@@ -7,6 +7,7 @@ from typing import Any, Final
 import batchdet
 from batchdet import storage
 from batchdet.errors import OutputError, SourceError
+from batchdet.model.families.plugin import is_plugin
 from batchdet.records.schema import SCHEMA_VERSION
 from batchdet.results.record import read_record, read_spec
 from batchdet.source.inventory import Inventory
@@ -41,7 +42,9 @@ def name_changes(out: str, run_id: str, spec: JobSpec, source_format: str, model
     old_sha256 = str(lineage.get("model", {}).get("sha256", ""))
     if old_sha256 != model_sha256:
         found.append(f"the model's bytes changed (sha256 {old_sha256[:_DIGITS]} to {model_sha256[:_DIGITS]})")
-    if not found and (before.model.labels, spec.model.labels) != (None, None):
+    if not found and is_plugin(spec.model.family):
+        found.append(f"the source of the plug-in {spec.model.family} changed")
+    elif not found and (before.model.labels, spec.model.labels) != (None, None):
         found.append(f"the labels of model.labels changed ({_text(before.model.labels)}, {_text(spec.model.labels)})")
     schema_version = read_record(out, run_id, "manifest.json").get("schema_version", SCHEMA_VERSION)
     found += _differences({"the schema version": schema_version}, {"the schema version": SCHEMA_VERSION})

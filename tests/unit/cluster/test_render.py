@@ -192,8 +192,9 @@ def test_names(job: str, name: str, label: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_jobs_of_this_repository(path: Path) -> None:
-    if path.stem == "quickstart":
-        with pytest.raises(SpecError, match="local path"):
+    refused = {"quickstart": "local path", "plugin_head": "lies beside the job file, where no pod sees it"}
+    if path.stem in refused:
+        with pytest.raises(SpecError, match=refused[path.stem]):
             render(str(path))
     else:
         documents(render(str(path)))
