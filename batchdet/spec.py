@@ -12,9 +12,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Positive = Annotated[float, Field(gt=0)]
 CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
-FAMILIES = ("yolo_end2end", "yolo_dense", "yolox", "detr", "detr_focal", "detr_softmax")
+FAMILIES = (
+    "yolo_end2end",
+    "yolo_dense",
+    "yolox",
+    "nanodet",
+    "picodet",
+    "ssd",
+    "detr",
+    "detr_focal",
+    "detr_softmax",
+)
 FAMILY_GROUP = "batchdet.families"
 """The group of entry points by which installed packages offer families of their own."""
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
@@ -103,6 +114,20 @@ class CanvasSpec(_Part):
     )
 
 
+class PreprocessSpec(_Part):
+    """What the model is fed: (pixel * scale - mean) / std."""
+
+    colours: Literal["RGB", "BGR"] | None = Field(None, description="Order of the channels.")
+    scale: float | None = Field(None, gt=0, description="What 0..255 is multiplied with, such as 0.00392156862745098.")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="Of each channel, in the order of colours, after scaling."
+    )
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description="Likewise.")
+    letterbox: Literal["centred", "top_left", "stretch"] | None = Field(
+        None, description="How the image is put on the canvas."
+    )
+
+
 class ModelSpec(_Part):
     """The detector and how its outputs are read."""
 
@@ -133,6 +158,10 @@ class ModelSpec(_Part):
         description="Number format of the arithmetic; bf16 (OpenVINO, on processors that have it) is faster and moves "
         "scores by about 0.01. auto takes it for larger jobs where its boxes agree on some of the job's own images. "
         "fp16 is for GPUs.",
+    )
+    preprocess: PreprocessSpec = Field(
+        default_factory=PreprocessSpec,
+        description="What the model is fed; null takes what its file says, or what is usual for its family.",
     )
     canvas: CanvasSpec = Field(default_factory=CanvasSpec, description="The plane that the model sees.")
     score_threshold: float = Field(0.25, ge=0, le=1, description="Detections below this score are dropped.")

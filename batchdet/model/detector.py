@@ -97,7 +97,8 @@ class Detector:
     @property
     def preprocess(self) -> Preprocess:
         """What the model is fed."""
-        return self._own_preprocess() or self.family.preprocess
+        asked = self.spec.preprocess.model_dump(exclude_none=True)
+        return replace(self._own_preprocess() or self.family.preprocess, **asked)
 
     @property
     def placement(self) -> Placement:

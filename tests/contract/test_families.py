@@ -1,5 +1,6 @@
 """One suite that every family passes: known from its outputs, decoded to original pixels, sorted, limited."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,44 @@ def softmax_outputs(rows: Any) -> dict[str, Tensor]:
     return found
 
 
+def ssd_outputs(rows: Any) -> dict[str, Tensor]:
+    boxes, scores, labels = np.zeros((1, 10, 4), np.float32), np.zeros((1, 10), np.float32), np.full((1, 10), -1)
+    boxes[0, : len(rows)] = letterbox(FAMILIES["ssd"]).to_canvas(rows[:, :4])
+    scores[0, : len(rows)], labels[0, : len(rows)] = rows[:, 4], rows[:, 5]
+    return {"boxes": boxes, "labels": labels, "scores": scores}
+
+
+def _gfl(family: str, rows: Any, strides: tuple[int, ...], place: float) -> tuple[Tensor, Tensor]:
+    """Return scores ``(1, A, C)`` and bins ``(1, A, 32)`` of which some cells of stride 8 find the rows."""
+    boxes = letterbox(FAMILIES[family]).to_canvas(rows[:, :4])
+    count = sum((-(-CANVAS[0] // s)) ** 2 for s in strides)
+    scores, bins = np.zeros((1, count, CLASSES), np.float32), np.zeros((1, count, 4, 8), np.float32)
+    for box, score, number in zip(boxes, rows[:, 4], rows[:, 5].astype(int), strict=True):
+        column, row = ((box[:2] + box[2:]) / 2 // 8).astype(int).clip(0, 7)
+        at = row * 8 + column
+        x, y = (column + place) * 8, (row + place) * 8
+        if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
+            continue  # a cell finds only what its point lies in
+        scores[0, at, number] = score
+        for side, distance in enumerate((x - box[0], y - box[1], box[2] - x, box[3] - y)):
+            cells = np.clip(distance / 8, 0, 6.999)  # two neighbouring bins whose mean it is
+            weights = np.full(8, 1e-12)
+            weights[int(cells)], weights[int(cells) + 1] = 1 - cells % 1, max(cells % 1, 1e-12)
+            bins[0, at, side] = np.log(weights)
+    return scores, bins.reshape(1, count, 32)
+
+
+def nanodet_outputs(rows: Any) -> dict[str, Tensor]:
+    return {"output": np.concatenate(_gfl("nanodet", rows, (8, 16, 32, 64), 0.0), axis=2)}
+
+
+def picodet_outputs(rows: Any) -> dict[str, Tensor]:
+    scores, bins = _gfl("picodet", rows, (8, 16, 32, 64), 0.5)
+    ends = [64, 80, 84]
+    parts = [*np.split(scores, ends, axis=1), *np.split(bins, ends, axis=1)]
+    return {f"level{i}": part for i, part in enumerate(parts)}
+
+
 @dataclass(frozen=True)
 class Case:
     family: Family
@@ -119,6 +158,9 @@ CASES = {
         "yolo_dense": dense_outputs,
         "yolox": yolox_outputs,
         "detr": detr_outputs,
+        "ssd": ssd_outputs,
+        "nanodet": nanodet_outputs,
+        "picodet": picodet_outputs,
         "detr_focal": focal_outputs,
         "detr_softmax": softmax_outputs,
     }.items()
@@ -239,7 +281,7 @@ def test_dense_families_suppress_within_a_class(name: str) -> None:
     assert CASES[name].decode(rows, iou_threshold=0.99).class_ids.tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["yolo_end2end", "detr", "detr_focal", "detr_softmax"])
+@pytest.mark.parametrize("name", ["yolo_end2end", "ssd", "detr", "detr_focal", "detr_softmax"])
 def test_families_without_nms_keep_what_the_model_gives(name: str) -> None:
     rows = np.repeat(OBJECTS[:1], 2, axis=0)
     assert len(CASES[name].decode(rows)) == 2
@@ -247,6 +289,7 @@ def test_families_without_nms_keep_what_the_model_gives(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [
     ("yolo_dense", 3), ("yolox", 3), ("yolo_end2end", None), ("detr", None), ("detr_focal", 3), ("detr_softmax", 3),
+    ("nanodet", 3), ("picodet", 3), ("ssd", None),
 ])  # fmt: skip
 def test_class_counts(name: str, count: int | None) -> None:
     assert CASES[name].family.class_count(CASES[name].signature()) == count
@@ -268,3 +311,63 @@ def test_other_models_are_refused_with_what_was_seen(
     with pytest.raises(ModelError) as caught:
         find_family("auto", Signature((), outputs, CANVAS), metadata)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_boxes_of_one_image_come_without_its_axis() -> None:
+    family, outputs = FAMILIES["ssd"], ssd_outputs(OBJECTS)
+    alone = {name: array[0] for name, array in outputs.items()}
+    shapes = tuple(TensorInfo(name, array.dtype.name, array.shape) for name, array in alone.items())
+    signature = Signature((TensorInfo("images", "float32", (None, 3, None, None)),), shapes, CANVAS)
+    assert find_family("auto", signature, {})[0] is family
+    (found,) = family.decode(alone, [letterbox(family)], DecodeSettings())
+    np.testing.assert_allclose(found.boxes_xyxy, CASES["ssd"].decode().boxes_xyxy)
+    with pytest.raises(ValueError, match="boxes of one image came for 2"):
+        family.decode(alone, [letterbox(family)] * 2, DecodeSettings())
+
+
+def test_boxes_may_be_shares_of_the_canvas_and_scores_stand_behind_them() -> None:
+    family, outputs = FAMILIES["ssd"], ssd_outputs(OBJECTS)
+    wanted = CASES["ssd"].decode().boxes_xyxy
+    shares = outputs | {"boxes": outputs["boxes"] / np.array(CANVAS * 2, np.float32)}
+    np.testing.assert_allclose(
+        family.decode(shares, [letterbox(family)], DecodeSettings())[0].boxes_xyxy, wanted, atol=1e-3
+    )
+    dets = np.concatenate([outputs["boxes"], outputs["scores"][..., None]], axis=2)
+    behind = {"dets": dets, "labels": outputs["labels"]}
+    found = family.decode(behind, [letterbox(family)], DecodeSettings())[0]
+    np.testing.assert_allclose(found.boxes_xyxy, wanted)
+    np.testing.assert_allclose(found.scores, OBJECTS[:, 4])
+
+
+def test_nanodet_of_three_strides_is_told_from_yolox_by_its_labels() -> None:
+    output = TensorInfo("output", "float32", (1, 84, CLASSES + 32))
+    signature = Signature((TensorInfo("images", "float32", (None, 3, 64, 64)),), (output,), CANVAS)
+    assert find_family("auto", signature, {"names": "['a', 'b', 'c']"})[0].name == "nanodet"
+    many = repr([f"c{i}" for i in range(CLASSES + 27)])
+    assert find_family("auto", signature, {"names": many})[0].name == "yolox"
+    coco = Signature(signature.inputs, (TensorInfo("output", "float32", (1, 84, 112)),), CANVAS)
+    with pytest.raises(ModelError, match=r"several families \(yolox, nanodet\)"):
+        find_family("auto", coco, {})
+
+
+def test_distances_are_the_means_of_their_bins() -> None:
+    """Against the formula in plain Python, on noise, with the centres of NanoDet of three strides."""
+    rng = np.random.default_rng(5)
+    output = np.concatenate([rng.uniform(0, 1, (1, 84, 2)), rng.normal(0, 2, (1, 84, 32))], axis=2).astype(np.float32)
+    box = Letterbox.stretch(CANVAS, CANVAS)
+    (found,) = FAMILIES["nanodet"].decode({"o": output}, [box], DecodeSettings(0.9, 1.0))
+    cells = [(s, x, y) for s in (8, 16, 32) for y in range(64 // s) for x in range(64 // s)]
+    wanted = []
+    for (stride, x, y), row in zip(cells, output[0].tolist(), strict=True):
+        score = max(row[:2])
+        if score < 0.9:
+            continue
+        sides = []
+        for side in range(4):
+            weights = [math.exp(v) for v in row[2 + 8 * side : 10 + 8 * side]]
+            sides.append(stride * sum(i * w for i, w in enumerate(weights)) / sum(weights))
+        px, py = (x + 0.5) * stride, (y + 0.5) * stride
+        corners = [px - sides[0], py - sides[1], px + sides[2], py + sides[3]]
+        wanted.append([score, *[min(max(c, 0), 64) for c in corners]])
+    wanted.sort(reverse=True)
+    np.testing.assert_allclose(np.column_stack([found.scores, found.boxes_xyxy]), wanted, atol=1e-3)

@@ -7,14 +7,26 @@ from batchdet.errors import ModelError
 from batchdet.model.families.detr import Detr
 from batchdet.model.families.detr_logits import DetrFocal, DetrSoftmax
 from batchdet.model.families.family import DecodeSettings, Family, Signature
+from batchdet.model.families.gfl import NanoDet, PicoDet
 from batchdet.model.families.plugin import load_plugin
+from batchdet.model.families.ssd import Ssd
 from batchdet.model.families.yolo_dense import YoloDense
 from batchdet.model.families.yolo_end2end import YoloEnd2End
 from batchdet.model.families.yolox import Yolox
 
 __all__ = ["FAMILIES", "DecodeSettings", "Family", "Signature", "find_family"]
 
-_ALL: Final[tuple[Family, ...]] = (YoloEnd2End(), YoloDense(), Yolox(), Detr(), DetrFocal(), DetrSoftmax())
+_ALL: Final[tuple[Family, ...]] = (
+    YoloEnd2End(),
+    YoloDense(),
+    Yolox(),
+    NanoDet(),
+    PicoDet(),
+    Ssd(),
+    Detr(),
+    DetrFocal(),
+    DetrSoftmax(),
+)
 FAMILIES: Final = {family.name: family for family in _ALL}
 """Every family by its name."""
 

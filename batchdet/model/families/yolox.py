@@ -17,6 +17,7 @@ from batchdet.model.families.family import (
     detections,
     suppress,
 )
+from batchdet.model.labels import parse_names
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
@@ -48,6 +49,9 @@ class Yolox:
     def recognise(self, signature: Signature, metadata: Mapping[str, str]) -> str | None:
         """Say by what a model is known to be of this family."""
         if self.fits(signature) or metadata.get("end2end", "").lower() == "true":
+            return None
+        names = len(parse_names(metadata.get("names", "")))
+        if names and names != self.class_count(signature):  # NanoDet's rows are of the same cells
             return None
         return "one row for each cell of strides 8, 16 and 32, with objectness"
 
