@@ -162,3 +162,14 @@ def centre_net(path: Path) -> Path:
         helper.make_graph(nodes, "centre", [value("images", TensorProto.FLOAT, list(DYNAMIC))], outputs, tensors),
         {},
     )
+
+
+def of_one_image(path: Path, outputs: Mapping[str, Array]) -> Path:
+    """Write a model whose outputs have no axis of images, as torchvision exports detectors."""
+    value = helper.make_tensor_value_info
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in outputs.items()}
+    nodes = [helper.make_node("Identity", [f"{name}_constant"], [name]) for name in outputs]
+    infos = [value(name, kinds[name], [f"found{array.ndim}", *array.shape[1:]]) for name, array in outputs.items()]
+    tensors = [numpy_helper.from_array(array, f"{name}_constant") for name, array in outputs.items()]
+    images = value("images", TensorProto.FLOAT, list(DYNAMIC))
+    return save(path, helper.make_graph(nodes, "of_one_image", [images], infos, tensors), {})

@@ -7,7 +7,8 @@ import pytest
 
 from batchdet.errors import ModelError, SpecError
 from batchdet.model.detector import Detector, open_detector
-from batchdet.spec import ModelSpec
+from batchdet.model.preprocess import Preprocess
+from batchdet.spec import ModelSpec, PreprocessSpec
 from tests import tiny_onnx
 
 ROWS = ((8, 8, 24, 24, 0.9, 1), (0, 0, 16, 16, 0.5, 0), (4, 4, 6, 6, 0.1, 1))
@@ -197,3 +198,29 @@ def test_sizes_without_measure_are_refused(tmp_path: Path, images: tuple[Any, ..
 )
 def test_the_usual_size_is_made_to_fit_the_stride(tmp_path: Path, about: dict[str, str], canvas: int) -> None:
     assert opened(tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **about)).canvas == (canvas, canvas)
+
+
+def test_a_model_whose_outputs_have_no_axis_of_images_gets_one_at_a_time(tmp_path: Path) -> None:
+    outputs = {
+        "boxes": np.array([[64, 64, 128, 96], [0, 0, 32, 32]], np.float32),
+        "labels": np.array([2, 1]),
+        "scores": np.array([0.9, 0.8], np.float32),
+    }
+    path = tiny_onnx.of_one_image(tmp_path / "retinanet.onnx", outputs)
+    detector = open_detector(ModelSpec(uri=str(path)))
+    assert detector.card.family == "ssd"
+    assert not detector.card.dynamic_batch
+    letterbox = detector.letterbox(640, 640)
+    found = detector.detect(np.zeros((3, 640, 640, 3), np.uint8), [letterbox] * 3)
+    assert [each.class_ids.tolist() for each in found] == [[2, 1]] * 3
+    np.testing.assert_allclose(found[2].boxes_xyxy, outputs["boxes"])
+
+
+def test_the_spec_says_what_a_model_is_fed(tmp_path: Path) -> None:
+    path = tiny_onnx.end2end(tmp_path / "m.onnx")
+    asked = PreprocessSpec(colours="BGR", scale=1.0, mean=(1, 2, 3), std=(4, 5, 6), letterbox="top_left")
+    detector = open_detector(ModelSpec(uri=str(path), preprocess=asked))
+    assert detector.preprocess == Preprocess("BGR", 1.0, "top_left", 114, (1, 2, 3), (4, 5, 6))
+    assert detector.placement.preprocess == detector.preprocess
+    assert detector.card.colours == "BGR"
+    assert open_detector(ModelSpec(uri=str(path))).preprocess == Preprocess()
