@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from batchdet import storage
 from batchdet.errors import OutputError, SourceEmpty, SpecError
 from batchdet.model.families.plugin import is_plugin, plugin_sha256
-from batchdet.model.fetch import fetch_model
+from batchdet.model.fetch import fetch_asked
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
@@ -106,7 +106,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
     listed, emptied = _list(spec, committed)
     _check_not_own_tables(listed, out)
     _check_partitions(spec, listed)
-    model = fetch_model(spec.model.uri, spec.model.sha256, trusted=spec.model.trusted)
+    model = fetch_asked(spec.model)
     job = _Job(
         spec,
         fresh,

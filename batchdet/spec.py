@@ -133,7 +133,8 @@ class ModelSpec(_Part):
 
     uri: Uri = Field(
         description="The detector, any fsspec URI: an ONNX file, a Hugging Face folder (safetensors), a net of "
-        "batchdet's own (safetensors), a TorchScript or torch.export file; or builtin:sample, the embedded one."
+        "batchdet's own (safetensors), a TorchScript or torch.export file, an Ultralytics "
+        "checkpoint; or builtin:sample, the embedded one."
     )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="Refuse the model unless its bytes have this digest."
@@ -142,6 +143,11 @@ class ModelSpec(_Part):
         False,
         description="You trust whoever made the file: allows formats that can run code of their own while they are "
         "loaded (.pt, TorchScript, torch.export).",
+    )
+    head: Literal["auto", "end2end", "one_to_many"] = Field(
+        "auto",
+        description="Ultralytics checkpoints (.pt): the head that is exported; auto takes the end-to-end one where the "
+        "checkpoint has it, as YOLO26's has.",
     )
     family: FamilyName = Field(
         "auto",

@@ -5,7 +5,7 @@
     $BATCHDET_CACHE, else $XDG_CACHE_HOME/batchdet, else ~/.cache/batchdet      0700, owned by the user
     ├── models/<sha256>.<format>   a file or a folder; written under another name, then renamed; hashed again before use
     ├── objects/<key>              sha256 of the objects that a URI, sizes and ETags named last time
-    ├── engines/<key>/             what TensorRT built for a model, a GPU, a precision and versions
+    ├── engines/<key>/             what was made of a model: TensorRT's engines, the ONNX export of a checkpoint
     └── locks/<key>                held while one process fetches, so that a node fetches once
 """
 
@@ -105,16 +105,17 @@ def _remove(path: str) -> None:
 
 
 @contextmanager
-def engine_folder(key: str) -> Iterator[str]:
-    """Give the folder of the engines that a key names, to one process of the node at a time.
+def engine_folder(key: str, cache_dir: str | None = None) -> Iterator[str]:
+    """Give the folder of what is made of a model, to one process of the node at a time.
 
     Args:
-        key: Names all that an engine depends on.
+        key: Names all that it depends on.
+        cache_dir: The cache's folder; None takes :func:`default_cache_dir`.
 
     Raises:
         ModelError: The cache cannot be trusted, or written.
     """
-    root = private_folder(default_cache_dir())
+    root = private_folder(cache_dir or default_cache_dir())
     folder = os.path.join(root, "engines", key)
     with locked(os.path.join(root, "locks", f"engine-{key}")):
         os.makedirs(folder, mode=0o700, exist_ok=True)

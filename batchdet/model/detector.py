@@ -17,7 +17,7 @@ from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Family, Signature
 from batchdet.model.families.plugin import PluginError, PluginFamily
 from batchdet.model.features import Pooling, choose_pooling
-from batchdet.model.fetch import fetch_model
+from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format, format_of
 from batchdet.model.onnx_file import OnnxInfo, read_onnx
 from batchdet.model.placement import Placement
@@ -380,7 +380,7 @@ def open_detector(spec: ModelSpec, device: Device = "cpu", threads: int = 1) -> 
     Raises:
         ModelError, SpecError, MissingExtra, ClusterError: See :class:`Detector`.
     """
-    model = fetch_model(spec.uri, spec.sha256, trusted=spec.trusted)
+    model = fetch_asked(spec)
     return Detector(spec, model.path, model.sha256, device, threads)
 
 

@@ -25,6 +25,8 @@ from batchdet.model.cache import (
 )
 from batchdet.model.format import Format, format_of
 from batchdet.model.onnx_file import MAX_BYTES, read_onnx
+from batchdet.model.ultralytics import exported
+from batchdet.spec import ModelSpec
 
 BUILTIN_SAMPLE: Final = "builtin:sample"
 _EMBEDDED: Final = Path(__file__).parent / "embedded" / "sample.onnx"
@@ -36,7 +38,7 @@ _FILE: Final = ""
 
 
 def fetch_model(
-    uri: str, sha256: str | None = None, cache_dir: str | None = None, *, trusted: bool = False
+    uri: str, sha256: str | None = None, cache_dir: str | None = None, *, trusted: bool = False, head: str = "auto"
 ) -> LocalModel:
     """Bring a model to this node and check it. Nothing is loaded here.
 
@@ -48,6 +50,10 @@ def fetch_model(
         sha256: The digest that its bytes must have, or None.
         cache_dir: The cache's folder; None takes :func:`batchdet.model.cache.default_cache_dir`.
         trusted: Whether formats are welcome that can run code while they are loaded.
+        head: ``model.head`` of the spec, for Ultralytics checkpoints, which are exported to ONNX here.
+
+    Returns:
+        The model; for an Ultralytics checkpoint its ONNX export under the checkpoint's digest.
 
     Raises:
         SpecError: There is no such file; the message names ``model.uri``.
@@ -69,7 +75,26 @@ def fetch_model(
         raise ModelError(f"model.sha256: {uri} has the digest {found.sha256}, the spec wants {sha256}")
     if found.format.runs_code and not trusted:
         raise ModelError(_untrusted(uri, found.format.words))
-    return found
+    if found.format is not Format.PICKLE:
+        if head != "auto":
+            raise SpecError(
+                f"model.head: {head}, but {uri} is {found.format.words}, whose head is what it is; take auto"
+            )
+        return found
+    try:
+        return exported(found, head, cache_dir)
+    except ModelError as error:
+        raise ModelError(f"model.uri: {uri}: {error.message}") from error
+
+
+def fetch_asked(spec: ModelSpec, sha256: str | None = None) -> LocalModel:
+    """Bring the model of a spec to this node; see :func:`fetch_model`.
+
+    Args:
+        spec: The model part of a job.
+        sha256: The digest that its bytes must have; None takes what the spec says.
+    """
+    return fetch_model(spec.uri, sha256 or spec.sha256, trusted=spec.trusted, head=spec.head)
 
 
 def _untrusted(uri: str, words: str) -> str:

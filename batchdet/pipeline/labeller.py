@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchdet.errors import ImageError
 from batchdet.model.detector import Detector
-from batchdet.model.fetch import fetch_model
+from batchdet.model.fetch import fetch_asked
 from batchdet.model.runtimes import Device
 from batchdet.model.runtimes.pinned import pinned_buffer
 from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, plain_buffer
@@ -232,7 +232,7 @@ def load_labeller(
     import cv2
 
     cv2.setNumThreads(1)  # the actor's share of the machine is one core; OpenCV would take them all
-    local = fetch_model(spec.model.uri, model_sha256, trusted=spec.model.trusted)
+    local = fetch_asked(spec.model, model_sha256)
     largest = max(batch_rows, GPU_BATCH_ROWS)  # one engine for all processes of a job that load the model
     detector = Detector(spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1, largest)
     detector.probe()

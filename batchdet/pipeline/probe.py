@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.model.detector import Detector
-from batchdet.model.fetch import fetch_model
+from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, one_line
@@ -145,7 +145,7 @@ class Trial:
 
     def _choose(self, device: Device, images: ReadSamples) -> tuple[Detector, str, dict[str, Any]]:
         """Load the model as the actors shall; say why so ("" when the spec says it all), and what the canary found."""
-        local = fetch_model(self.spec.model.uri, self.sha256, trusted=self.spec.model.trusted)
+        local = fetch_asked(self.spec.model, self.sha256)
 
         def load(runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None) -> Detector:
             model = self.spec.model.model_copy(update={"runtime": runtime, "precision": precision})
