@@ -152,6 +152,7 @@ def plan(
             ("done already", f"{planned['known_objects']} objects" if planned["known_objects"] else "nothing"),
             ("carried over", ", ".join(planned["carried_columns"]) or "no columns"),
             ("model", f"sha256 {planned['model_sha256'][:16]}..."),
+            *([("warning", plan.warning)] if plan.warning else []),
             ("tables", f"{planned['output']}, partitioned by {', '.join(planned['partition_by']) or 'nothing'}"),
             (
                 "a run would",

@@ -212,6 +212,8 @@ def _say_plan(plan: Plan, watcher: Watcher) -> None:
     watcher.say(f"source: {objects}, {plan.shards.size_bytes / 1e6:.1f} MB, from {inventory.root}")
     if plan.why:
         watcher.say(plan.why)
+    if plan.warning:
+        watcher.say(f"warning: {plan.warning}")
     if plan.later_objects:
         watcher.say(f"{plan.later_objects} objects are not that run's; the next run takes them")
 

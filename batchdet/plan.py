@@ -15,6 +15,7 @@ from batchdet import storage
 from batchdet.errors import OutputError, SourceEmpty, SpecError
 from batchdet.model.families.plugin import is_plugin, plugin_sha256
 from batchdet.model.fetch import fetch_asked
+from batchdet.model.licence import licences_of
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
@@ -45,6 +46,7 @@ class Plan:
         resume_run_id: The unfinished run that goes on, or None.
         finished_run_id: The committed run that has done all this already, or None.
         why: Why this is a new run, why it goes on, or why there is nothing to do; "" for the first run of an output.
+        warning: What to know before using the model: a licence with duties; "" for nothing.
         committed: Every committed run of the output, oldest first.
     """
 
@@ -60,6 +62,7 @@ class Plan:
     resume_run_id: str | None
     finished_run_id: str | None
     why: str
+    warning: str = ""
     committed: Sequence[Manifest] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,6 +77,7 @@ class Plan:
             "retried_images": self.retried_images,
             "later_objects": self.later_objects,
             "shards": len(self.shards),
+            "warning": self.warning,
             "images": self.shards.image_count,
             "size_bytes": self.shards.size_bytes,
             "carried_columns": {f.name: str(f.type) for f in self.inventory.carried},
@@ -136,6 +140,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         resume_run_id=going_on.run_id if going_on else None,
         finished_run_id=finished[-1].run_id if nothing else None,
         why="",
+        warning=licences_of(model).warning,
         committed=committed,
     )
     return replace(plan, why=_why(plan, job, finished, emptied, obstacle))

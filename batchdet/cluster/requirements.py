@@ -48,6 +48,7 @@ RUNTIMES = (
     Requirement("onnxruntime-gpu", "1.20", "gpu"),
     Requirement("onnx", "1.18", "gpu"),
     Requirement("openvino", "2025.3", "cpu"),
+    Requirement("onnx", "1.18", "cpu"),
 )
 # A distribution that holds the same modules under another name.
 _STANDS_IN = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")}

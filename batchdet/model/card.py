@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from batchdet.model.licence import Licences
 from batchdet.model.runtimes import TensorInfo
 
 
@@ -32,8 +33,9 @@ class ModelCard:
         dynamic_canvas: Whether height and width are free.
         colours: Order of the channels that it is fed.
         letterbox: How images are put on the canvas.
-        licence: As its metadata says, else "".
-        description: Likewise.
+        licence: Of its weights, as its metadata says, else "".
+        code_licence: Of the code that made it, else "".
+        description: As its metadata says, else "".
         author: Likewise.
         date: Likewise.
         backbone: Likewise.
@@ -70,6 +72,7 @@ class ModelCard:
     colours: str
     letterbox: str
     licence: str = ""
+    code_licence: str = ""
     description: str = ""
     author: str = ""
     date: str = ""
@@ -114,7 +117,7 @@ class ModelCard:
             ("description", self.description),
             ("author", self.author),
             ("date", self.date),
-            ("licence", self.licence or "not stated in the file"),
+            ("licence", str(Licences(self.licence, self.code_licence))),
             ("producer", self.producer),
             *(("note", note) for note in self.notes),
         ]

@@ -19,6 +19,7 @@ from batchdet.model.families.plugin import PluginError, PluginFamily
 from batchdet.model.features import Pooling, choose_pooling
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format, format_of
+from batchdet.model.licence import licences
 from batchdet.model.onnx_file import OnnxInfo, read_onnx
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
@@ -226,6 +227,7 @@ class Detector:
         """What is known of the model."""
         kind, about = format_of(self._path), self._runtime.metadata
         info = read_onnx(self._path) if kind is Format.ONNX else OnnxInfo(0, about.get("producer", ""), {}, "", {}, 0)
+        stated = licences(kind, about)
         stem = os.path.splitext(os.path.basename(self.spec.uri.rstrip("/")))[0]
         return ModelCard(
             name=about.get("name") or stem,
@@ -250,7 +252,8 @@ class Detector:
             dynamic_canvas=self._dynamic_canvas,
             colours=self.preprocess.colours,
             letterbox=self.preprocess.letterbox,
-            licence=about.get("license") or about.get("licence", ""),
+            licence=stated.weights,
+            code_licence=stated.code,
             description=about.get("description", "").strip() or info.doc,
             author=about.get("author", ""),
             date=about.get("date", ""),

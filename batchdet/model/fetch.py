@@ -77,9 +77,7 @@ def fetch_model(
         raise ModelError(_untrusted(uri, found.format.words))
     if found.format is not Format.PICKLE:
         if head != "auto":
-            raise SpecError(
-                f"model.head: {head}, but {uri} is {found.format.words}, whose head is what it is; take auto"
-            )
+            raise SpecError(f"model.head: {head}, but {uri} is {found.format.words}, which has but one; take auto")
         return found
     try:
         return exported(found, head, cache_dir)

@@ -1,7 +1,7 @@
 """Export an Ultralytics checkpoint to ONNX: a script for a process of its own, which alone sees that package.
 
-Its text is run by ``python -c TEXT CHECKPOINT ONNX HEAD`` and prints one JSON object: what was made, or ``{"error": ...}``. It
-imports nothing of batchdet, so that it runs in any environment that has the package.
+Its text is run by ``python -c TEXT CHECKPOINT ONNX HEAD`` and prints one JSON object: what was made, or
+``{"error": ...}``. It imports nothing of batchdet, so that it runs in any environment that has the package.
 """
 
 import contextlib

@@ -12,11 +12,13 @@ import pytest
 from batchdet import open_results, storage
 from batchdet.errors import SourceError, TooManyFailures
 from batchdet.job import Run, Watcher, run_job
+from batchdet.model.cache import LocalModel
 from batchdet.plan import plan_job
 from batchdet.results.query import query
 from batchdet.results.status import status
 from batchdet.results.verify import inspect_output
 from batchdet.table.manifest import run_folder
+from tests import tiny_onnx
 from tests.e2e.conftest import pack_tar
 from tests.without_ray import broken, job, labelled, without_ray
 
@@ -349,9 +351,8 @@ class TestWhy:
     def test_the_models_bytes(
         self, run: RunIt, told: Told, unfinished: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        from types import SimpleNamespace
-
-        monkeypatch.setattr("batchdet.plan.fetch_model", lambda *arguments: SimpleNamespace(sha256="ab" * 32))
+        changed = LocalModel(str(tiny_onnx.end2end(tmp_path / "other.onnx")), "ab" * 32, 1)
+        monkeypatch.setattr("batchdet.plan.fetch_asked", lambda spec: changed)
         done = run()
         assert done.run_id != unfinished
         assert "cannot go on: the model's bytes changed (sha256 " in told.texts[1]
