@@ -30,6 +30,8 @@ class Licences:
     code: str
 
     def __str__(self) -> str:
+        if self.weights and self.weights == self.code:
+            return f"weights and code: {self.weights}"
         return f"weights: {self.weights or _NOT_STATED}; code: {self.code or _NOT_STATED}"
 
     @property
