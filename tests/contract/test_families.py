@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 
 from batchdet.errors import ModelError
 from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.detector import Detector
 from batchdet.model.families import FAMILIES, DecodeSettings, Family, Signature, find_family
 from batchdet.model.families.yolox import grid
 from batchdet.model.runtimes import Tensor, TensorInfo
+from batchdet.spec import ModelSpec
+from tests import tiny_onnx
 
 CANVAS = (64, 64)
 SOURCE = (128, 64)
@@ -371,3 +375,23 @@ def test_distances_are_the_means_of_their_bins() -> None:
         wanted.append([score, *[min(max(c, 0), 64) for c in corners]])
     wanted.sort(reverse=True)
     np.testing.assert_allclose(np.column_stack([found.scores, found.boxes_xyxy]), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@every_family
+def test_through_every_runtime(case: Case, runtime: Any, rows: int, tmp_path: Path) -> None:
+    """A model that always gives these outputs, loaded from its file: what comes out is what the family decodes."""
+    pytest.importorskip(runtime)
+    outputs = {name: array[0] for name, array in case.outputs(OBJECTS).items()}
+    sizes = case.family.name == "detr"
+    path = tiny_onnx.constant(tmp_path / "m.onnx", outputs, (None, 3, *CANVAS), sizes, family=case.family.name)
+    detector = Detector(ModelSpec(uri=str(path), runtime=runtime), str(path), "0" * 64)
+    canvases = np.zeros((rows, *CANVAS, 3), np.uint8)
+    found = detector.detect(canvases, [letterbox(case.family)] * rows)
+    wanted = case.decode()
+    assert len(found) == rows
+    for each in found:
+        np.testing.assert_allclose(each.boxes_xyxy, wanted.boxes_xyxy, atol=1e-3)
+        np.testing.assert_allclose(each.scores, wanted.scores, atol=1e-5)
+        assert each.class_ids.tolist() == wanted.class_ids.tolist()
