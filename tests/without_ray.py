@@ -170,7 +170,7 @@ def _modules() -> dict[str, ModuleType]:
 
 def main() -> None:
     """Run the job that the arguments name."""
-    from batchdet.cli import _fail
+    from batchdet.cli.application import fail
     from batchdet.errors import BatchdetError
     from batchdet.job import Watcher, run_job
     from batchdet.specfile import load_job
@@ -183,7 +183,7 @@ def main() -> None:
         with without_ray():
             done = run_job(load_job(sys.argv[1], sys.argv[2:]), watcher=Printing())
     except BatchdetError as error:
-        _fail(error)
+        fail(error)
     print(done.run_id, done.status, done.images_ok, done.images_failed)
 
 

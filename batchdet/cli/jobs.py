@@ -1,0 +1,129 @@
+"""Commands that run a job, or say what it would do."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from batchdet.cli.application import app
+from batchdet.cli.arguments import RUN, Job, Json, Out, Set, Verbose, load
+from batchdet.cli.output import console, print_facts, print_json
+
+
+@app.command(rich_help_panel=RUN)
+def run(
+    job: Job,
+    set_: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Label everything again, whatever earlier runs hold.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Label what is new and commit it; after a crash the same command goes on."""
+    from batchdet.job import run_job
+    from batchdet.progress import hushed, watcher_for
+    from batchdet.results.speed import speed_rows
+
+    spec = load(job, set_)
+    with hushed(verbose), watcher_for() as watcher:
+        done = run_job(spec, fresh=fresh, watcher=watcher, verbose=verbose)
+    if as_json:
+        print_json(
+            {
+                "run_id": done.run_id,
+                "status": done.status,
+                "output": done.output,
+                "images_ok": done.images_ok,
+                "images_failed": done.images_failed,
+                "wall_s": round(done.wall_s, 3),
+                **done.measured,
+            }
+        )
+    elif done.status == "committed":
+        total = done.images_ok + done.images_failed
+        print(
+            f"run {done.run_id}: {total} images ({done.images_failed} failed), "
+            f"{sum(p.rows for p in done.manifest.detections)} detections in {done.wall_s:.1f} s"
+        )
+        print_facts([(name.lower(), text) for name, text in speed_rows(done.measured)])
+        print(f"tables: {done.output}\nlook:   batchdet show {done.output}")
+
+
+@app.command(rich_help_panel=RUN)
+def plan(
+    job: Job,
+    set_: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore what earlier runs hold.")] = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Do not try the model on some of the images to predict time and size.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would do and take, without doing it: lists the source, fetches and tries the model."""
+    from batchdet.forecast import forecast
+    from batchdet.plan import plan_job
+    from batchdet.results.speed import prediction_rows
+
+    plan = plan_job(load(job, set_), fresh)
+    if not no_measure and plan.finished_run_id is None:
+        print("trying the model on some of the images ...", file=sys.stderr, flush=True)
+    outlook = forecast(plan, not no_measure)
+    planned = plan.to_dict() | outlook.to_dict()
+    if as_json:
+        print_json(planned)
+        return
+    print_facts(
+        [
+            ("job", planned["name"]),
+            ("source", f"{planned['source']} ({planned['format']})"),
+            (
+                "to do",
+                f"{planned['objects']} objects, {planned['size_bytes'] / 1e6:.1f} MB, in {planned['shards']} shards"
+                + (f", {planned['images']} images" if planned["images"] is not None else ""),
+            ),
+            ("done already", f"{planned['known_objects']} objects" if planned["known_objects"] else "nothing"),
+            ("carried over", ", ".join(planned["carried_columns"]) or "no columns"),
+            ("model", f"sha256 {planned['model_sha256'][:16]}..."),
+            *([("warning", plan.warning)] if plan.warning else []),
+            ("tables", f"{planned['output']}, partitioned by {', '.join(planned['partition_by']) or 'nothing'}"),
+            (
+                "a run would",
+                f"go on with {planned['resume_run_id']}"
+                if planned["resume_run_id"]
+                else f"do nothing: {planned['finished_run_id']} holds all of it"
+                if planned["finished_run_id"]
+                else "start anew",
+            ),
+            *([("because", planned["why"])] if planned["why"] else []),
+            *([("left for later", f"{planned['later_objects']} new objects")] if planned["later_objects"] else []),
+            *(("" if i else "chosen", f"{key}: {choice}") for i, (key, choice) in enumerate(outlook.choices.items())),
+            *(prediction_rows(outlook.prediction.to_dict()) if outlook.prediction else []),
+            *([("prediction", outlook.why_not)] if outlook.why_not else []),
+        ]
+    )
+
+
+@app.command(rich_help_panel=RUN)
+def validate(job: Job, set_: Set = None, as_json: Json = False) -> None:
+    """Check a job spec, line by line, without touching source, model or cluster."""
+    spec = load(job, set_)
+    if as_json:
+        print_json(json.loads(spec.model_dump_json()))
+    else:
+        print(f"{job}: a valid job spec ({spec.name})")
+
+
+@app.command(rich_help_panel=RUN)
+def gc(
+    out: Out,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also remove unfinished runs that could still go on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what no committed, live or unfinished run needs, and list it."""
+    from batchdet.results.garbage import collect_garbage, render_garbage
+
+    found = collect_garbage(out, dry_run, unfinished)
+    print_json(found.to_dict()) if as_json else render_garbage(found, console())

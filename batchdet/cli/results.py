@@ -1,0 +1,177 @@
+"""Commands that look at results."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from batchdet.cli.application import app
+from batchdet.cli.arguments import LOOK, Json, Out, RunId, SheetDir, VectorRun
+from batchdet.cli.output import console, plain, print_json
+
+_MOST_PICTURES = 60
+
+
+@app.command(rich_help_panel=LOOK)
+def show(
+    out: Out,
+    run_id: RunId = None,
+    pictures: Annotated[
+        str | None,
+        typer.Option("--pictures", metavar="DIR", help="Also write annotated pictures here; a path or any fsspec URI."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many pictures.")] = 6,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Draw only boxes with at least this score.")
+    ] = 0.4,
+    as_json: Json = False,
+) -> None:
+    """Show a run: counts by class, failures, scores, sizes, rate."""
+    from batchdet.results.show import render_show
+    from batchdet.results.show import show as describe
+
+    found = describe(out, run_id)
+    if pictures is not None:
+        from batchdet.results.pictures import write_pictures
+
+        written = write_pictures(out, pictures, found["run"]["run_id"], count, min_score=min_score)
+        found["pictures"] = written.to_dict()
+        for sentence in written.skipped:
+            print(f"no picture: {plain(sentence)}", file=sys.stderr)
+    if as_json:
+        print_json(found)
+    else:
+        render_show(found, console())
+        if pictures is not None:
+            print(f"pictures: {written.summary()}")
+
+
+@app.command(rich_help_panel=LOOK)
+def query(
+    out: Out,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the views images, detections and runs.")],
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets.")] = False,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Print at most this many rows as a table.")] = 40,
+) -> None:
+    """Ask the tables in SQL (DuckDB): committed rows only, each image, or shard, from its newest run."""
+    from batchdet.results.query import query as ask
+    from batchdet.results.query import render_table, to_csv, to_json
+
+    table = ask(out, sql, max_rows=None if as_json or as_csv else rows + 1)
+    if as_json:
+        print(to_json(table))
+    elif as_csv:
+        print(to_csv(table), end="")
+    else:
+        render_table(table, rows, console())
+
+
+@app.command(rich_help_panel=LOOK)
+def status(out: Out, as_json: Json = False) -> None:
+    """List the runs of an output, committed or not."""
+    from batchdet.results.status import render_status
+    from batchdet.results.status import status as describe
+
+    found = describe(out)
+    print_json(found) if as_json else render_status(found, console())
+
+
+@app.command(rich_help_panel=LOOK)
+def verify(
+    out: Out,
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN_ID", help="A certain run; default: every committed run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash every committed file and recount every total; exit 6 when something is wrong."""
+    from batchdet.progress import counting
+    from batchdet.results.verify import inspect_output, render_verify
+
+    with counting("bytes", 1) as progress:
+        report = inspect_output(out, run_id, progress)
+    if as_json:
+        print_json(report.to_dict())
+    elif not report.problems:
+        render_verify(report, console())
+    report.raise_problems()
+
+
+@app.command(rich_help_panel=LOOK)
+def evaluate(
+    out: Out,
+    truth: Annotated[str, typer.Option("--truth", metavar="JSON", help="Ground truth, COCO instances.json.")],
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN_ID", help="A certain run; default: every image's newest rows."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare detections with ground truth: AP as COCO defines it."""
+    from batchdet.results.evaluate import evaluate as score
+    from batchdet.results.evaluate import render_evaluation
+
+    found = score(out, truth, run_id)
+    print_json(found.to_dict()) if as_json else render_evaluation(found, console())
+
+
+@app.command(rich_help_panel=LOOK)
+def similar(
+    out: Out,
+    image: Annotated[str, typer.Argument(metavar="IMAGE_ID|FILE", help="An image of the tables, or any image file.")],
+    box: Annotated[
+        int, typer.Option("--box", min=0, help="Where boxes have vectors: the rank by score of the one meant.")
+    ] = 0,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many.")] = 10,
+    run_id: VectorRun = None,
+    pictures: SheetDir = None,
+    as_json: Json = False,
+) -> None:
+    """Find the images, or boxes, most like one (of a run with model.features)."""
+    from batchdet.results.similar import find_similar, render_similar
+
+    found = find_similar(out, image, box, top, run_id)
+    print_json(found.to_dict()) if as_json else render_similar(found, console())
+    _note_passed_over(found.passed_over)
+    if pictures is not None:
+        _write_sheet(out, pictures, [(n.run_id, n.image_id, n.detection_index) for n in found.neighbours])
+
+
+@app.command(rich_help_panel=LOOK)
+def duplicates(
+    out: Out,
+    min_similarity: Annotated[
+        float, typer.Option("--min-similarity", min=0, max=1, help="From this cosine on, images count as the same.")
+    ] = 0.97,
+    run_id: VectorRun = None,
+    pictures: SheetDir = None,
+    as_json: Json = False,
+) -> None:
+    """List groups of images that are all but the same (of a run with model.features: image)."""
+    from batchdet.progress import counting
+    from batchdet.results.duplicates import find_duplicates, render_duplicates
+
+    with counting("comparing", 1) as progress:
+        found = find_duplicates(out, min_similarity, run_id, progress)
+    print_json(found.to_dict()) if as_json else render_duplicates(found, console())
+    _note_passed_over(found.passed_over)
+    if pictures is not None:
+        members = [member for group in found.groups for member in group]
+        _write_sheet(out, pictures, [(m.run_id, m.image_id, None) for m in members[:_MOST_PICTURES]])
+
+
+def _note_passed_over(runs: tuple[str, ...]) -> None:
+    if runs:
+        print(f"left out, as their vectors are of another model or made otherwise: {', '.join(runs)}", file=sys.stderr)
+
+
+def _write_sheet(out: str, folder: str, chosen: list[tuple[str, str, int | None]]) -> None:
+    from batchdet.results.pictures import write_pictures
+
+    written = write_pictures(
+        out, folder, min_score=0.0 if any(c[2] is not None for c in chosen) else 0.4, chosen=chosen
+    )
+    for sentence in written.skipped:
+        print(f"no picture: {plain(sentence)}", file=sys.stderr)
+    print(f"pictures: {written.summary()}", file=sys.stderr)
