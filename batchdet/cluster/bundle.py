@@ -15,6 +15,7 @@ import batchdet
 from batchdet import storage
 from batchdet.cluster.jobfile import JobFile, is_local, read_job_file, written_value
 from batchdet.errors import SpecError
+from batchdet.model import huggingface
 from batchdet.model.families.plugin import plugin_to_ship
 
 # Ray's dashboard takes 100 MiB in one request; the package and the YAML need little of it.
@@ -87,13 +88,14 @@ def build_bundle(folder: Path, job_path: str, overrides: Sequence[str] = (), env
 
 
 def _ship(folder: Path, key: str, path: str, notes: list[str]) -> str:
-    """Copy a local file into the bundle and return its name there."""
-    if not os.path.isfile(path):
+    """Copy a local file, or a Hugging Face folder, into the bundle and return its name there."""
+    inside = _of_folder(path) if os.path.isdir(path) else []
+    if not (os.path.isfile(path) or inside):
         raise SpecError(
             f"{key}: there is no file {path}; give an existing file, which is shipped along, or a URI that the "
             "cluster can open"
         )
-    size_bytes = os.path.getsize(path)
+    size_bytes = sum(map(os.path.getsize, inside or [path]))
     if size_bytes > MAX_MODEL_BYTES:
         raise SpecError(
             f"{key}: {path} has {size_bytes} bytes and at most {MAX_MODEL_BYTES} travel with a job; put it into "
@@ -103,6 +105,15 @@ def _ship(folder: Path, key: str, path: str, notes: list[str]) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", os.path.basename(path)).lstrip(".-") or "file"
     if (folder / name).exists():
         name = f"{key.rpartition('.')[2]}-{name}"
-    shutil.copyfile(path, folder / name)
+    if inside:
+        (folder / name).mkdir()
+    for file in inside or [path]:
+        shutil.copyfile(file, folder / name / os.path.basename(file) if inside else folder / name)
     notes.append(f"{key}: {path} ({size_bytes} bytes) is shipped along")
     return name
+
+
+def _of_folder(path: str) -> list[str]:
+    """List what a model cache takes of a Hugging Face folder; [] when it is none."""
+    names = sorted(name for name in os.listdir(path) if name in huggingface.NAMES or name.endswith(".safetensors"))
+    return [os.path.join(path, name) for name in names] if huggingface.CONFIG in names else []

@@ -93,3 +93,33 @@ def test_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
     spec = build_bundle(out, job, [f"model.labels={tmp_path}/b/file"]).job.spec
     assert (out / spec.model.uri).read_bytes() == b"model"
     assert (out / str(spec.model.labels)).read_bytes() == b"labels"
+
+
+def test_a_hugging_face_folder_travels_without_what_is_not_taken_of_it(tmp_path: Path) -> None:
+    out, model = tmp_path / "out", tmp_path / "rt_detr"
+    out.mkdir()
+    model.mkdir()
+    taken = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    for name in taken | {"pytorch_model.bin", "modeling.py"}:
+        (model / name).write_text(name)
+    made = build_bundle(out, write_job(tmp_path, model=str(model)))
+    assert made.job.spec.model.uri == "shipped/rt_detr"
+    assert set(os.listdir(out / "shipped" / "rt_detr")) == taken
+    assert made.notes == (f"model.uri: {model} ({sum(map(len, taken))} bytes) is shipped along",)
+    (model / "config.json").unlink()
+    with pytest.raises(SpecError, match="there is no file"):
+        build_bundle(tmp_path, write_job(tmp_path, model=str(model)))
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_plug_in_head_travels(package: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    out, name = tmp_path / "out", f"shipped_head_{package}"
+    out.mkdir()
+    code = "from batchdet.plugin import Head\nclass Mine(Head):\n    def decode(self, outputs, canvas): ...\n"
+    module = tmp_path / name / "inner.py" if package else tmp_path / f"{name}.py"
+    module.parent.mkdir(exist_ok=True)
+    module.write_text(code)
+    path = f"{name}.inner:Mine" if package else f"{name}:Mine"
+    build_bundle(out, write_job(tmp_path), [f"model.family='{path}'"])
+    assert (out / module.relative_to(tmp_path)).read_text() == code
