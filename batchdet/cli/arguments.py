@@ -1,7 +1,5 @@
 """Arguments that several commands share, and the headings under which help lists commands."""
 
-import os
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,15 +32,9 @@ TRAIN = "Train a detector"
 
 def load(job: str, settings: list[str] | None) -> "JobSpec":
     """Read a job spec, and let plug-in heads be imported that lie beside it."""
+    from batchdet.model.families.plugin import look_beside
     from batchdet.specfile import load_job
 
     spec = load_job(job, settings or ())
-    beside(job)
+    look_beside(job)
     return spec
-
-
-def beside(job: str) -> None:
-    """Let plug-in heads be imported that lie beside the job file."""
-    folder = os.path.dirname(os.path.abspath(job))
-    if "://" not in job and folder not in sys.path:
-        sys.path.append(folder)

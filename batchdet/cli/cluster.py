@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from batchdet.cli.application import app
-from batchdet.cli.arguments import CLUSTER, Job, Json, Set, beside
+from batchdet.cli.arguments import CLUSTER, Job, Json, Set
 from batchdet.cli.output import print_json
 
 
@@ -27,7 +27,6 @@ def submit(
     """Run a job on a Ray cluster, follow its log, and exit as it does."""
     from batchdet.cluster.submit import submit_job
 
-    beside(job)
     note = lambda text: print(text, file=sys.stderr)  # noqa: E731
     done = submit_job(
         job,

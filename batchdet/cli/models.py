@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from batchdet.cli.application import app
-from batchdet.cli.arguments import SET_UP, TRAIN, Json, beside
+from batchdet.cli.arguments import SET_UP, TRAIN, Json
 from batchdet.cli.output import plain, print_facts, print_json
 from batchdet.errors import ModelError, SpecError
 
@@ -22,9 +22,10 @@ def model(
 ) -> None:
     """Say what a model is: its anatomy, family, inputs, outputs, labels, canvas, licence."""
     from batchdet.model.detector import open_detector
+    from batchdet.model.families.plugin import look_beside
     from batchdet.spec import ModelSpec
 
-    beside("job.yaml")
+    look_beside("job.yaml")
     try:
         spec = ModelSpec(uri=uri, family=family, trusted=trusted)
     except ValueError as error:

@@ -16,7 +16,7 @@ from batchdet import storage
 from batchdet.cluster.jobfile import JobFile, is_local, read_job_file, written_value
 from batchdet.errors import SpecError
 from batchdet.model import huggingface
-from batchdet.model.families.plugin import plugin_to_ship
+from batchdet.model.families.plugin import look_beside, plugin_to_ship
 
 # Ray's dashboard takes 100 MiB in one request; the package and the YAML need little of it.
 MAX_MODEL_BYTES = 90 * 1024 * 1024
@@ -54,6 +54,7 @@ def build_bundle(folder: Path, job_path: str, overrides: Sequence[str] = (), env
         SpecError: The job is wrong, or its model file does not exist or is too large to travel.
     """
     job = read_job_file(job_path, overrides)
+    look_beside(job_path)
     notes: list[str] = []
     rewritten: list[str] = []
     for key in _SHIPPED:

@@ -10,6 +10,7 @@ from batchdet import machine
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.fault
 def test_the_script_measures_on_the_cpu(one_ray: None, shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     from benchmarks import gpu

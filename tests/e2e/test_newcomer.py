@@ -123,6 +123,7 @@ def test_the_whole_tour(images: Path, cli: Cli, tmp_path: Path) -> None:
         check(cli(*arguments), 2, "nothing-here")
 
 
+@pytest.mark.fault  # the fault suite interrupts in CI, too
 def test_interrupts_commit_nothing(images: Path, tmp_path: Path) -> None:
     import signal
     import subprocess

@@ -131,6 +131,7 @@ def test_a_second_driver_exits_with_4(images: list[tuple[str, bytes]], cli: Cli,
     assert not (tmp_path / "out/images").exists()
 
 
+@pytest.mark.fault
 def test_one_core_is_enough(images: list[tuple[str, bytes]], tmp_path: Path) -> None:
     """A Ray of one CPU has room for an actor, a reader and a writer; a hang would run into the time-out."""
     import subprocess

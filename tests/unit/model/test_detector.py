@@ -162,7 +162,7 @@ def test_the_card_is_plain_data(tmp_path: Path) -> None:
     rows = dict(card.describe())
     assert rows["outputs"] == "output0 float32 [1, 3, 6]"
     assert rows["backbone"] == "tiny"
-    assert rows["licence"] == "MIT"
+    assert rows["licence"] == "weights: MIT; code: not stated in the file"
     assert "neck" not in rows
 
 
