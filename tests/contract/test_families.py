@@ -13,7 +13,8 @@ from batchdet.errors import ModelError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
 from batchdet.model.families import FAMILIES, DecodeSettings, Family, Signature, find_family
-from batchdet.model.families.yolox import grid
+from batchdet.model.families.family import grid
+from batchdet.model.families.yolox import STRIDES
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.spec import ModelSpec
 from tests import tiny_onnx
@@ -55,7 +56,7 @@ def dense_outputs(rows: Any) -> dict[str, Tensor]:
 
 
 def yolox_outputs(rows: Any) -> dict[str, Tensor]:
-    corner, stride = grid(CANVAS)
+    corner, stride = grid(CANVAS, STRIDES)
     output = np.zeros((1, 84, 5 + CLASSES), np.float32)
     at = np.arange(len(rows)) * 7
     boxes = _centres(FAMILIES["yolox"], rows)

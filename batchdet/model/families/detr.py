@@ -6,13 +6,13 @@ import numpy as np
 
 from batchdet.geometry.boxes import clip
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
 
 
-class Detr:
+class Detr(Family):
     """``labels``, ``boxes``, ``scores`` for each query, given the image and its size.
 
     ``orig_target_sizes`` int64 ``(N, 2)`` is (width, height) of the original; ``boxes`` ``(N, Q, 4)`` are then
@@ -25,7 +25,6 @@ class Detr:
     name = "detr"
     summary = "an input [N, 2] int64 for the image sizes, and the outputs labels, boxes, scores"
     preprocess = Preprocess(letterbox="stretch")
-    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -36,10 +35,6 @@ class Detr:
     def recognise(self, signature: Signature, metadata: Mapping[str, str]) -> str | None:
         """Say by what a model is known to be of this family."""
         return None if self.fits(signature) else "the outputs labels, boxes and scores"
-
-    def class_count(self, signature: Signature) -> int | None:
-        """Labels are numbers; the outputs do not show how many there are."""
-        return None
 
     def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
         """The sizes of the originals."""

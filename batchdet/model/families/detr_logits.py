@@ -1,12 +1,13 @@
 """DETR models without their post-processing: class logits and boxes of each query."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
@@ -15,12 +16,11 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Floats = npt.NDArray[np.float32]
 
 
-class _DetrLogits:
+class _DetrLogits(Family):
     """``logits`` (N, Q, C) and ``pred_boxes`` (N, Q, 4): centre, width and height as shares of the canvas."""
 
     name: str
     summary: str
-    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -38,10 +38,6 @@ class _DetrLogits:
         """Say by what a model is known to be of this family; both look alike, so only a name decides."""
         return None if self.fits(signature) else "the outputs logits and pred_boxes"
 
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """Nothing but images."""
-        return {}
-
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
     ) -> list[Detections]:
@@ -56,17 +52,13 @@ class _DetrLogits:
             found.append(detections(letterbox.to_image(boxes), scores[keep], class_ids[keep]))
         return found
 
-    def class_count(self, signature: Signature) -> int | None:
-        """Return the number of classes."""
-        raise NotImplementedError
-
+    @abstractmethod
     def _best(self, logits: Floats) -> tuple[npt.NDArray[np.intp], Floats, npt.NDArray[np.int32]]:
         """Return query, score and class of what may be detections.
 
         Args:
             logits: ``(Q, C)``.
         """
-        raise NotImplementedError
 
 
 class DetrFocal(_DetrLogits):

@@ -1,8 +1,9 @@
 """What every family has in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -61,27 +62,32 @@ class DecodeSettings:
     best_class_only: bool = False
 
 
-class Family(Protocol):
+class Family(ABC):
     """How the raw outputs of a kind of detector become detections. Families hold no state."""
 
     name: str
     summary: str
     preprocess: Preprocess
-    class_scores: tuple[int, int] | None
+    class_scores: tuple[int, int] | None = None
     """Axis of the only output's channels, and the first of those that are class scores, where only the best counts."""
 
+    @abstractmethod
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded, None when they can."""
 
+    @abstractmethod
     def recognise(self, signature: Signature, metadata: Mapping[str, str]) -> str | None:
         """Say by what a model is known to be of this family, None when it is not."""
 
     def class_count(self, signature: Signature) -> int | None:
-        """Return the number of classes, None when the outputs do not show it."""
+        """Return the number of classes, None when the outputs do not show it, as where labels are numbers."""
+        return None
 
     def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """Return the inputs besides the canvases."""
+        """Return the inputs besides the canvases: none."""
+        return {}
 
+    @abstractmethod
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
     ) -> list[Detections]:
@@ -95,6 +101,25 @@ class Family(Protocol):
         Returns:
             One per image, in original pixels, by falling score.
         """
+
+
+@lru_cache(maxsize=64)
+def grid(canvas: tuple[int, int], strides: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the cells of a pyramid of grids, finest first, row by row.
+
+    Args:
+        canvas: ``(width_px, height_px)``.
+        strides: Pixels of a cell, finest first; the last row and column may be cut by the canvas.
+
+    Returns:
+        ``(A, 2)`` float32 column and row of each cell, ``(A, 1)`` float32 its stride in pixels.
+    """
+    corners, sides = [], []
+    for stride in strides:
+        y, x = np.mgrid[: -(-canvas[1] // stride), : -(-canvas[0] // stride)]
+        corners.append(np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32))
+        sides.append(np.full((x.size, 1), stride, np.float32))
+    return np.concatenate(corners), np.concatenate(sides)
 
 
 def best_class(

@@ -5,14 +5,22 @@ softmax over the bins 0..n, in cells.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Signature, best_class, candidates, detections, suppress
+from batchdet.model.families.family import (
+    DecodeSettings,
+    Family,
+    Signature,
+    best_class,
+    candidates,
+    detections,
+    grid,
+    suppress,
+)
 from batchdet.model.labels import COCO_80, parse_names
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
@@ -23,7 +31,7 @@ _BINS: Final = 8
 Floats = npt.NDArray[np.float32]
 
 
-class NanoDet:
+class NanoDet(Family):
     """One output ``(N, A, C + 32)``: class scores, then 8 bins for each of left, top, right, bottom.
 
     With strides 8 to 64 (NanoDet-Plus) a cell's point is its corner, with 8 to 32 (NanoDet) its centre, as their own
@@ -37,7 +45,6 @@ class NanoDet:
     preprocess = Preprocess(
         colours="BGR", scale=1.0, letterbox="stretch", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395)
     )
-    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -61,10 +68,6 @@ class NanoDet:
         """All channels but the bins."""
         return None if signature.output is None else (signature.output.shape[2] or 0) - 4 * _BINS
 
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """Nothing but images."""
-        return {}
-
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
     ) -> list[Detections]:
@@ -76,7 +79,7 @@ class NanoDet:
         return _decode(output[..., :count], output[..., count:], strides, place, letterboxes, settings)
 
 
-class PicoDet:
+class PicoDet(Family):
     """For each level two outputs: scores ``(N, cells, C)`` and bins ``(N, cells, 4 n)``; a cell's point is its centre.
 
     Source: Yu et al., "PP-PicoDet", arXiv:2111.00902, and PaddleDetection's export without post-processing.
@@ -85,7 +88,6 @@ class PicoDet:
     name = "picodet"
     summary = "for each stride from 8 to 32 or 64 the outputs [N, cells, classes] and [N, cells, 4 x bins]; NMS follows"
     preprocess = Preprocess(letterbox="stretch", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -104,10 +106,6 @@ class PicoDet:
         """The channels of the scores."""
         levels = _levels(signature.outputs, signature.canvas)
         return levels[0][0].shape[2] if levels else None
-
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """Nothing but images."""
-        return {}
 
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
@@ -133,7 +131,7 @@ def _decode(
     for rows, bins, letterbox in zip(scores.astype(np.float32), sides.astype(np.float32), letterboxes, strict=True):
         marks, class_ids = best_class(rows, 1, settings)
         keep = candidates(marks, class_ids, settings)
-        corners, cells = (part[keep] for part in _grid(letterbox.canvas, strides))
+        corners, cells = (part[keep] for part in grid(letterbox.canvas, strides))
         logits = bins[keep].reshape(len(keep), 4, bins.shape[1] // 4)
         shares = np.exp(logits - logits.max(axis=2, keepdims=True))
         distances = (shares / shares.sum(axis=2, keepdims=True)) @ np.arange(logits.shape[2], dtype=np.float32) * cells
@@ -164,14 +162,3 @@ def _strides(canvas: tuple[int, int], cells: int | None) -> tuple[int, ...]:
 
 def _cells(canvas: tuple[int, int], stride: int) -> int:
     return -(-canvas[0] // stride) * -(-canvas[1] // stride)
-
-
-@lru_cache(maxsize=64)
-def _grid(canvas: tuple[int, int], strides: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """Return column and row ``(A, 2)`` of each cell, finest grid first, and its stride in pixels ``(A, 1)``."""
-    corners, sides = [], []
-    for stride in strides:
-        y, x = np.mgrid[: -(-canvas[1] // stride), : -(-canvas[0] // stride)]
-        corners.append(np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32))
-        sides.append(np.full((x.size, 1), stride, np.float32))
-    return np.concatenate(corners), np.concatenate(sides)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections, suppress
+from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections, suppress
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
@@ -59,15 +59,13 @@ class PluginError(ModelError):
     """A plug-in head failed, or returned something else than it must; no image is to blame."""
 
 
-class PluginFamily:
+class PluginFamily(Family):
     """Makes a :class:`batchdet.model.families.Family` of a user's head.
 
     Args:
         name: As the spec has it.
         head: The user's object.
     """
-
-    class_scores: tuple[int, int] | None = None
 
     def __init__(self, name: str, head: Head) -> None:
         self.name = name
@@ -87,10 +85,6 @@ class PluginFamily:
     def class_count(self, signature: Signature) -> int | None:
         """Return the number of labels, None when the head has none."""
         return len(self.labels) or None
-
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """Nothing but images."""
-        return {}
 
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings

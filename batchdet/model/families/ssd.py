@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
@@ -17,7 +17,7 @@ _NORMALISED_BELOW: Final = 2.0
 """Where no coordinate is larger, they are shares of the canvas: boxes of pixels would all lie in its first two."""
 
 
-class Ssd:
+class Ssd(Family):
     """``boxes`` (N, D, 4), ``labels`` (N, D), ``scores`` (N, D); NMS is in the graph.
 
     Boxes are xyxy in canvas pixels or shares of the canvas. Without the axis of images, as torchvision exports them,
@@ -32,7 +32,6 @@ class Ssd:
     name = "ssd"
     summary = "the outputs boxes, labels, scores (or dets with scores, and labels), and no input but images"
     preprocess = Preprocess()
-    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -52,14 +51,6 @@ class Ssd:
     def recognise(self, signature: Signature, metadata: Mapping[str, str]) -> str | None:
         """Say by what a model is known to be of this family."""
         return None if self.fits(signature) else "boxes and labels among the outputs"
-
-    def class_count(self, signature: Signature) -> int | None:
-        """Labels are numbers; the outputs do not show how many there are."""
-        return None
-
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """Nothing but images."""
-        return {}
 
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings

@@ -8,6 +8,7 @@ from batchdet.geometry.boxes import cxcywh_to_xyxy
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.families.family import (
     DecodeSettings,
+    Family,
     Signature,
     best_class,
     candidates,
@@ -19,7 +20,7 @@ from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 
 
-class YoloDense:
+class YoloDense(Family):
     """``output0`` ``(N, 4 + C, A)``: centre x, centre y, width, height (canvas pixels), then C class scores.
 
     Each anchor has one class, its best. NMS then works within classes.
@@ -28,7 +29,7 @@ class YoloDense:
     name = "yolo_dense"
     summary = "one output [N, 4 + classes, anchors]: centre x, centre y, width, height, class scores; NMS follows"
     preprocess = Preprocess()
-    class_scores: tuple[int, int] | None = (1, 4)
+    class_scores = (1, 4)
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -45,10 +46,6 @@ class YoloDense:
     def class_count(self, signature: Signature) -> int | None:
         """All channels but the four of the box."""
         return None if signature.output is None else (signature.output.shape[1] or 4) - 4
-
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """No input besides the canvases."""
-        return {}
 
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings

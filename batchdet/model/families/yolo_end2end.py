@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
 
 
-class YoloEnd2End:
+class YoloEnd2End(Family):
     """``output0`` ``(N, K, 6)``: x_min, y_min, x_max, y_max (canvas pixels), score, class, one row a detection.
 
     Source: Wang et al., "YOLOv10: Real-Time End-to-End Object Detection", arXiv:2405.14458 (one-to-one head).
@@ -20,7 +20,6 @@ class YoloEnd2End:
     name = "yolo_end2end"
     summary = "one output [N, K, 6]: x_min, y_min, x_max, y_max, score, class"
     preprocess = Preprocess()
-    class_scores: tuple[int, int] | None = None
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
@@ -39,10 +38,6 @@ class YoloEnd2End:
     def class_count(self, signature: Signature) -> int | None:
         """Six numbers do not show how many classes there are."""
         return None
-
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """No input besides the canvases."""
-        return {}
 
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings

@@ -1,20 +1,20 @@
 """YOLOX: a decoupled head with objectness, whose boxes are offsets within the cells of three grids."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from batchdet.geometry.boxes import cxcywh_to_xyxy
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.families.family import (
     DecodeSettings,
+    Family,
     Signature,
     best_class,
     candidates,
     detections,
+    grid,
     suppress,
 )
 from batchdet.model.labels import parse_names
@@ -25,7 +25,7 @@ from batchdet.records.detections import Detections
 STRIDES: Final = (8, 16, 32)
 
 
-class Yolox:
+class Yolox(Family):
     """``output`` ``(N, A, 5 + C)``: cell offsets x, y, log sizes w, h, objectness, then C class scores.
 
     A cell's box is centred at ``(offset + cell) * stride`` and ``exp(log size) * stride`` large; its score is
@@ -37,12 +37,12 @@ class Yolox:
     name = "yolox"
     summary = "one output [N, anchors, 5 + classes]: offsets, log sizes, objectness, class scores; NMS follows"
     preprocess = Preprocess(colours="BGR", scale=1.0, letterbox="top_left")
-    class_scores: tuple[int, int] | None = (2, 5)
+    class_scores = (2, 5)
 
     def fits(self, signature: Signature) -> str | None:
         """Say why outputs of this shape cannot be decoded."""
         output = signature.output
-        if output and (output.shape[2] or 0) >= 6 and output.shape[1] == len(grid(signature.canvas)[0]):
+        if output and (output.shape[2] or 0) >= 6 and output.shape[1] == len(grid(signature.canvas, STRIDES)[0]):
             return None
         return f"it has {self.summary}, with one anchor for each cell of strides 8, 16 and 32"
 
@@ -59,10 +59,6 @@ class Yolox:
         """All channels but the four of the box and the objectness."""
         return None if signature.output is None else (signature.output.shape[2] or 5) - 5
 
-    def feeds(self, signature: Signature, letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
-        """No input besides the canvases."""
-        return {}
-
     def decode(
         self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
     ) -> list[Detections]:
@@ -73,7 +69,7 @@ class Yolox:
             scores, class_ids = best_class(rows[:, 5:], 1, settings)
             scores = scores * rows[:, 4]
             keep = candidates(scores, class_ids, settings)
-            corner, stride = (part[keep] for part in grid(letterbox.canvas))
+            corner, stride = (part[keep] for part in grid(letterbox.canvas, STRIDES))
             centre = (rows[keep, :2] + corner) * stride
             size = np.exp(rows[keep, 2:4]) * stride
             boxes = cxcywh_to_xyxy(np.concatenate([centre, size], axis=1))
@@ -81,21 +77,3 @@ class Yolox:
             keep = suppress(boxes, scores, class_ids, settings)
             found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
         return found
-
-
-@lru_cache(maxsize=64)
-def grid(canvas: tuple[int, int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the cells of the three grids, finest first, row by row.
-
-    Args:
-        canvas: ``(width_px, height_px)``.
-
-    Returns:
-        ``(A, 2)`` float32 column and row of each cell, ``(A, 1)`` float32 its stride in pixels.
-    """
-    corners, strides = [], []
-    for stride in STRIDES:
-        y, x = np.mgrid[: canvas[1] // stride, : canvas[0] // stride]
-        corners.append(np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32))
-        strides.append(np.full((x.size, 1), stride, np.float32))
-    return np.concatenate(corners), np.concatenate(strides)
