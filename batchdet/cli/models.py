@@ -64,14 +64,14 @@ def train(
         str | None,
         typer.Option("--init", metavar="CHECKPOINT", help="Begin with these weights: *.safetensors or builtin:sample."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="csp, resnet or vit [csp].")] = None,
-    neck: Annotated[str | None, typer.Option("--neck", help="pan or fpn [pan].")] = None,
-    head: Annotated[str | None, typer.Option("--head", help="one_to_one [one_to_one].")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="csp, resnet or vit; default: csp.")] = None,
+    neck: Annotated[str | None, typer.Option("--neck", help="pan or fpn; default: pan.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="one_to_one, the default.")] = None,
     width: Annotated[
         float | None, typer.Option("--width", help="Factor on the channels of all parts, 0.25 to 8 [1].")
     ] = None,
     freeze: Annotated[
-        str | None, typer.Option("--freeze", help="backbone: it keeps the weights of --init; or none [none].")
+        str | None, typer.Option("--freeze", help="backbone: it keeps the weights of --init; or none, the default.")
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the images [30].")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Train for so long, in place of --epochs.")] = None,
@@ -79,7 +79,8 @@ def train(
         int | None, typer.Option("--batch-rows", help="Images in a batch, over all workers [16].")
     ] = None,
     canvas: Annotated[
-        int | None, typer.Option("--canvas", metavar="PX", help="Longer side of the canvas [that of --init, or 320].")
+        int | None,
+        typer.Option("--canvas", metavar="PX", help="Longer side of the canvas; default: --init's, or 320."),
     ] = None,
     rate: Annotated[
         float | None,
@@ -91,7 +92,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Of split, order, variation and weights [0].")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or gpu [auto].")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or gpu; default: auto.")] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes that share each batch, on CPUs, by Ray Train [1].")
     ] = None,
@@ -100,7 +101,7 @@ def train(
         typer.Option("--address", help="A running Ray for the workers: auto or HOST:PORT; default: one here."),
     ] = None,
     licence: Annotated[
-        str | None, typer.Option("--licence", metavar="TEXT", help="Of the new model [that of --init].")
+        str | None, typer.Option("--licence", metavar="TEXT", help="Of the new model; default: that of --init.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     as_json: Json = False,
@@ -139,6 +140,11 @@ def train(
         f"AP {report.ap:.3f}  AP50 {report.ap50:.3f}  AP75 {report.ap75:.3f}"
     )
     print_facts([(f"AP50 {label}", f"{ap50:.3f}") for label, ap50 in report.ap50_by_label.items()])
+    if report.ap50 > 0 and report.ap50_confident == 0:
+        print(
+            "no right box scores 0.25 yet, from which a run counts: train for longer, or lower model.score_threshold",
+            file=sys.stderr,
+        )
     print("next:")
     for command in done.commands:
         print(f"  {plain(command)}")

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import batchdet
 
@@ -18,3 +20,10 @@ def test_import_and_help_load_nothing_heavy() -> None:
         "import batchdet.cli; found = sorted(set(sys.modules) & " + heavy + "); assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_loses_no_words_to_markup() -> None:
+    """Rich takes words in square brackets for styles, and shows nothing in their place."""
+    for path in (Path(batchdet.__file__).parent / "cli").glob("*.py"):
+        swallowed = re.findall(r'help="[^"]*\[[a-z/][^"\]]*\]', path.read_text())
+        assert not swallowed, f"{path.name}: {swallowed}"
