@@ -396,3 +396,23 @@ def test_through_every_runtime(case: Case, runtime: Any, rows: int, tmp_path: Pa
         np.testing.assert_allclose(each.boxes_xyxy, wanted.boxes_xyxy, atol=1e-3)
         np.testing.assert_allclose(each.scores, wanted.scores, atol=1e-5)
         assert each.class_ids.tolist() == wanted.class_ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["nanodet", "picodet"])
+def test_scores_before_their_sigmoid_get_it(name: str) -> None:
+    outputs = CASES[name].outputs(OBJECTS)
+    channels = slice(0, CLASSES)
+    for key, array in outputs.items():
+        if name == "nanodet" or array.shape[2] == CLASSES:
+            scores = np.clip(array[..., channels], 1e-6, 1 - 1e-6)
+            outputs[key] = np.concatenate([np.log(scores / (1 - scores)), array[..., CLASSES:]], axis=2)
+    (found,) = FAMILIES[name].decode(outputs, [letterbox(FAMILIES[name])], DecodeSettings())
+    np.testing.assert_allclose(found.scores, OBJECTS[:, 4], rtol=1e-4)
+    assert found.class_ids.tolist() == [1, 2, 0]
+
+
+def test_one_small_box_in_pixels_stays_small() -> None:
+    family, outputs = FAMILIES["ssd"], ssd_outputs(OBJECTS[:1])
+    outputs["boxes"][0, 0] = [0.2, 0.2, 1.9, 1.9]
+    (found,) = family.decode(outputs, [Letterbox.stretch(CANVAS, CANVAS)], DecodeSettings())
+    np.testing.assert_allclose(found.boxes_xyxy, [[0.2, 0.2, 1.9, 1.9]])

@@ -129,7 +129,7 @@ def _decode(
     """Decode scores ``(N, A, C)`` and bins ``(N, A, 4 n)``; a cell's point is its corner moved by ``place`` cells."""
     found = []
     for rows, bins, letterbox in zip(scores.astype(np.float32), sides.astype(np.float32), letterboxes, strict=True):
-        marks, class_ids = best_class(rows, 1, settings)
+        marks, class_ids = best_class(_probabilities(rows), 1, settings)
         keep = candidates(marks, class_ids, settings)
         corners, cells = (part[keep] for part in grid(letterbox.canvas, strides))
         logits = bins[keep].reshape(len(keep), 4, bins.shape[1] // 4)
@@ -141,6 +141,13 @@ def _decode(
         keep = suppress(boxes, marks, class_ids, settings)
         found.append(detections(letterbox.to_image(boxes[keep]), marks[keep], class_ids[keep]))
     return found
+
+
+def _probabilities(scores: Floats) -> Floats:
+    """Return class scores in 0..1: some exports end before the sigmoid, and then most cells have negative numbers."""
+    if scores.min(initial=0) < 0 or scores.max(initial=0) > 1:
+        return (1 / (1 + np.exp(-scores))).astype(np.float32)
+    return scores
 
 
 def _levels(outputs: Sequence[TensorInfo], canvas: tuple[int, int]) -> list[tuple[TensorInfo, TensorInfo]]:

@@ -94,6 +94,12 @@ class PluginFamily(Family):
         Raises:
             PluginError: The head failed, or returned arrays of other shapes.
         """
+        for name, array in outputs.items():
+            if array.ndim == 0 or len(array) != len(letterboxes):
+                raise PluginError(
+                    f"model.family: {self.name}: the model's output {name} is {list(array.shape)} for "
+                    f"{len(letterboxes)} images; its first axis must be that of the images"
+                )
         found = []
         for i, letterbox in enumerate(letterboxes):
             boxes, scores, class_ids = self._decoded({n: array[i] for n, array in outputs.items()}, letterbox.canvas)
@@ -116,6 +122,12 @@ class PluginFamily(Family):
         n = len(scores) if scores.ndim == 1 else -1
         if boxes.shape != (n, 4) or class_ids.shape != (n,) or (n and class_ids.dtype.kind not in _INTEGERS):
             raise self._wrong(", ".join(f"{part.dtype} {list(part.shape)}" for part in (boxes, scores, class_ids)))
+        if n and not (scores.min() >= 0 and scores.max() <= 1):
+            raise self._wrong(f"scores from {scores.min():.3g} to {scores.max():.3g}, which must lie in 0..1")
+        last = len(self.labels) - 1 if self.labels else None
+        if n and not (class_ids.min() >= 0 and (last is None or class_ids.max() <= last)):
+            wanted = "0 or more" if last is None else f"from 0 to {last}"
+            raise self._wrong(f"class numbers from {class_ids.min()} to {class_ids.max()}, which must be {wanted}")
         return boxes.astype(np.float32), scores.astype(np.float32), class_ids.astype(np.int32)
 
     def _wrong(self, found: str) -> PluginError:

@@ -13,8 +13,8 @@ from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
 
 _ROLES: Final = {"boxes": ("boxes", "bboxes", "dets"), "labels": ("labels", "classes"), "scores": ("scores",)}
-_NORMALISED_BELOW: Final = 2.0
-"""Where no coordinate is larger, they are shares of the canvas: boxes of pixels would all lie in its first two."""
+_LARGEST_SHARE: Final = 1.5
+"""Where no coordinate is larger, they are shares of the canvas: boxes in pixels would be smaller than two."""
 
 
 class Ssd(Family):
@@ -80,10 +80,10 @@ def _decoded(
     letterbox: Letterbox,
     settings: DecodeSettings,
 ) -> Detections:
+    if rows.max(initial=0) <= _LARGEST_SHARE:
+        rows = rows * np.array(letterbox.canvas * 2, np.float32)
     real = np.flatnonzero((scores > 0) & (class_ids >= 0))
     rows, scores, class_ids = rows[real], scores[real], class_ids[real]
-    if len(rows) and rows.max() <= _NORMALISED_BELOW:
-        rows = rows * np.array(letterbox.canvas * 2, np.float32)
     keep = candidates(scores, class_ids, settings)
     keep = keep[by_score(scores[keep], settings.max_detections)]
     return detections(letterbox.to_image(rows[keep]), scores[keep], class_ids[keep])

@@ -85,6 +85,10 @@ def test_batchdet_does_the_rest(beside: Any) -> None:
         ("return [[1, 2, 3, 4]], [0.5], [0.5]", "integer class numbers"),
         ("return [[1, 2, 3, 4]], [0.5, 0.1], [1]", "it must return boxes"),
         ("return [[1, 2, 3, 4], [1]], [0.5, 0.1], [1]", "decode returned tuple"),
+        ("return [[1, 2, 3, 4]], [4.5], [1]", r"decode returned scores from 4.5 to 4.5, which must lie in 0\.\.1"),
+        ("return [[1, 2, 3, 4]], [np.nan], [1]", "decode returned scores from nan"),
+        ("return [[1, 2, 3, 4]], [0.5], [3]", "class numbers from 3 to 3, which must be from 0 to 2"),
+        ("return [[1, 2, 3, 4]], [0.5], [-1]", "class numbers from -1 to -1"),
         ("return outputs['heat']", r"plug_bad\.py, line 6: KeyError: 'heat'"),
         ("return np.zeros(3) @ np.zeros(4)", r"plug_bad\.py, line 6: ValueError: "),
     ],
@@ -95,6 +99,12 @@ def test_a_head_that_is_wrong_is_told_so(body: str, words: str, beside: Any) -> 
         decode("plug_bad:Mine")
     assert str(caught.value).startswith("model.family: plug_bad:Mine: ")
     assert "\n" not in str(caught.value)
+
+
+def test_outputs_without_the_axis_of_images_are_told(beside: Any) -> None:
+    beside("plug_axis", head("return np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)"))
+    with pytest.raises(PluginError, match=r"the model's output rows is \[7, 4\] for 1 images; its first axis"):
+        decode("plug_axis:Mine", {"rows": np.zeros((7, 4))})
 
 
 @pytest.mark.parametrize(
