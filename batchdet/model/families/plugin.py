@@ -25,6 +25,8 @@ from batchdet.spec import FAMILIES, FAMILY_GROUP
 
 Array = npt.NDArray[Any]
 _INTEGERS: Final = "iu"
+_ROUNDING: Final = 1e-3
+"""So far from 0..1 may arithmetic of few bits take a score."""
 
 
 class Head(ABC):
@@ -122,13 +124,13 @@ class PluginFamily(Family):
         n = len(scores) if scores.ndim == 1 else -1
         if boxes.shape != (n, 4) or class_ids.shape != (n,) or (n and class_ids.dtype.kind not in _INTEGERS):
             raise self._wrong(", ".join(f"{part.dtype} {list(part.shape)}" for part in (boxes, scores, class_ids)))
-        if n and not (scores.min() >= 0 and scores.max() <= 1):
+        if n and not (scores.min() >= -_ROUNDING and scores.max() <= 1 + _ROUNDING):
             raise self._wrong(f"scores from {scores.min():.3g} to {scores.max():.3g}, which must lie in 0..1")
         last = len(self.labels) - 1 if self.labels else None
         if n and not (class_ids.min() >= 0 and (last is None or class_ids.max() <= last)):
             wanted = "0 or more" if last is None else f"from 0 to {last}"
             raise self._wrong(f"class numbers from {class_ids.min()} to {class_ids.max()}, which must be {wanted}")
-        return boxes.astype(np.float32), scores.astype(np.float32), class_ids.astype(np.int32)
+        return boxes.astype(np.float32), scores.clip(0, 1).astype(np.float32), class_ids.astype(np.int32)
 
     def _wrong(self, found: str) -> PluginError:
         return PluginError(
