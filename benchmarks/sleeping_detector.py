@@ -3,12 +3,15 @@
 import os
 import time
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.card import ModelCard
+from batchdet.model.placement import Placement
+from batchdet.model.preprocess import Preprocess
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
 
@@ -22,6 +25,8 @@ class SleepingDetector:
     """Stands for :class:`batchdet.model.detector.Detector`: sleeps as a GPU would work, and finds seven boxes."""
 
     labels = tuple(f"class_{n}" for n in range(80))
+    features: ClassVar[dict[str, Any]] = {}
+    placement = Placement(Preprocess(), (_CANVAS_PX, _CANVAS_PX), None)
 
     def __init__(self, spec: ModelSpec, path: str, sha256: str, *others: object) -> None:
         self.spec = spec
@@ -59,7 +64,7 @@ class SleepingDetector:
 
     def letterbox(self, width_px: int, height_px: int) -> Letterbox:
         """Place an image on a small canvas."""
-        return Letterbox.centred((width_px, height_px), (_CANVAS_PX, _CANVAS_PX))
+        return self.placement.letterbox(width_px, height_px)
 
     def detect(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
         """Sleep, and find the same in each image."""
