@@ -65,6 +65,9 @@ _SPARE_MIB = 6 * 1024
 _MOST_IMAGES_PER_S = 2500
 """How much is attained at most, by experience; it only says how many images are worth preparing."""
 _START_LIMIT_S = 600
+_END_LIMIT_S = 60
+_RETURNED = 0.95
+"""Share of the idle machine's free memory that must be free again before the next cluster starts."""
 _SATURATED = 0.9
 POINTS = [(8, 64), (32, 64), (128, 64), (256, 64), (32, 8), (32, 256), (32, 1024), (128, 256), (128, 1024)]
 """Simulated actors, images per segment."""
@@ -252,6 +255,13 @@ def measure(actors: int, segment_rows: int, rate: float, seconds: float, readers
     }
 
 
+def wait_for_memory(idle_bytes: int) -> None:
+    """Wait until the cluster of the point before has given its memory back, a minute at most."""
+    until = time.monotonic() + _END_LIMIT_S
+    while memory_bytes()[1] < _RETURNED * idle_bytes and time.monotonic() < until:
+        time.sleep(1)
+
+
 def most_actors(points: Sequence[dict[str, Any]]) -> int:
     """Return how many actors the machine's free memory holds, by what they took so far."""
     fixed, each = float(_FIXED_MIB), float(_ACTOR_MIB)
@@ -335,8 +345,11 @@ def main() -> None:
     options = parser.parse_args()
     points = list(itertools.product(options.actors, options.segment_rows)) if options.actors else POINTS
     measured: dict[tuple[int, int], dict[str, Any]] = {}
+    idle_bytes, fitted = memory_bytes()[1], []
     for number, (actors, segment_rows) in enumerate(points):
+        wait_for_memory(idle_bytes)
         most = most_actors(list(measured.values()))
+        fitted.append(most)
         point = min(actors, most), segment_rows
         say(f"[{number + 1}/{len(points)}] {actors} actors ({most} fit the memory), segments of {segment_rows}")
         if point not in measured:
@@ -344,8 +357,9 @@ def main() -> None:
             say(f"    {measured[point]}")
     cores = round(cpu_limit()[0])
     said = findings(list(measured.values()), cores)
-    if any(actors > most for actors, _ in points):
-        said.append(f"More than {most} actors do not fit the memory of this machine, of which 6 GiB are left free.")
+    if any(actors > most for (actors, _), most in zip(points, fitted, strict=True)):
+        least = min(most for (actors, _), most in zip(points, fitted, strict=True) if actors > most)
+        said.append(f"More than {least} actors do not fit the memory of this machine, of which 6 GiB are left free.")
     report = {
         "machine": machine(),
         "images_per_s": options.rate,
