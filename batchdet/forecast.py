@@ -1,6 +1,5 @@
 """Forecasts: what a plan is going to take, from earlier runs or from some of its images; and what it took."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,11 +7,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.errors import BatchdetError
-from batchdet.plan import Plan, as_begun, cut_choice
+from batchdet.machine import gpu_count
+from batchdet.plan import Plan, as_begun, begun
 from batchdet.prediction import ACTORS_START_UP_S, Amount, Basis, Past, Prediction, compare, predict
 from batchdet.results.record import read_record
 from batchdet.results.speed import summary
 from batchdet.roofline import Pace, Pool, roofline
+from batchdet.table.lineage import Lineage
 
 if TYPE_CHECKING:
     from batchdet.pipeline.probe import LoadedModel, Trial
@@ -64,21 +65,40 @@ def forecast(plan: Plan, measure: bool = True) -> Forecast:
     if plan.finished_run_id is not None:
         return Forecast(None, "there is nothing to do")
     notes, model = [], None
-    device = "gpu" if plan.spec.compute.device == "gpu" or _gpus() else "cpu"
+    device = "gpu" if plan.spec.compute.device == "gpu" or gpu_count() else "cpu"
     if measure:
         model, device, objection = _try_here(plan, device)
         notes += [objection] if objection else []
     workers, objection = _workers_here(plan, device)
     notes += [objection] if objection else []
+    rows, why = segment_rows(plan, workers, model)
     choices = (
-        (workers.choices if workers else {})
-        | (model.choices if model else {})
-        | {"segment_rows": cut_choice(plan.spec)}
+        (workers.choices if workers else {}) | (model.choices if model else {}) | {"segment_rows": f"{rows}: {why}"}
     )
-    prediction = predict_run(plan, model, device, pool_of(workers) if workers else None)
+    prediction = predict_run(plan, model, device, pool_of(workers) if workers else None, rows)
     if prediction is None and not notes:
         notes = [model.why_not_alone if model else "no earlier run tells, and nothing was measured (--no-measure)"]
     return Forecast(prediction, "; ".join(notes), choices)
+
+
+def segment_rows(plan: Plan, workers: "Workers | None", model: "LoadedModel | None") -> tuple[int, str]:
+    """Say how many images make a segment, at most, and why.
+
+    Args:
+        plan: The plan.
+        workers: Who will work; None when the cluster is not known yet.
+        model: As a worker loaded it; None when none did.
+    """
+    lineage, asked = begun(plan), plan.spec.compute.segment_rows
+    if lineage is not None:
+        return lineage.segment_rows, "as the run was begun"
+    if asked != "auto":
+        return asked, "the spec says so"
+    if workers is None:
+        return Lineage.segment_rows, "until it is known who works"
+    from batchdet.pipeline.resources import choose_segment_rows
+
+    return choose_segment_rows(workers, pool_of(workers), model.alone if model else None, plan.shards.image_count)
 
 
 def predict_run(
@@ -86,6 +106,7 @@ def predict_run(
     model: "LoadedModel | None",
     device: str,
     pool: Pool | None,
+    rows: int,
     staged: Mapping[str, int] | None = None,
     elapsed_s: float | None = None,
 ) -> Prediction | None:
@@ -96,6 +117,7 @@ def predict_run(
         model: As a worker loaded it; None when none did.
         device: ``cpu`` or ``gpu``.
         pool: Who will work; None when the cluster is not known yet.
+        rows: Images of a segment.
         staged: Shard id -> segments, of shards that an earlier process has begun or finished.
         elapsed_s: Seconds since the start of a run whose actors come next; None when it has not begun.
 
@@ -111,10 +133,10 @@ def predict_run(
         basis = Basis.of_alone(model.alone, pool, **more)
     else:
         return None
-    shards, segment_rows = plan.shards, plan.spec.compute.segment_rows
+    shards = plan.shards
     whole = Amount(shards.image_count, shards.size_bytes)
-    to_do = Amount(shards.image_count, shards.size_bytes, sum((staged or {}).values()) * segment_rows)
-    return predict(basis, to_do, whole, pool, device, segment_rows, len(shards))
+    to_do = Amount(shards.image_count, shards.size_bytes, sum((staged or {}).values()) * rows)
+    return predict(basis, to_do, whole, pool, device, rows, len(shards))
 
 
 def pool_of(workers: "Workers") -> Pool:
@@ -138,10 +160,6 @@ def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past
             yield found
 
 
-def _gpus() -> int:
-    return sum(os.path.exists(f"/dev/nvidia{i}") for i in range(16))
-
-
 def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
     from batchdet.pipeline.probe import probe_here
 
@@ -161,7 +179,7 @@ def _workers_here(plan: Plan, device: Any) -> "tuple[Workers | None, str]":
     if plan.spec.compute.address is not None:
         one = "one core" if device == "cpu" else "one GPU"
         return None, f"the size of the cluster at compute.address is not known yet, so the time is that of {one}"
-    cpus, gpus = float(usable_cpus()), float(_gpus())
+    cpus, gpus = float(usable_cpus()), float(gpu_count())
     try:
         return plan_workers(plan.spec.compute, Capacity(cpus, gpus, 1, (cpus,), (gpus,)), device, "as found here"), ""
     except BatchdetError as error:
@@ -175,17 +193,24 @@ class Account:
         plan: What is to be done.
         model: As a worker loaded it.
         workers: Who will work.
+        rows: Images of a segment.
         staged: Shard id -> segments that are staged already.
         started: When the run began, by ``time.monotonic``.
     """
 
     def __init__(
-        self, plan: Plan, model: "LoadedModel", workers: "Workers", staged: Mapping[str, int], started: float
+        self,
+        plan: Plan,
+        model: "LoadedModel",
+        workers: "Workers",
+        rows: int,
+        staged: Mapping[str, int],
+        started: float,
     ) -> None:
         self._model, self._pool, self._started = model, pool_of(workers), started
         self.pace = Pace(started)
         elapsed_s = time.monotonic() - started
-        self.prediction = predict_run(plan, model, workers.device, self._pool, staged, elapsed_s)
+        self.prediction = predict_run(plan, model, workers.device, self._pool, rows, staged, elapsed_s)
         """What the run is going to take; None when there is nothing to go by."""
         self.measured: dict[str, Any] = {}
 

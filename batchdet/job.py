@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.failpoint import failpoint
-from batchdet.forecast import Account, trial_of
+from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
-from batchdet.plan import Plan, check_apart, computed, cut_choice, cut_of, in_full, plan_job
+from batchdet.plan import Plan, check_apart, computed, cut_of, in_full, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
@@ -114,21 +114,28 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
 
 
 def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: bool, lease: Lease) -> Run:
-    from batchdet.pipeline.probe import probe_model
-    from batchdet.pipeline.ray_data import label_segments
+    from batchdet.pipeline.probe import Probe
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import ray_session
 
     spec, inventory, out = plan.spec, plan.inventory, plan.spec.output.uri
     _say_plan(plan, watcher)
-    with ray_session(spec.compute.address, verbose, plugin_to_ship(spec.model.family)) as capacity:
-        probed = probe_model(trial_of(plan), capacity)
+    address = spec.compute.address
+    with (
+        Probe(trial_of(plan), address) as probe,
+        ray_session(address, verbose, plugin_to_ship(spec.model.family)) as capacity,
+    ):
+        from batchdet.pipeline.ray_data import label_segments
+
+        probed = probe.result(capacity)
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason)
-        choices = workers.choices | probed.model.choices | {"segment_rows": cut_choice(spec)}
+        rows, why = segment_rows(plan, workers, probed.model)
+        choices = workers.choices | probed.model.choices | {"segment_rows": f"{rows}: {why}"}
         for key, choice in choices.items():
             watcher.say(f"{key}: {choice}")
         staged = list_staged(out, plan.resume_run_id) if plan.resume_run_id else {}
-        account = Account(plan, probed.model, workers, {i: len(shard.segments) for i, shard in staged.items()}, started)
+        segments = {shard_id: len(shard.segments) for shard_id, shard in staged.items()}
+        account = Account(plan, probed.model, workers, rows, segments, started)
         watcher.say(f"predicted: {account.outlook}")
         lineage = Lineage(
             run_id=plan.resume_run_id or new_run_id(list_runs(out)),
@@ -144,6 +151,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
             canary=probed.model.canary,
             prediction=account.prediction.to_dict() if account.prediction else {},
             cut=cut_of(spec),
+            segment_rows=rows,
             fresh=fresh,
         )
         run_id, spec_text = lineage.run_id, dump_job(spec)
@@ -169,7 +177,8 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
                 done,
                 plan.model_sha256,
                 workers,
-                probed.model.placement,
+                probed.model,
+                rows,
             ):
                 account.pace.add(segment.images, segment.times_s)
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)

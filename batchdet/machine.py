@@ -49,6 +49,11 @@ def memory_bytes() -> tuple[int, int]:
     return total, available
 
 
+def gpu_count() -> int:
+    """Count NVIDIA's GPUs of this machine."""
+    return sum(os.path.exists(f"/dev/nvidia{i}") for i in range(16))
+
+
 def private_bytes(pid: int) -> int:
     """Return the memory that a process has to itself, Ray's object store left out; 0 when it is gone."""
     fields = _read(Path(f"/proc/{pid}/statm")).split()

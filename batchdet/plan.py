@@ -272,30 +272,27 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
 
 
 def cut_of(spec: JobSpec) -> str:
-    """Say where shards are cut into segments; a run goes on only with the same cut."""
+    """Say where the spec wants shards cut into segments; a run goes on only with the same cut."""
     return f"{spec.compute.segment_rows} rows, {spec.compute.segment_bytes} bytes, slices of {SLICE_ROWS}"
-
-
-def cut_choice(spec: JobSpec) -> str:
-    """Say how large segments are and why ``auto`` does not choose it."""
-    return f"{spec.compute.segment_rows} images at most: as the spec says, for a run goes on only with the same cut"
 
 
 def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
     """Fix how the model is computed, as ``lineage.json`` notes it."""
     graphs = tuple(how.get("graphs", "").split())
-    canvas = spec.model.canvas.model_copy(update={"graphs": graphs})
-    return spec.model_copy(
-        update={
-            "model": spec.model.model_copy(update={k: how[k] for k in ("runtime", "precision")} | {"canvas": canvas})
-        }
-    )
+    canvas = spec.model.canvas.model_copy(update={"graphs": graphs, "decode": how.get("decode", "full")})
+    model = spec.model.model_copy(update={k: how[k] for k in ("runtime", "precision")} | {"canvas": canvas})
+    return spec.model_copy(update={"model": model})
+
+
+def begun(plan: Plan) -> Lineage | None:
+    """Read how the run was begun that goes on; None for a new one."""
+    return Lineage.read(plan.spec.output.uri, plan.resume_run_id) if plan.resume_run_id else None
 
 
 def as_begun(plan: Plan) -> JobSpec:
     """Compute as the run did that goes on, so that one run never mixes two ways."""
-    begun = Lineage.read(plan.spec.output.uri, plan.resume_run_id) if plan.resume_run_id else None
-    return computed(plan.spec, begun.computed) if begun else plan.spec
+    lineage = begun(plan)
+    return computed(plan.spec, lineage.computed) if lineage else plan.spec
 
 
 def in_full(spec: JobSpec) -> JobSpec:

@@ -30,6 +30,7 @@ FAMILY_GROUP = "batchdet.families"
 """The group of entry points by which installed packages offer families of their own."""
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
 FeatureKind = Literal["none", "image", "boxes"]
+DecodeName = Literal["auto", "full", "reduced"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -111,6 +112,11 @@ class CanvasSpec(_Part):
         "auto",
         description="OpenVINO: canvases (WIDTHxHEIGHT) that get a graph of their own, a fifth faster and half a second "
         "later; auto takes those that a larger job uses most.",
+    )
+    decode: DecodeName = Field(
+        "auto",
+        description="reduced decodes JPEGs at 1/2, 1/4 or 1/8 where the canvas needs no more, which is quicker and "
+        "moves scores a little; auto does so for larger jobs where its boxes agree on some of the job's own images.",
     )
 
 
@@ -220,8 +226,10 @@ class ComputeSpec(_Part):
         description="Images are decoded by the detector actors, or by a stage of their own on any CPU cores, which "
         "ships canvases; auto takes the stage for GPUs when the cluster has twice the cores that their actors can use.",
     )
-    segment_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        64, description="At most this many images per segment, the unit of retry and resume."
+    segment_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)] = Field(
+        "auto",
+        description="At most this many images per segment, the unit of retry and resume; auto takes what keeps an "
+        "actor busy for about 1.5 s.",
     )
     segment_bytes: Annotated[int, Field(ge=1)] = Field(
         64 * 1024 * 1024, description="At most this many encoded bytes per segment (one image may exceed it)."

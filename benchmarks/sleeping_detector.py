@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.card import ModelCard
+from batchdet.model.detector import Rehearsed
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
 from batchdet.records.detections import Detections
@@ -27,8 +28,9 @@ class SleepingDetector:
     labels = tuple(f"class_{n}" for n in range(80))
     features: ClassVar[dict[str, Any]] = {}
     placement = Placement(Preprocess(), (_CANVAS_PX, _CANVAS_PX), None)
+    rehearsed = Rehearsed((), None, "square", ())
 
-    def __init__(self, spec: ModelSpec, path: str, sha256: str, *others: object) -> None:
+    def __init__(self, spec: ModelSpec, path: str, sha256: str, *others: object, **more: object) -> None:
         self.spec = spec
         self.card = ModelCard(
             name="sleeping",

@@ -117,14 +117,15 @@ def _no_ray(*arguments: Any) -> Iterator[None]:
     yield None
 
 
-def _probe(trial: Any, *others: Any) -> SimpleNamespace:
+def _probed(trial: Any) -> SimpleNamespace:
     model = SimpleNamespace(
         card={"sha256": trial.sha256},
         labels=LABELS,
         placement=None,
+        rehearsed=None,
         runtime="onnxruntime",
         precision="fp32",
-        computed={"runtime": "onnxruntime", "precision": "fp32", "graphs": ""},
+        computed={"runtime": "onnxruntime", "precision": "fp32", "graphs": "", "decode": "full"},
         choices={},
         canary={},
         alone=None,
@@ -133,10 +134,26 @@ def _probe(trial: Any, *others: Any) -> SimpleNamespace:
     return SimpleNamespace(device="cpu", reason="", model=model)
 
 
+class _Probe:
+    """Finds at once what the model is not asked for."""
+
+    def __init__(self, trial: Any, address: str | None) -> None:
+        self._trial = trial
+
+    def __enter__(self) -> "_Probe":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def result(self, capacity: None) -> SimpleNamespace:
+        return _probed(self._trial)
+
+
 _WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, threads=1, readers=1, decoders=0)
 _FAKES: dict[str, Any] = {
     "session": {"ray_session": _no_ray},
-    "probe": {"probe_model": _probe, "Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
+    "probe": {"Probe": _Probe, "Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
     "samples": {"Samples": SimpleNamespace(of=lambda *arguments: None)},
     "resources": {"plan_workers": lambda *arguments: _WORKERS},
     "ray_data": {"label_segments": _label_segments},

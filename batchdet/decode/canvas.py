@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from batchdet.geometry.letterbox import Letterbox
+from batchdet.geometry.letterbox import REDUCTIONS, Letterbox, reduced
 
 Pixels = npt.NDArray[np.uint8]
 _PILLOW: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -24,14 +24,16 @@ def paint(rgb: Pixels, letterbox: Letterbox, out: Pixels) -> None:
     """Resize an image into its place on a canvas and fill the rest with the letterbox's gray.
 
     Args:
-        rgb: ``(h, w, 3)`` uint8, the upright original.
-        letterbox: Where it goes; made for an image of this size.
+        rgb: ``(h, w, 3)`` uint8, the upright original, or decoded smaller by 2, 4 or 8, sides rounded up.
+        letterbox: Where it goes; made for the original's size.
         out: ``(H, W, 3)`` uint8, C-contiguous (a slice of a batch is); overwritten whole.
 
     Raises:
         ValueError: ``rgb`` or ``out`` is of another size than the letterbox says.
     """
-    if rgb.shape != (letterbox.source[1], letterbox.source[0], 3):
+    size = rgb.shape[1::-1]
+    sizes = (letterbox.source, *(reduced(letterbox.source, reduction) for reduction in REDUCTIONS))
+    if rgb.shape[2:] != (3,) or size not in sizes:
         raise ValueError(f"the letterbox is for an image {letterbox.source}, got an array {rgb.shape}")
     if out.shape != (letterbox.canvas[1], letterbox.canvas[0], 3):
         raise ValueError(f"the letterbox is for a canvas {letterbox.canvas}, got an array {out.shape}")
@@ -39,7 +41,7 @@ def paint(rgb: Pixels, letterbox: Letterbox, out: Pixels) -> None:
     out[:top] = out[top + height :] = letterbox.pad_value
     out[top : top + height, :left] = out[top : top + height, left + width :] = letterbox.pad_value
     place = out[top : top + height, left : left + width]
-    if letterbox.content == letterbox.source:
+    if size == letterbox.content:
         place[:] = rgb
     elif letterbox.resample != "linear":
         place[:] = np.asarray(Image.fromarray(rgb).resize((width, height), _PILLOW[letterbox.resample]))

@@ -12,6 +12,9 @@ PAD_VALUE: Final = 114
 """The gray that YOLO models are trained with around an image."""
 
 Size = tuple[int, int]
+Reduction = Literal[1, 2, 4, 8]
+"""By how much an image is decoded smaller."""
+REDUCTIONS: Final[tuple[Reduction, ...]] = (8, 4, 2)
 Resample = Literal["linear", "bilinear", "bicubic"]
 """How pixels are made: OpenCV's linear interpolation between neighbours, or Pillow's filters, which smooth first.
 
@@ -78,6 +81,19 @@ class Letterbox:
         """Canvas pixels per original pixel, along x and y."""
         return self.content[0] / self.source[0], self.content[1] / self.source[1]
 
+    @property
+    def reduction(self) -> Reduction:
+        """By how much the image may be decoded smaller, so that neither side is shorter than the content's.
+
+        Always 1 for Pillow's filters: they smooth themselves, and are there to equal what the model was trained with.
+        """
+        if self.resample == "linear":
+            for reduction in REDUCTIONS:
+                width, height = reduced(self.source, reduction)
+                if width >= self.content[0] and height >= self.content[1]:
+                    return reduction
+        return 1
+
     def to_canvas(self, xyxy: npt.ArrayLike) -> Boxes:
         """Map boxes from the original image to the canvas.
 
@@ -104,6 +120,11 @@ class Letterbox:
 
     def _affine(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         return np.array(self.scale * 2), np.array(self.pad * 2, np.float64)
+
+
+def reduced(size: Size, reduction: Reduction) -> Size:
+    """Return the size of an image decoded smaller: that of libjpeg, which rounds up."""
+    return -(-size[0] // reduction), -(-size[1] // reduction)
 
 
 def _content(source: Size, canvas: Size) -> Size:

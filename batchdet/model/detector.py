@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +35,23 @@ _USUAL_PHOTOGRAPH: Final = (4000, 3000)
 _MAX_INPUT_PIXELS: Final = 256 * 1024 * 1024
 
 
+@dataclass(frozen=True)
+class Rehearsed:
+    """What running a model on empty canvases has shown, for others who load the same model.
+
+    Args:
+        outputs: Names, number types and shapes of what one run gives.
+        fixed_batch: Images that each run must be given; None where that is free.
+        shape: ``square``, ``rectangle``, ``fixed`` or ``own``: canvases that work.
+        notes: What does not work although the file declares it.
+    """
+
+    outputs: tuple[TensorInfo, ...]
+    fixed_batch: int | None
+    shape: str
+    notes: tuple[str, ...]
+
+
 class Detector:
     """A loaded model with the spec's settings. Used by one thread at a time.
 
@@ -45,6 +62,8 @@ class Detector:
         device: ``cpu`` or ``gpu``.
         threads: Threads of one inference on the CPU.
         largest_batch: :meth:`detect` is never given more images; an engine of TensorRT is built for so many.
+        rehearsed: What the same model has shown elsewhere, with the same settings: it is not run on empty canvases
+            again, which takes longer than all else. Of another runtime too, if outputs have the same names there.
 
     Raises:
         ModelError: The file cannot be loaded, or its outputs are those of no known family.
@@ -61,6 +80,7 @@ class Detector:
         device: Device = "cpu",
         threads: int = 1,
         largest_batch: int = 64,
+        rehearsed: Rehearsed | None = None,
     ) -> None:
         self.spec = spec
         self._path, self._sha256 = path, sha256
@@ -76,7 +96,9 @@ class Detector:
         self.canvas = self._full_canvas()
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._notes: list[str] = []
-        self.signature = self._look()
+        if rehearsed and {info.name for info in rehearsed.outputs} != {info.name for info in self._runtime.outputs}:
+            rehearsed = None
+        self.signature = Signature(self._inputs, rehearsed.outputs, self.canvas) if rehearsed else self._look()
         self.family, self._family_reason = families.find_family(spec.family, self.signature, metadata)
         texts = _with_labels(self.family, metadata)
         count = self.family.class_count(self.signature)
@@ -93,7 +115,19 @@ class Detector:
             None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
             self._keeps_best_class(),
         )
-        self._rehearse()
+        if rehearsed is None:
+            self._rehearse()
+        else:
+            self._fixed_batch, self._shape, self._notes = rehearsed.fixed_batch, rehearsed.shape, [*rehearsed.notes]
+
+    @property
+    def rehearsed(self) -> Rehearsed:
+        """What it has shown when it was loaded."""
+        return Rehearsed(self.signature.outputs, self._fixed_batch, self._shape, tuple(self._notes))
+
+    @property
+    def _inputs(self) -> tuple[TensorInfo, ...]:
+        return tuple(self._runtime.inputs)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -186,7 +220,7 @@ class Detector:
         return found if self.pooling is None else self.pooling.pool(tapped, letterboxes, found)
 
     def probe(self) -> ModelCard:
-        """Return the card; the constructor has already run the model as it will be used."""
+        """Return the card; the constructor, or whoever rehearsed, has run the model as it will be used."""
         return self.card
 
     def _pooling(self) -> Pooling | None:
@@ -240,7 +274,7 @@ class Detector:
             runtime=self._runtime.name,
             provider=self._runtime.provider,
             precision=self._runtime.precision,
-            inputs=tuple(self._runtime.inputs),
+            inputs=self._inputs,
             outputs=tuple(self._runtime.outputs),
             probed_outputs=self.signature.outputs,
             labels=self.labels,
@@ -324,7 +358,7 @@ class Detector:
             feeds[info.name] = np.array([self.canvas] * batch, info.dtype)
         outputs = self._runtime.run(feeds)
         seen = tuple(TensorInfo(name, a.dtype.name, tuple(a.shape)) for name, a in outputs.items())
-        return Signature(tuple(self._runtime.inputs), seen, self.canvas)
+        return Signature(self._inputs, seen, self.canvas)
 
     def _works(self, batch: int, canvas: tuple[int, int]) -> bool:
         box = self.preprocess.place(canvas, canvas)

@@ -16,14 +16,14 @@ from batchdet.spec import JobSpec
 
 
 def _read_shards(
-    shards: ShardPlan, spec: JobSpec, carried: pa.Schema, done: Mapping[str, frozenset[int]]
+    shards: ShardPlan, spec: JobSpec, carried: pa.Schema, segment_rows: int, done: Mapping[str, frozenset[int]]
 ) -> Iterator[pa.Table]:
     for shard in shards:
         segments = read_segments(
             shard,
             spec.source,
             carried,
-            spec.compute.segment_rows,
+            segment_rows,
             spec.compute.segment_bytes,
             done.get(shard.shard_id, frozenset()),
         )
@@ -39,9 +39,10 @@ class SegmentDatasource(Datasource):
     Args:
         plan: The shards of the run.
         left: Places of the shards to read.
-        spec: How to read it and where to cut.
+        spec: How to read it.
         carried: Columns carried over.
         done: Shard id -> segments that are staged already and need not be read.
+        segment_rows: At most this many images per segment.
         max_tasks: Shards are grouped into at most this many read tasks.
     """
 
@@ -52,6 +53,7 @@ class SegmentDatasource(Datasource):
         spec: JobSpec,
         carried: pa.Schema,
         done: Mapping[str, frozenset[int]],
+        segment_rows: int,
         max_tasks: int = 10_000,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,6 +63,7 @@ class SegmentDatasource(Datasource):
         self._spec = spec
         self._carried = carried
         self._done = done
+        self._segment_rows = segment_rows
 
     def __len__(self) -> int:
         """Count the read tasks."""
@@ -82,6 +85,6 @@ class SegmentDatasource(Datasource):
         for group in self._groups:
             part = self._plan.subset(group)
             done = {s.shard_id: self._done[s.shard_id] for s in part if s.shard_id in self._done} if self._done else {}
-            read = functools.partial(_read_shards, part, self._spec, self._carried, done)
+            read = functools.partial(_read_shards, part, self._spec, self._carried, self._segment_rows, done)
             tasks.append(ReadTask(read, BlockMetadata(None, part.size_bytes, exec_stats=None, input_files=None)))
         return tasks

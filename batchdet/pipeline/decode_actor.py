@@ -20,16 +20,18 @@ class DecodeActor:
         spec: The job.
         placement: How the model wants images placed.
         run_id: The run.
+        segment_rows: At most this many images per segment.
         driver: Names this driver: workers of an earlier one may have died because it did.
     """
 
-    def __init__(self, spec: JobSpec, placement: Placement, run_id: str, driver: str) -> None:
+    def __init__(self, spec: JobSpec, placement: Placement, run_id: str, segment_rows: int, driver: str) -> None:
         import cv2
 
         failpoint("decoder.load")
         cv2.setNumThreads(1)  # the actor's share of the machine is one core
-        self._painter = SegmentPainter(placement, spec.source.max_pixels, self._step)
-        canvases_bytes = spec.compute.segment_rows * max(placement.canvas) ** 2 * 3
+        reduce = spec.model.canvas.decode == "reduced"
+        self._painter = SegmentPainter(placement, spec.source.max_pixels, self._step, reduce)
+        canvases_bytes = segment_rows * max(placement.canvas) ** 2 * 3
         self._guard = Guard(
             f"{run_id}-{driver}-decode",
             Replay(spec, "", "cpu", placement),

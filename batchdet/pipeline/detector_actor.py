@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet.failpoint import failpoint
+from batchdet.model.detector import Rehearsed
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.guard import Guard
 from batchdet.pipeline.isolation import Replay
@@ -89,6 +90,7 @@ class DetectorActor:
         device: ``cpu`` or ``gpu``.
         threads: Threads for arithmetic, and on GPU for decoding.
         driver: Names this driver: workers of an earlier one may have died because it did.
+        rehearsed: What the model has shown in the probe; None has it shown again.
     """
 
     def __init__(
@@ -101,11 +103,12 @@ class DetectorActor:
         device: Device,
         threads: int,
         driver: str,
+        rehearsed: Rehearsed | None = None,
     ) -> None:
         failpoint("actor.load")
         self._ended: float | None = None
         self._folder = staged_folder(out, run_id)
-        self._labeller = load_labeller(spec, model_sha256, run_id, batch_rows, device, threads, self._step)
+        self._labeller = load_labeller(spec, model_sha256, run_id, batch_rows, device, threads, self._step, rehearsed)
         self._guard = Guard(
             f"{run_id}-{driver}",
             Replay(spec, model_sha256, device),

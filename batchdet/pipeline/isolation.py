@@ -163,7 +163,7 @@ def _work(spec: JobSpec, head: Mapping[str, Any]) -> Callable[[Segment], object]
     if place is None:
         return load_labeller(spec, head["model_sha256"], "", 1, head["device"], 1).label
     placement = Placement(Preprocess(**place["preprocess"]), tuple(place["canvas"]), place["stride"])
-    return SegmentPainter(placement, spec.source.max_pixels).paint
+    return SegmentPainter(placement, spec.source.max_pixels, reduce=spec.model.canvas.decode == "reduced").paint
 
 
 def main() -> None:

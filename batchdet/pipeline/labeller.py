@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchdet.errors import ImageError
-from batchdet.model.detector import Detector
+from batchdet.model.detector import Detector, Rehearsed
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.runtimes import Device
 from batchdet.model.runtimes.pinned import pinned_buffer
@@ -67,6 +67,7 @@ class SegmentLabeller:
         threads: Images decoded at the same time; 1 does everything in the caller's thread.
         step: Called before each step that works on images, with their number.
         allocate: Makes the memory of a batch.
+        reduce: Decode JPEGs no larger than their place on the canvas takes, which is quicker and gives other pixels.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class SegmentLabeller:
         threads: int = 1,
         step: Callable[[int], None] = lambda images: None,
         allocate: Allocate = plain_buffer,
+        reduce: bool = False,
     ) -> None:
         self._detector = detector
         self._run_id = run_id
         self._pool = threads_or_inline(threads, "decode")
-        self._decoder = Decoder(max_pixels, self._pool, batch_rows if threads > 1 else 0, step)
+        placement = detector.placement if reduce else None
+        self._decoder = Decoder(max_pixels, self._pool, batch_rows if threads > 1 else 0, step, placement)
         self._runner = BatchRunner(detector, batch_rows, threads > 1, step, allocate)
 
     def label(self, segment: Segment, fatal: Mapping[int, ImageError] | None = None) -> LabelledSegment:
@@ -214,8 +217,9 @@ def load_labeller(
     device: Device,
     threads: int,
     step: Callable[[int], None] = lambda images: None,
+    rehearsed: Rehearsed | None = None,
 ) -> SegmentLabeller:
-    """Load the model in this process and try it on an empty canvas.
+    """Load the model in this process.
 
     Args:
         spec: The job.
@@ -225,6 +229,7 @@ def load_labeller(
         device: ``cpu`` or ``gpu``.
         threads: Threads for arithmetic, and on GPU for decoding.
         step: As in :class:`SegmentLabeller`.
+        rehearsed: What the model has shown elsewhere; None tries it on empty canvases.
 
     Raises:
         ModelError: The model does not load, or is another one.
@@ -234,8 +239,9 @@ def load_labeller(
     cv2.setNumThreads(1)  # the actor's share of the machine is one core; OpenCV would take them all
     local = fetch_asked(spec.model, model_sha256)
     largest = max(batch_rows, GPU_BATCH_ROWS)  # one engine for all processes of a job that load the model
-    detector = Detector(spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1, largest)
-    detector.probe()
+    detector = Detector(
+        spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1, largest, rehearsed
+    )
     on_gpu = device == "gpu"
     return SegmentLabeller(
         detector,
@@ -245,4 +251,5 @@ def load_labeller(
         threads if on_gpu else 1,
         step,
         pinned_buffer if on_gpu else plain_buffer,
+        spec.model.canvas.decode == "reduced",
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchdet.decode.canvas import Pixels, paint
-from batchdet.decode.image import decode_image
+from batchdet.decode.image import decode_reduced
 from batchdet.errors import ImageError
 from batchdet.failpoint import failpoint
-from batchdet.geometry.letterbox import Letterbox
+from batchdet.geometry.letterbox import Letterbox, Reduction, Size
+from batchdet.model.placement import Placement
 from batchdet.records.painted import Canvas
 
 
@@ -55,13 +56,22 @@ class Decoder:
         pool: Where it decodes.
         ahead: Images decoded ahead of the one that is asked for, so that memory stays bounded; 0 with :class:`Inline`.
         step: Called before each image with 1.
+        placement: How images will be placed; JPEGs are decoded no larger than that takes. None decodes in full.
     """
 
-    def __init__(self, max_pixels: int, pool: Executor, ahead: int, step: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        max_pixels: int,
+        pool: Executor,
+        ahead: int,
+        step: Callable[[int], None],
+        placement: Placement | None = None,
+    ) -> None:
         self._max_pixels = max_pixels
         self._pool = pool
         self._ahead = ahead
         self._step = step
+        self._placement = placement
 
     def pictures(self, images: Iterable[Any]) -> Iterator[Picture | ImageError]:
         """Yield the picture of each image, or what is wrong with it.
@@ -84,7 +94,10 @@ class Decoder:
             return Picture(image.width_px, image.height_px, lambda letterbox, out: image.copy_to(out))
         failpoint("decode", image)
         try:
-            rgb = decode_image(image, self._max_pixels)
+            rgb, size = decode_reduced(image, self._max_pixels, self._reduction)
         except ImageError as error:
             return error
-        return Picture(rgb.shape[1], rgb.shape[0], lambda letterbox, out: paint(rgb, letterbox, out))
+        return Picture(*size, lambda letterbox, out: paint(rgb, letterbox, out))
+
+    def _reduction(self, size: Size) -> Reduction:
+        return 1 if self._placement is None else self._placement.letterbox(*size).reduction

@@ -1,7 +1,8 @@
-"""The probe: the model is loaded once on a worker before the pool starts, and tried on some images of the job.
+"""The probe: the model is loaded once before the pool starts, and tried on some images of the job.
 
 An actor whose constructor raises is started again and again; a bad model must rather fail in seconds, with its
-reason. ``plan`` does the same in a process of this machine.
+reason. On a cluster a worker does it. Where a run starts a Ray of its own, a process of this machine does it while Ray
+starts, as both take seconds; ``plan`` does the same.
 """
 
 import faulthandler
@@ -9,21 +10,24 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
-from batchdet.model.detector import Detector
+from batchdet.machine import gpu_count
+from batchdet.model.detector import Detector, Rehearsed
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.canary import compare
+from batchdet.pipeline.canary import Agreement, Way, compare
 from batchdet.pipeline.resources import ACTOR_CPUS
-from batchdet.pipeline.samples import ReadSamples, Samples, measure
-from batchdet.pipeline.session import Capacity
+from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure
+from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
 from batchdet.roofline import Alone
-from batchdet.spec import JobSpec, PrecisionName, RuntimeName
+from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName
 
 _TIMEOUT_S: Final = 60
 _MEASURE_TIMEOUT_S: Final = 10
@@ -44,11 +48,14 @@ class LoadedModel:
         runtime: What the actors run it with.
         precision: Number format of their arithmetic.
         graphs: Canvases with graphs of their own, ``WIDTHxHEIGHT``.
+        decode: ``full`` or ``reduced``.
         choices: What ``auto`` chose -> why.
-        canary: What the comparison gave, see :class:`batchdet.pipeline.canary.Agreement`; empty when there was none.
+        canary: ``precision`` and ``decode`` -> what comparing a lossy way with the exact one gave, see
+            :class:`batchdet.pipeline.canary.Agreement`; without those that were not compared.
         card: The model's card as plain values.
         labels: Class number -> label.
         placement: How it wants images placed.
+        rehearsed: What it has shown, for actors on CPUs that load it the same way.
         alone: What images of the job take on that worker alone; None when that could not be measured.
         why_not_alone: Why not; "" when it could.
     """
@@ -56,18 +63,25 @@ class LoadedModel:
     runtime: RuntimeName
     precision: PrecisionName
     graphs: tuple[str, ...]
+    decode: DecodeName
     choices: dict[str, str]
-    canary: dict[str, Any]
+    canary: dict[str, dict[str, Any]]
     card: dict[str, Any]
     labels: list[str]
     placement: Placement
+    rehearsed: Rehearsed
     alone: Alone | None
     why_not_alone: str
 
     @property
     def computed(self) -> dict[str, str]:
         """How the model is computed, for ``lineage.json``."""
-        return {"runtime": self.runtime, "precision": self.precision, "graphs": " ".join(self.graphs)}
+        return {
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "graphs": " ".join(self.graphs),
+            "decode": self.decode,
+        }
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,10 @@ class Probed:
     device: Device
     reason: str
     model: LoadedModel
+
+
+_Try = Callable[[str, Way, Way], Agreement]
+"""Compares an exact and a lossy way, and notes under a name what it finds."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +133,28 @@ class Trial:
             ClusterError: The device is not there.
         """
         images = self.samples.read(self.spec) if self.samples else _SPOILT
-        detector, why, canary = self._choose(device, images)
+        choices: dict[str, str] = {}
+        canary: dict[str, dict[str, Any]] = {}
+
+        def tried(step: str, exact: Way, fast: Way) -> Agreement:
+            data = (sample.data for sample in images.images)
+            limits = self.spec.source.max_pixels, self.spec.model.score_threshold
+            agreement = compare(exact, fast, data, *limits, clock_of(device))
+            canary[step] = agreement.to_dict()
+            return agreement
+
+        exact, detector, choices["model"] = self._choose(device, images, tried)
+        way, choices["decode"] = self._choose_decoding(exact, detector, images, tried)
         alone, why_not = None, images.why_none
         if images.images:
             faulthandler.dump_traceback_later(_MEASURE_TIMEOUT_S, exit=True, file=2)
             try:
-                alone = measure(detector, device, self.spec, images)
+                alone = measure(way, device, self.spec, images)
                 why_not = "" if alone else f"none of {len(images.images)} images of the job can be decoded"
             except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
                 why_not = f"the model fails on an image of the job: {one_line(error)}"
             finally:
                 faulthandler.cancel_dump_traceback_later()
-        choices = {"model": why} if why else {}
         if self.spec.model.canvas.shape == "auto":
             choices["canvas"] = _canvas_choice(detector)
         model = detector.spec
@@ -134,17 +162,19 @@ class Trial:
             model.runtime,
             model.precision,
             () if model.canvas.graphs == "auto" else model.canvas.graphs,
-            choices,
+            "reduced" if way.reduce else "full",
+            {key: choice for key, choice in choices.items() if choice},
             canary,
             detector.card.to_dict(),
             list(detector.labels),
             detector.placement,
+            detector.rehearsed,
             alone,
             why_not,
         )
 
-    def _choose(self, device: Device, images: ReadSamples) -> tuple[Detector, str, dict[str, Any]]:
-        """Load the model as the actors shall; say why so ("" when the spec says it all), and what the canary found."""
+    def _choose(self, device: Device, images: ReadSamples, tried: _Try) -> tuple[Detector, Detector, str]:
+        """Load the model exactly and as the actors shall; say why so ("" when the spec says it all)."""
         local = fetch_asked(self.spec.model, self.sha256)
 
         def load(runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None) -> Detector:
@@ -153,39 +183,63 @@ class Trial:
                 like = like or Detector(model, local.path, local.sha256, device, 1)
                 canvas = model.canvas.model_copy(update={"graphs": self._graphs(like, images)})
                 model = model.model_copy(update={"canvas": canvas})
-            return Detector(model, local.path, local.sha256, device, 1)
+            shown = None if like is None else like.rehearsed
+            return Detector(model, local.path, local.sha256, device, 1, rehearsed=shown)
 
         asked = self.spec.model
         if local.format is not Format.ONNX and asked.runtime == "auto":
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
-            return exact, f"torch: nothing else runs {local.format.words}", {}
+            return exact, exact, f"torch: nothing else runs {local.format.words}"
         exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
         if asked.runtime == "auto" and asked.precision == "bf16":
-            return load("openvino", "bf16"), "openvino: bf16 is its own", {}
+            exact = load("openvino", "bf16")
+            return exact, exact, "openvino: bf16 is its own"
         exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
         if asked.precision != "auto" or asked.runtime in ("onnxruntime", "torch"):
-            why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
-            return exact, why, {}
+            return (
+                exact,
+                exact,
+                "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}",
+            )
         if device == "gpu":
-            return exact, f"{exact_runtime} in fp32: bf16 is for CPUs", {}
-        if not self.may_differ:
-            return exact, f"{exact_runtime} in fp32: the job is too small to try bf16 out", {}
-        if not images.images:
-            return exact, f"{exact_runtime} in fp32: bf16 cannot be tried out, {images.why_none}", {}
+            return exact, exact, f"{exact_runtime} in fp32: bf16 is for CPUs"
+        if objection := self._untried(images):
+            return exact, exact, f"{exact_runtime} in fp32: bf16 {objection}"
         try:
             fast = load("openvino", "bf16", exact)
-            agreement = compare(exact, fast, images.pixels(self.spec.source.max_pixels), asked.score_threshold)
+            agreement = tried("precision", Way(exact), Way(fast))
         except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
-            return exact, f"{exact_runtime} in fp32: {error.message}", {}
+            return exact, exact, f"{exact_runtime} in fp32: {error.message}"
         if agreement.objection:
-            why = f"{exact_runtime} in fp32, because of bf16: {agreement.objection}"
-            return exact, why, agreement.to_dict()
-        why = (
-            f"openvino in bf16: {agreement.exact_ms / agreement.fast_ms:.1f} times as fast as {exact_runtime} in "
-            f"fp32; on {agreement.images} of the job's images {agreement.matched:.1%} of {agreement.boxes} boxes "
-            f"agree, and scores differ by {agreement.score_difference:.3f}"
-        )
-        return fast, why, agreement.to_dict()
+            return exact, exact, f"{exact_runtime} in fp32, because of bf16: {agreement.objection}"
+        why = f"openvino in bf16: {agreement.gain:.1f} times as fast as {exact_runtime} in fp32; {agreement.words}"
+        return exact, fast, why
+
+    def _choose_decoding(
+        self, exact: Detector, detector: Detector, images: ReadSamples, tried: _Try
+    ) -> tuple[Way, str]:
+        """Decide whether JPEGs are decoded smaller; say why ("" when the spec says it, or none is large enough)."""
+        asked = self.spec.model.canvas.decode
+        if asked != "auto":
+            return Way(detector, asked == "reduced"), ""
+        sizes = images.sizes()
+        if not any(detector.letterbox(*size).reduction > 1 for size in sizes):
+            return Way(detector), ""
+        if objection := self._untried(images):
+            return Way(detector), f"full: reduced decoding {objection}"
+        try:
+            agreement = tried("decode", Way(exact), Way(detector, True))
+        except ModelError as error:
+            return Way(detector), f"full: {error.message}"
+        if agreement.objection:
+            return Way(detector), f"full, because of reduced decoding: {agreement.objection}"
+        return Way(detector, True), f"reduced: {agreement.gain:.1f} times as fast as in full; {agreement.words}"
+
+    def _untried(self, images: ReadSamples) -> str:
+        """Say why no lossy way is tried, as the rest of a sentence; "" when it may be."""
+        if not self.may_differ:
+            return "is not tried for a job so small"
+        return "" if images.images else f"cannot be tried, {images.why_none}"
 
     def _graphs(self, detector: Detector, images: ReadSamples) -> tuple[str, ...]:
         """Choose the canvases that get graphs of their own: those that win back what compiling costs, with a margin."""
@@ -221,8 +275,7 @@ def probe_model(trial: Trial, capacity: Capacity) -> Probed:
         ModelError: The model does not load, or is not understood.
         ClusterError: No worker could be had in a minute, or the device is not there.
     """
-    asked = trial.spec.compute.actors
-    trial = replace(trial, workers=max(1, int(capacity.cpus)) if asked == "auto" else asked)
+    trial = _shared_by(trial, capacity.cpus)
     wanted = trial.spec.compute.device
     if wanted == "gpu" and capacity.gpus < 1:
         raise ClusterError(
@@ -242,6 +295,15 @@ def probe_model(trial: Trial, capacity: Capacity) -> Probed:
             return Probed("cpu", reason, _on_worker(trial, "cpu"))
     reason = "the spec says so" if wanted == "cpu" else "the cluster has no GPU"
     return Probed("cpu", reason, _on_worker(trial, "cpu"))
+
+
+def _shared_by(trial: Trial, cpus: float) -> Trial:
+    asked = trial.spec.compute.actors
+    return replace(trial, workers=max(1, int(cpus)) if asked == "auto" else asked)
+
+
+def _unloadable(trial: Trial, error: BaseException) -> ModelError:
+    return ModelError(f"{trial.spec.model.uri}: does not load: {type(error).__name__}: {one_line(error)}")
 
 
 def _on_worker(trial: Trial, device: Device) -> LoadedModel:
@@ -267,12 +329,53 @@ def _on_worker(trial: Trial, device: Device) -> LoadedModel:
         cause = error.cause
         if isinstance(cause, BatchdetError):
             raise cause from None
-        text = f"{type(cause).__name__}: {one_line(cause)}"
-        raise ModelError(f"{trial.spec.model.uri}: does not load: {text}") from None
+        raise _unloadable(trial, cause) from None
     except ray.exceptions.RayError as error:
         if trial.samples is not None:  # an image of the job may end its process
             return _on_worker(replace(trial, samples=None), device)
         raise ModelError(f"{trial.spec.model.uri}: the process that loaded it died: {one_line(error)}") from None
+
+
+class Probe:
+    """A probe that may be under way already, beside a Ray that starts; leave it as a context manager.
+
+    Args:
+        trial: What to try.
+        address: Of the cluster; None where a Ray of this process's own starts.
+    """
+
+    def __init__(self, trial: Trial, address: str | None) -> None:
+        self._trial = trial
+        self._process: _Process | None = None
+        # a GPU is Ray's to give, and a running Ray may have other nodes
+        if address is None and not ray_runs() and trial.spec.compute.device != "gpu" and not gpu_count():
+            self._process = _Process(_shared_by(trial, usable_cpus()), "cpu")
+
+    def __enter__(self) -> "Probe":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process is not None:
+            self._process.end()
+
+    def result(self, capacity: Capacity) -> Probed:
+        """Wait for what it finds.
+
+        Raises:
+            ModelError, ClusterError: As :func:`probe_model`.
+        """
+        if self._process is None:
+            return probe_model(self._trial, capacity)
+        reason = "the spec says so" if self._trial.spec.compute.device == "cpu" else "the cluster has no GPU"
+        try:
+            return Probed("cpu", reason, self._process.result())
+        except _Lost:  # an image of the job may have ended the process, or held it up
+            trial = replace(self._trial, samples=None)
+            with _Process(_shared_by(trial, capacity.cpus), "cpu") as again:
+                try:
+                    return Probed("cpu", reason, again.result())
+                except _Lost as error:
+                    raise ModelError(f"{trial.spec.model.uri}: {error.message} with the model alone") from None
 
 
 def probe_here(trial: Trial, device: Device) -> LoadedModel:
@@ -282,25 +385,60 @@ def probe_here(trial: Trial, device: Device) -> LoadedModel:
         ModelError: The model does not load, or is not understood.
         ClusterError: The device is not there, or the process has ended.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    try:
-        done = subprocess.run(
+    with _Process(trial, device) as process:
+        return process.result()
+
+
+class _Lost(ClusterError):
+    """The process that tried the model has ended or hangs."""
+
+
+class _Process:
+    """A process of this machine that tries a model."""
+
+    def __init__(self, trial: Trial, device: Device) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            input=pickle.dumps((trial, device)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=environment,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
         )
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"trying the model on images of the job took more than {_TIMEOUT_S} s") from None
-    if done.returncode:
-        raise ClusterError(f"the process that tried the model on images of the job ended with {done.returncode}")
-    found = pickle.loads(done.stdout)
-    if isinstance(found, BatchdetError):
-        raise found
-    assert isinstance(found, LoadedModel)
-    return found
+        self._threads = ThreadPoolExecutor(1, "probe")
+        asked = pickle.dumps((trial, device))
+        self._answer: Future[tuple[bytes, bytes]] = self._threads.submit(self._process.communicate, asked, _TIMEOUT_S)
+
+    def __enter__(self) -> "_Process":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the process, if it has not ended itself."""
+        self._process.kill()
+        self._threads.shutdown()
+        self._process.wait()
+
+    def result(self) -> LoadedModel:
+        """Wait for what it says.
+
+        Raises:
+            _Lost: It says nothing.
+            BatchdetError: The model does not load, or the device is not there.
+        """
+        try:
+            answer, _ = self._answer.result()
+        except subprocess.TimeoutExpired:
+            raise _Lost(f"trying the model on images of the job took more than {_TIMEOUT_S} s") from None
+        if self._process.returncode:
+            raise _Lost(f"the process that tried the model ended with {self._process.returncode}")
+        found = pickle.loads(answer)
+        if isinstance(found, BatchdetError):
+            raise found
+        assert isinstance(found, LoadedModel)
+        return found
 
 
 def main() -> None:
@@ -312,6 +450,8 @@ def main() -> None:
             found: LoadedModel | BatchdetError = trial.load(device)
         except BatchdetError as error:
             found = error
+        except Exception as error:
+            found = _unloadable(trial, error)
         answer.write(pickle.dumps(found))
 
 

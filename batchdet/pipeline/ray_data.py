@@ -11,10 +11,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from batchdet.errors import BatchdetError, ClusterError
-from batchdet.model.placement import Placement
 from batchdet.pipeline.datasource import SegmentDatasource
 from batchdet.pipeline.decode_actor import DecodeActor
 from batchdet.pipeline.detector_actor import DetectorActor, StagedSegment
+from batchdet.pipeline.probe import LoadedModel
 from batchdet.pipeline.resources import READER_CPUS, Workers
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
@@ -41,7 +41,8 @@ def label_segments(
     done: Mapping[str, frozenset[int]],
     model_sha256: str,
     workers: Workers,
-    placement: Placement,
+    model: LoadedModel,
+    segment_rows: int,
 ) -> Iterator[StagedSegment]:
     """Label every segment of the shards that is not done yet, and stage its results.
 
@@ -55,7 +56,8 @@ def label_segments(
         done: Shard id -> segments that are staged already.
         model_sha256: Digest of the model's bytes.
         workers: The pools.
-        placement: How the model wants images placed.
+        model: What the probe found.
+        segment_rows: At most this many images per segment.
 
     Yields:
         The counts of each segment, once its results are stored, in no fixed order.
@@ -66,7 +68,7 @@ def label_segments(
     """
     # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
     with warnings.catch_warnings(action="ignore"), DataContext.current(_context()):
-        source = SegmentDatasource(plan, left, spec, carried, done)
+        source = SegmentDatasource(plan, left, spec, carried, done, segment_rows)
         rows = ray.data.read_datasource(
             source,
             num_cpus=READER_CPUS,
@@ -78,7 +80,13 @@ def label_segments(
         if workers.decoders:
             rows = rows.map_batches(
                 DecodeActor,
-                fn_constructor_kwargs={"spec": spec, "placement": placement, "run_id": run_id, "driver": driver},
+                fn_constructor_kwargs={
+                    "spec": spec,
+                    "placement": model.placement,
+                    "run_id": run_id,
+                    "segment_rows": segment_rows,
+                    "driver": driver,
+                },
                 compute=ActorPoolStrategy(size=workers.decoders, max_tasks_in_flight_per_actor=2),
                 num_cpus=workers.decoder_cpus,
                 **_PER_SEGMENT,
@@ -94,6 +102,7 @@ def label_segments(
                 "device": workers.device,
                 "threads": workers.threads,
                 "driver": driver,
+                "rehearsed": model.rehearsed if workers.device == "cpu" else None,
             },
             compute=ActorPoolStrategy(size=workers.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=workers.actor_cpus,

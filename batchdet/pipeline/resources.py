@@ -15,6 +15,7 @@ from typing import Final
 from batchdet.errors import ClusterError
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.session import Capacity
+from batchdet.roofline import Alone, Pool
 from batchdet.spec import ComputeSpec
 
 ACTOR_CPUS: Final = 0.8
@@ -29,6 +30,16 @@ _CPU_ACTORS_FED: Final = 8
 """A core that decodes feeds at least so many that compute."""
 CPU_BATCH_ROWS: Final = 8
 GPU_BATCH_ROWS: Final = 64
+_SEGMENT_MS: Final = 1500
+"""What the driver does for a segment (5 to 20 ms) is little beside it, and what a crash repeats is, too."""
+_SEGMENT_ROWS: Final = 64
+"""Where nothing tells how long images take."""
+_SEGMENTS_PER_ACTOR: Final = 4
+"""So that actors end at about the same time."""
+_SEGMENT_MIN_ROWS: Final = 8
+_SEGMENT_MAX_ROWS: Final = 1024
+_PAINTED_MAX_ROWS: Final = 128
+"""Where canvases travel: a segment of 640 x 640 px takes 157 MB of the object store."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,43 @@ def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reaso
         return workers
     share = ACTOR_CPUS if kept else ACTOR_CPUS / 2
     return replace(workers, actor_cpus=share, decoders=max(1, min(room - actors, actors)), decoder_cpus=share)
+
+
+def choose_segment_rows(workers: Workers, pool: Pool, alone: Alone | None, images: int | None) -> tuple[int, str]:
+    """Choose how many images make a segment.
+
+    Args:
+        workers: The pool.
+        pool: The same, as the roofline sees it.
+        alone: What images take on a worker; None when that is not known.
+        images: Images of the job; None when only reading can tell.
+
+    Returns:
+        A power of two, and why.
+    """
+    if alone is None:
+        rows, why = _SEGMENT_ROWS, "nothing tells how long images take"
+    else:
+        each_ms = pool.actor_ms(alone.decode_ms.mean, alone.model_ms.mean)
+        rows, why = (
+            _near(_SEGMENT_MS / each_ms),
+            f"about {_SEGMENT_MS / 1e3:g} s of an actor, at {each_ms:.3g} ms an image",
+        )
+    least = 2 * workers.batch_rows if workers.device == "gpu" else _SEGMENT_MIN_ROWS
+    if images is not None and images < rows * workers.actors * _SEGMENTS_PER_ACTOR:
+        rows, why = (
+            images // (workers.actors * _SEGMENTS_PER_ACTOR),
+            f"so that {workers.actors} actors share few images",
+        )
+        rows = 2 ** int(math.log2(max(1, rows)))
+    most = _PAINTED_MAX_ROWS if workers.decoders else _SEGMENT_MAX_ROWS
+    bounded = min(max(rows, least), most)
+    return bounded, why if bounded == rows else f"between {least} and {most}"
+
+
+def _near(number: float) -> int:
+    """Return the nearest power of two."""
+    return int(2 ** max(0, round(math.log2(max(number, 1)))))
 
 
 def _cores(capacity: Capacity) -> int:

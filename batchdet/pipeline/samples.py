@@ -12,14 +12,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from batchdet.decode.canvas import Pixels, painted
+from batchdet.decode.canvas import Pixels
 from batchdet.decode.header import read_header
-from batchdet.decode.image import decode_image
 from batchdet.errors import BatchdetError, ImageError
 from batchdet.failpoint import failpoint
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
+from batchdet.pipeline.canary import Clock, Way
 from batchdet.pipeline.resources import GPU_BATCH_ROWS
 from batchdet.records.schema import MEMBERS
 from batchdet.records.segment import Segment
@@ -138,20 +138,15 @@ class ReadSamples:
     read_s: float = 0.0
     why_none: str = ""
 
-    def pixels(self, max_pixels: int) -> Iterator[Pixels]:
-        """Decode them; those that cannot be are passed over."""
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """Yield ``(width_px, height_px)`` of each that has a header, upright."""
         for sample in self.images:
             with contextlib.suppress(ImageError):
-                yield decode_image(sample.data, max_pixels)
+                yield read_header(memoryview(sample.data)).upright
 
     def canvases(self, detector: Detector) -> Counter[tuple[int, int]]:
         """Count the canvases ``(width_px, height_px)`` that a detector takes for them, by what their headers say."""
-        found: Counter[tuple[int, int]] = Counter()
-        for sample in self.images:
-            with contextlib.suppress(ImageError):
-                header = read_header(memoryview(sample.data))
-                found[detector.letterbox(*header.upright).canvas] += 1
-        return found
+        return Counter(detector.letterbox(*size).canvas for size in self.sizes())
 
 
 def _carried_bytes(segment: Segment, row: int) -> list[int]:
@@ -160,15 +155,24 @@ def _carried_bytes(segment: Segment, row: int) -> list[int]:
     return [len(str(value)) for value in values if value is not None]
 
 
-def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamples) -> Alone | None:
+def clock_of(device: Device) -> Clock:
+    """Return a clock for what one worker does.
+
+    On a CPU it tells what the process has computed: a Ray that starts at the same time takes turns on the cores, which
+    is not the images' business.
+    """
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
+def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Alone | None:
     """Take the time of some images, warm, in this process.
 
     On a CPU the model is given one image at a time, as larger batches bring nothing there; on a GPU a batch that is
     filled with the same image.
 
     Args:
-        detector: The model, as the actors will load it.
-        device: Where it runs.
+        way: As the actors will label.
+        device: Where the model runs.
         spec: The job.
         samples: At least one image.
 
@@ -178,6 +182,7 @@ def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamp
     import cv2
 
     cv2.setNumThreads(1)  # as in the actors
+    clock, detector = clock_of(device), way.detector
     asked = spec.compute.batch_rows
     batch_rows = 1 if device == "cpu" else GPU_BATCH_ROWS if asked == "auto" else asked
     began, warm = time.perf_counter(), set[tuple[int, int]]()
@@ -185,24 +190,24 @@ def measure(detector: Detector, device: Device, spec: JobSpec, samples: ReadSamp
     for sample in samples.images:
         try:
             if not warm:
-                _canvas(detector, sample, spec)  # imports its codec
-            started = time.perf_counter()
-            canvas, letterbox = _canvas(detector, sample, spec)
-            decoded = time.perf_counter()
+                _canvas(way, sample, spec)  # imports its codec
+            started = clock()
+            canvas, letterbox = _canvas(way, sample, spec)
+            decoded = clock()
         except ImageError:
             continue
         canvases, letterboxes = np.repeat(canvas[None], batch_rows, axis=0), [letterbox] * batch_rows
         if letterbox.canvas not in warm:
             detector.detect(canvases, letterboxes)
             warm.add(letterbox.canvas)
-        shown = time.perf_counter()
+        shown = clock()
         found = detector.detect(canvases, letterboxes)
-        ended = time.perf_counter()
+        ended = clock()
         decode_ms.add(sample, (decoded - started) * 1e3)
         model_ms.add(sample, (ended - shown) / batch_rows * 1e3)
         work_ms.add(sample, (decoded - started) * 1e3 + (ended - shown) / batch_rows * 1e3)
         detections.add(sample, len(found[0]))
-        spent_s = ended - began
+        spent_s = time.perf_counter() - began
         enough = work_ms.count >= _FEW and (work_ms.total >= _BUDGET_S * 1e3 or spent_s > _PATIENCE_S)
         if enough or spent_s > 2 * _PATIENCE_S:
             break
@@ -234,11 +239,9 @@ def _vector_bytes(detector: Detector, kind: str) -> int:
     return features["size"] * np.dtype(features["type"]).itemsize if features.get("kind") == kind else 0
 
 
-def _canvas(detector: Detector, sample: Sample, spec: JobSpec) -> tuple[Pixels, Letterbox]:
+def _canvas(way: Way, sample: Sample, spec: JobSpec) -> tuple[Pixels, Letterbox]:
     failpoint("probe.image", sample.data)
-    rgb = decode_image(sample.data, spec.source.max_pixels)
-    letterbox = detector.letterbox(rgb.shape[1], rgb.shape[0])
-    return painted(rgb, letterbox), letterbox
+    return way.canvas(sample.data, spec.source.max_pixels)
 
 
 class _Groups:

@@ -1,9 +1,12 @@
 """A Ray to work on: one of our own, or a running cluster."""
 
+import contextlib
+import importlib
 import logging
 import math
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -44,6 +47,12 @@ class Capacity:
 def usable_cpus() -> int:
     """Count the processors that this process may use (affinity counts, and a container's CPU quota)."""
     return max(1, math.floor(cpu_limit()[0]))
+
+
+def ray_runs() -> bool:
+    """Tell whether this process is connected to a Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 @contextmanager
@@ -91,18 +100,35 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             shipped = [str(path) for path in (Path(batchdet.__file__).parent, code) if path is not None]
             options["runtime_env"] = {"py_modules": shipped, "excludes": ["__pycache__"]}
     try:
-        with warnings.catch_warnings(), _own_signals():
+        with warnings.catch_warnings(), _own_signals(), _importing("batchdet.pipeline.ray_data"):
             warnings.simplefilter("ignore")
             ray.init(**options)
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"
         text = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(f"no Ray {where}: {text}"[:600]) from error
+    _silence(verbose)  # again: importing Ray Data sets its loggers up
     try:
         yield capacity()
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+@contextmanager
+def _importing(module: str) -> Iterator[None]:
+    """Import a module in a thread while the block runs, which mostly waits for processes that start."""
+
+    def import_it() -> None:
+        with contextlib.suppress(Exception):  # whoever needs it imports it again, and says what is wrong
+            importlib.import_module(module)
+
+    thread = threading.Thread(target=import_it, name="imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _check_address(address: str) -> None:

@@ -52,7 +52,8 @@ class Lineage:
         computed: ``runtime``, ``precision`` and ``graphs`` of the model; a run goes on with the same.
         canary: How a lossy way of computing compared with the exact one on some of the job's images.
         prediction: What the run was to take, see :class:`batchdet.prediction.Prediction`; empty when nobody could tell.
-        cut: Where shards are cut into segments; a run goes on only with the same cut.
+        cut: Where shards are cut into segments, as the spec says; a run goes on only with the same cut.
+        segment_rows: Images of a segment at most, as the spec says or as ``auto`` chose; a run goes on with the same.
         fresh: Whether the run was to label everything again.
     """
 
@@ -70,6 +71,7 @@ class Lineage:
     canary: dict[str, Any] = field(default_factory=dict)
     prediction: dict[str, Any] = field(default_factory=dict)
     cut: str = ""
+    segment_rows: int = 64
     fresh: bool = False
 
     def write(self, out: str) -> None:

@@ -32,12 +32,12 @@ def test_a_larger_job_is_computed_in_bf16_where_its_images_agree(
     lineage = Lineage.read(str(tmp_path / "out"), done.run_id)
     assert lineage is not None
     if not bf16:
-        assert lineage.computed == {"runtime": "onnxruntime", "precision": "fp32", "graphs": ""}
+        assert lineage.computed == {"runtime": "onnxruntime", "precision": "fp32", "graphs": "", "decode": "full"}
         assert "no bf16" in lineage.choices["model"]
         return
-    assert lineage.canary["boxes"] >= 20
-    assert lineage.canary["matched"] >= 0.98
-    assert lineage.canary["score_difference"] <= 0.02
+    assert lineage.canary["precision"]["boxes"] >= 20
+    assert lineage.canary["precision"]["matched"] >= 0.98
+    assert lineage.canary["precision"]["score_difference"] <= 0.02
     # whether it is faster is the machine's affair; what is taken must be what is recorded
     taken = lineage.computed["precision"]
     assert lineage.model["precision"] == taken
@@ -69,7 +69,7 @@ def test_a_run_goes_on_as_it_was_begun(
     assert done.run_id == folder.name
     lineage = Lineage.read(str(tmp_path / "out"), done.run_id)
     assert lineage is not None
-    assert lineage.computed == {"runtime": "openvino", "precision": "fp32", "graphs": ""}
+    assert lineage.computed == {"runtime": "openvino", "precision": "fp32", "graphs": "", "decode": "full"}
     assert lineage.model["runtime"].startswith("openvino ")
 
 

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from batchdet.decode.image import decode_image
+from batchdet.decode.image import decode_image, decode_reduced
 from batchdet.errors import ImageError
+from batchdet.geometry.letterbox import REDUCTIONS, Reduction, reduced
 from batchdet.records.schema import ERROR_CODES
 from tests.broken_images import encoded, picture
 
@@ -94,6 +95,22 @@ def mutated(draw: st.DrawFn) -> bytes:
 @pytest.mark.acceptance("S24")
 def test_mutated_images(data: bytes) -> None:
     check(data)
+
+
+def outcome(data: bytes, reduction: Reduction) -> Any:
+    """Return the original's size, or the error's code."""
+    try:
+        pixels, size = decode_reduced(data, MAX_PIXELS, lambda size: reduction)
+    except ImageError as error:
+        return error.code
+    assert (pixels.shape[1], pixels.shape[0]) == (reduced(size, reduction) if data[:2] == b"\xff\xd8" else size)
+    return size
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(mutated(), st.sampled_from(REDUCTIONS))
+def test_a_reduction_changes_neither_the_size_that_is_told_nor_the_error(data: bytes, reduction: Reduction) -> None:
+    assert outcome(data, reduction) == outcome(data, 1)
 
 
 @settings(deadline=None, max_examples=150)

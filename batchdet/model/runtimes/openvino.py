@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import hashlib
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -9,19 +11,23 @@ import numpy as np
 
 from batchdet.errors import ClusterError, ModelError
 from batchdet.model.anatomy import Anatomy, read_anatomy
+from batchdet.model.cache import digest_of, engine_folder, write_note
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, missing, one_line
 
 _PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
+_KEPT_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Of the model's file: each of its compiled graphs is about as large."""
 
 
 class OpenVino:
     """One model; see :class:`batchdet.model.runtimes.Runtime`.
 
-    One graph serves all canvases; one compiled for a single canvas is a fifth faster and takes 0.4 s to compile, and in
-    bf16 it rounds otherwise. So which canvases have graphs of their own is fixed for a run, not found out on the way:
-    an image gives the same numbers in every actor (yolo26n on a CPU with AVX512-BF16). Batches bring nothing on one
-    core.
+    One graph serves all canvases; one compiled for a single canvas is a fifth faster, takes half a second to compile,
+    and rounds otherwise in bf16. So which canvases have graphs of their own is fixed for a run, not found out on the
+    way: an image gives the same numbers in every actor (yolo26n on a CPU with AVX512-BF16). Batches bring nothing on
+    one core. What is compiled is kept in the model cache, so that a node compiles each graph once: to read one back
+    takes a third of the time, and it computes the same bits.
 
     Args:
         path: The ONNX file.
@@ -54,6 +60,7 @@ class OpenVino:
                 "compute.device: gpu works with model.runtime onnxruntime; openvino computes on the CPU here"
             )
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
+        self._build = openvino.__version__
         self.precision = precision
         self.metadata = metadata
         self._settings = {
@@ -77,6 +84,8 @@ class OpenVino:
         if precision == "bf16" and "BF16" not in capabilities:
             raise ClusterError("model.precision: bf16, but this processor has no bf16 arithmetic; take fp32 or auto")
         self._path = path
+        self._steps: list[str] = []
+        self._machine = self._core.get_property(self.provider, "FULL_DEVICE_NAME"), *sorted(capabilities)
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._names = [info.name for info in self.outputs]
@@ -92,6 +101,7 @@ class OpenVino:
         except Exception as error:
             raise ModelError(f"OpenVINO has no such tensor inside the model: {one_line(error)}") from error
         self._names = [info.name for info in self.outputs] + list(names)
+        self._steps += ["tap", *names]
         self._requests.clear()
 
     def take_canvases(self, name: str, preprocess: Preprocess) -> bool:
@@ -113,6 +123,7 @@ class OpenVino:
         except Exception as error:
             raise ModelError(f"OpenVINO cannot feed the model with canvases: {one_line(error)}") from error
         self._canvas_input = name
+        self._steps += ["canvases", name, repr(preprocess)]
         self._requests.clear()
         return True
 
@@ -139,10 +150,40 @@ class OpenVino:
             if canvas is not None:
                 model = model.clone()
                 model.reshape({port: list(feeds[port.any_name].shape) for port in model.inputs})
-            with _own_signal_stack():
-                compiled = self._core.compile_model(model, self.provider, self._settings)
-            self._requests[canvas] = compiled.create_infer_request()
+            self._requests[canvas] = self._compiled(model, canvas).create_infer_request()
         return self._requests[canvas]
+
+    def _compiled(self, model: Any, canvas: tuple[int, int] | None) -> Any:
+        """Compile a graph, or read it back where this node has compiled it before."""
+        with _own_signal_stack():
+            if os.path.getsize(self._path) > _KEPT_MAX_BYTES:
+                return self._core.compile_model(model, self.provider, self._settings)
+            facts = (
+                self._build,
+                self._machine,
+                digest_of(self._path),
+                sorted(self._settings.items()),
+                self._steps,
+                canvas,
+            )
+            with engine_folder(hashlib.sha256(repr(facts).encode()).hexdigest()[:32]) as folder:
+                kept = os.path.join(folder, "graph.blob")
+                if (blob := _read_kept(kept)) is not None:
+                    return self._core.import_model(blob, self.provider, self._settings)
+                compiled = self._core.compile_model(model, self.provider, self._settings)
+                blob = compiled.export_model().getvalue()
+                write_note(kept, hashlib.sha256(blob).digest() + blob)
+                return compiled
+
+
+def _read_kept(path: str) -> bytes | None:
+    """Read a compiled graph back; None when there is none, or one whose bytes are not what was written."""
+    try:
+        with open(path, "rb") as file:
+            digest, blob = file.read(hashlib.sha256().digest_size), file.read()
+    except FileNotFoundError:
+        return None
+    return blob if hashlib.sha256(blob).digest() == digest else None
 
 
 def has_bf16() -> bool:

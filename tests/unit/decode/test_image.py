@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from PIL import Image
 
-from batchdet.decode.image import decode_image
+from batchdet.decode.image import decode_image, decode_reduced
 from batchdet.errors import ImageError
+from batchdet.geometry.letterbox import REDUCTIONS, Reduction, Size
 from batchdet.records.schema import ERROR_CODES
 from tests.broken_images import broken_images, encoded, jpeg_claiming, picture, png_chunk, png_claiming
 
@@ -37,9 +39,9 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def code_of(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
+def code_of(data: bytes, max_pixels: int = MAX_PIXELS, reduction: Reduction = 1) -> str:
     with pytest.raises(ImageError) as caught:
-        decode_image(data, max_pixels)
+        decode_image(data, max_pixels, reduction)
     assert caught.value.message
     return caught.value.code
 
@@ -75,10 +77,9 @@ def test_jpeg_pixels_are_those_of_opencv() -> None:
     np.testing.assert_array_equal(decode(data), cv2.imdecode(np.frombuffer(data, np.uint8), 1)[:, :, ::-1])
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
-    stored = {  # how a camera that was turned like this has stored the upright picture
+def turned(orientation: int, format_: str, **options: Any) -> bytes:
+    """Return the picture as a camera that was turned like this stores it."""
+    stored = {
         1: RGB,
         2: RGB[:, ::-1],
         3: RGB[::-1, ::-1],
@@ -90,9 +91,99 @@ def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
+    return encoded(Image.fromarray(np.ascontiguousarray(stored)), format_, exif=exif, **options)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
     options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format_, {})
-    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), format_, exif=exif, **options)
-    assert distance(decode(data), RGB) < 1.5
+    assert distance(decode(turned(orientation, format_, **options)), RGB) < 1.5
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_a_smoothed_one(orientation: int, reduction: Reduction) -> None:
+    data = turned(orientation, "JPEG", quality=95)
+    pixels, size = decode_reduced(data, MAX_PIXELS, lambda size: reduction)
+    smoothed = cv2.resize(decode(data), (120 // reduction, 80 // reduction), interpolation=cv2.INTER_AREA)
+    assert size == (120, 80)
+    assert pixels.flags.c_contiguous
+    assert distance(pixels, smoothed) < 3
+    assert distance(pixels, smoothed[::-1]) > 10
+    assert distance(pixels, smoothed[:, ::-1]) > 10
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_sides_of_reduced_jpegs_are_rounded_up(subsampling: str, reduction: Reduction) -> None:
+    for width in (*range(1, 21), 63, 64, 65):
+        for height in (*range(1, 10), 16, 17, 71):
+            gray = subsampling == "Gray"
+            stored = np.zeros((height, width, 1 if gray else 3), np.uint8)
+            data = simplejpeg.encode_jpeg(stored, colorspace="Gray" if gray else "RGB", colorsubsampling=subsampling)
+            pixels = decode_image(data, MAX_PIXELS, reduction)
+            assert pixels.shape == (-(-height // reduction), -(-width // reduction), 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sides_are_rounded_up_whichever_way_the_image_was_stored(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(81, 46), "JPEG", exif=exif)
+    upright = (46, 81) if orientation >= 5 else (81, 46)
+    asked: list[Size] = []
+
+    def choose(size: Size) -> Reduction:
+        asked.append(size)
+        return 4
+
+    pixels, size = decode_reduced(data, MAX_PIXELS, choose)
+    assert asked == [size] == [upright]
+    assert (pixels.shape[1], pixels.shape[0]) == ((12, 21) if orientation >= 5 else (21, 12))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "flag"),
+    [(2, cv2.IMREAD_REDUCED_COLOR_2), (4, cv2.IMREAD_REDUCED_COLOR_4), (8, cv2.IMREAD_REDUCED_COLOR_8)],
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_reduced_pixels_are_those_of_opencv(reduction: Reduction, flag: int, options: dict[str, Any]) -> None:
+    data = encoded(picture(203, 151), "JPEG", quality=80, **options)
+    expected: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    np.testing.assert_array_equal(decode_image(data, MAX_PIXELS, reduction), expected[:, :, ::-1])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_cmyk_is_reduced_too(reduction: Reduction) -> None:
+    data = encoded(Image.new("CMYK", (50, 30), (0, 0, 0, 128)), "JPEG", quality=100)
+    pixels = decode_image(data, MAX_PIXELS, reduction)
+    assert pixels.shape == (-(-30 // reduction), -(-50 // reduction), 3)
+    assert np.abs(pixels.astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize("format_", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_other_formats_are_decoded_in_full(format_: str) -> None:
+    data = encoded(IMAGE, format_)
+    pixels, size = decode_reduced(data, MAX_PIXELS, lambda size: 8)
+    np.testing.assert_array_equal(pixels, decode(data))
+    assert size == IMAGE.size
+
+
+def test_the_size_of_a_turned_tiff_is_the_upright_one() -> None:
+    assert decode_reduced(turned(6, "TIFF"), MAX_PIXELS, lambda size: 8)[1] == IMAGE.size
+
+
+def test_a_chroma_layout_that_the_simple_interface_does_not_know_is_decoded_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise ValueError("Could not determine subsampling level of JPEG image")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
+    pixels, size = decode_reduced(encoded(IMAGE, "JPEG"), MAX_PIXELS, lambda size: 8)
+    assert pixels.shape == RGB.shape
+    assert size == IMAGE.size
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
@@ -221,6 +312,21 @@ def test_broken_files_get_their_code(name: str) -> None:
     assert code_of(data) == code
 
 
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_broken_files_get_the_same_code_at_every_reduction(name: str, reduction: Reduction) -> None:
+    data, code = BROKEN[name]
+    assert code_of(data, reduction=reduction) == code
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_jpeg_that_ends_anywhere_is_truncated_at_every_reduction(reduction: Reduction) -> None:
+    for options in ({}, {"progressive": True}):
+        data = encoded(picture(), "JPEG", **options)
+        for end in range(len(data) // 4, len(data) - 1, 97):
+            assert code_of(data[:end], reduction=reduction) == code_of(data[:end]) == "truncated"
+
+
 def test_the_corpus_has_more_than_twenty_kinds() -> None:
     assert len(BROKEN) >= 20
     assert len({code for _, code in BROKEN.values()}) >= 7
@@ -246,6 +352,13 @@ def test_the_cap_is_the_users() -> None:
     assert decode_image(data, RGB.shape[0] * RGB.shape[1]).shape == RGB.shape
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_cap_counts_the_full_size(reduction: Reduction) -> None:
+    data = encoded(IMAGE, "JPEG")
+    assert code_of(data, RGB.shape[0] * RGB.shape[1] - 1, reduction) == "too_large"
+    assert decode_image(data, RGB.shape[0] * RGB.shape[1], reduction).shape == (80 // reduction, 120 // reduction, 3)
+
+
 def test_more_pixels_than_pillow_allows_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for format_ in ("PNG", "BMP", "GIF"):
@@ -261,9 +374,14 @@ def test_a_gif_frame_larger_than_its_screen_meets_the_cap() -> None:
     assert code_of(bytes(data), max_pixels=1000) == "too_large"
 
 
-def test_stray_bytes_before_the_end_marker_are_harmless() -> None:
+@pytest.mark.parametrize("count", [2, 12])  # the decoder's look-ahead swallows the first few without a word
+def test_stray_bytes_before_the_end_marker_are_harmless(count: int) -> None:
     data = encoded(IMAGE, "JPEG")
-    np.testing.assert_array_equal(decode(data[:-2] + b"\0\0" + data[-2:]), decode(data))
+    stray = data[:-2] + bytes(count) + data[-2:]
+    np.testing.assert_array_equal(decode(stray), decode(data))
+    for reduction in REDUCTIONS:
+        reduced = decode_image(data, MAX_PIXELS, reduction)
+        np.testing.assert_array_equal(decode_image(stray, MAX_PIXELS, reduction), reduced)
 
 
 def test_unknown_text_chunks_and_broken_exif_are_harmless() -> None:

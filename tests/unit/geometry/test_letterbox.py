@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from batchdet.geometry.letterbox import Letterbox, rectangle_canvas
+from batchdet.geometry.letterbox import REDUCTIONS, Letterbox, Resample, rectangle_canvas, reduced
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,45 @@ def test_it_is_a_value() -> None:
     assert hash(letterbox) == hash(Letterbox.centred((8, 8), (32, 32)))
     with pytest.raises(dataclasses.FrozenInstanceError):
         letterbox.pad = (1, 1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("source", "reduction"),
+    [
+        ((640, 640), 1),
+        ((1278, 960), 1),
+        ((1279, 960), 2),  # sides are rounded up
+        ((1280, 720), 2),
+        ((2556, 1900), 2),
+        ((2560, 1920), 4),
+        ((4000, 3000), 4),
+        ((3000, 4000), 4),
+        ((6000, 4000), 8),
+        ((60_000, 2), 8),
+        ((100, 50), 1),
+    ],
+)
+def test_large_images_may_be_decoded_smaller(source: tuple[int, int], reduction: int) -> None:
+    assert Letterbox.centred(source, (640, 640)).reduction == reduction
+    assert Letterbox.top_left(source, (640, 640)).reduction == reduction
+
+
+def test_both_sides_limit_the_reduction() -> None:
+    assert Letterbox.stretch((5120, 640), (640, 640)).reduction == 1
+    assert Letterbox.stretch((2560, 5120), (640, 640)).reduction == 4
+
+
+def test_the_reduction_is_the_largest_that_leaves_pixels_enough() -> None:
+    for width in range(1, 700, 3):
+        for height in (1, 7, 64, 65, 333, 512):
+            letterbox = Letterbox.centred((width, height), (64, 64))
+            enough = [r for r in REDUCTIONS if all(map(int.__ge__, reduced((width, height), r), letterbox.content))]
+            assert letterbox.reduction == max([*enough, 1])
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_filters_that_smooth_want_all_pixels(resample: Resample) -> None:
+    assert Letterbox.stretch((6000, 4000), (640, 640), resample).reduction == 1
 
 
 def test_content_must_lie_on_the_canvas() -> None:

@@ -1,15 +1,17 @@
 """A faster way of computing is taken when it finds the same boxes, and only then."""
 
-import time
+import io
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
-from batchdet.pipeline.canary import Agreement, compare, match
+from batchdet.pipeline.canary import Agreement, Way, compare, match
 from batchdet.records.detections import Detections
 
 BOXES = [[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(5)]
@@ -20,24 +22,42 @@ def found(shift_px: float = 0, scores: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.
     return Detections(boxes, np.array(scores, np.float32), np.full(len(scores), class_id, np.int32))
 
 
+class Clock:
+    """Tells the seconds that others say they take."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 class Fixed:
     """Finds the same in every image, and takes its time."""
 
-    def __init__(self, detections: Detections, seconds: float) -> None:
-        self._detections, self._seconds = detections, seconds
+    def __init__(self, detections: Detections, seconds: float, clock: Clock) -> None:
+        self._detections, self._seconds, self._clock = detections, seconds, clock
+        self.seen: list[Any] = []
 
     def letterbox(self, width_px: int, height_px: int) -> Letterbox:
         return Letterbox.centred((width_px, height_px), (64, 64))
 
     def detect(self, canvases: Any, letterboxes: Any) -> list[Detections]:
-        time.sleep(self._seconds)
+        self.seen.append(canvases[0].copy())
+        self._clock.now_s += self._seconds
         return [self._detections]
 
 
-def agreement(fast: Detections, images: int = 12, fast_s: float = 0.0, exact_s: float = 0.01) -> Agreement:
-    pictures = [np.zeros((48, 64, 3), np.uint8)] * images
-    pair = (cast(Detector, Fixed(found(), exact_s)), cast(Detector, Fixed(fast, fast_s)))
-    return compare(*pair, pictures, 0.25)
+def jpeg(width: int, height: int) -> bytes:
+    sink = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    Image.fromarray(noise).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def agreement(fast: Detections, images: int = 12, fast_s: float = 0.001, exact_s: float = 0.01) -> Agreement:
+    clock = Clock()
+    ways = (Way(cast(Detector, Fixed(found(), exact_s, clock))), Way(cast(Detector, Fixed(fast, fast_s, clock))))
+    return compare(*ways, [jpeg(64, 48)] * images, 10**6, 0.25, clock)
 
 
 def test_the_same_boxes_with_nearly_the_same_scores_agree() -> None:
@@ -47,23 +67,39 @@ def test_the_same_boxes_with_nearly_the_same_scores_agree() -> None:
     assert result.boxes == 60
     assert result.matched == 1
     assert result.score_difference == pytest.approx(0.006, abs=1e-6)
-    assert result.exact_ms > result.fast_ms
+    assert (result.exact_ms, result.fast_ms) == pytest.approx((10, 1))
+    assert result.gain == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
     ("fast", "words"),
     [
-        (found(4), r"0\.0% of the boxes agree"),
-        (found(class_id=2), r"0\.0% of the boxes agree"),
-        (found(scores=(0.9, 0.8, 0.7, 0.6)), r"88\.9% of the boxes agree"),
+        (found(4), r"0\.0% of 60 boxes agree"),
+        (found(class_id=2), r"0\.0% of 60 boxes agree"),
+        (found(scores=(0.9, 0.8, 0.7, 0.6)), r"88\.9% of 63 boxes agree"),
         (found(scores=(0.95, 0.85, 0.75, 0.65, 0.55)), r"scores differ by 0\.050 \(wanted: 98%, at most 0\.02\)"),
-        (Detections.empty(), r"0\.0% of the boxes agree"),
+        (Detections.empty(), r"0\.0% of 60 boxes agree"),
     ],
 )
 def test_other_boxes_or_scores_do_not(fast: Detections, words: str) -> None:
-    import re
-
     assert re.search(words, agreement(fast).objection)
+
+
+def test_reduced_decoding_is_tried_with_the_model_that_the_actors_take() -> None:
+    clock = Clock()
+    exact, fast = Fixed(found(), 0.01, clock), Fixed(found(), 0.001, clock)
+    picture = jpeg(640, 480)
+    result = compare(
+        Way(cast(Detector, exact)), Way(cast(Detector, fast), True), [picture, b"no image"] * 9, 10**6, 0.25, clock
+    )
+    assert result.images == 6, "what cannot be decoded is passed over"
+    assert (result.exact_ms, result.fast_ms) == pytest.approx((1, 1)), "decoding takes no time by this clock"
+    assert "the exact way" in result.objection
+    full, reduced = exact.seen[0].astype(float), fast.seen[0].astype(float)
+    assert full.shape == reduced.shape == (64, 64, 3)
+    assert reduced[8:56].std() < full[8:56].std() / 2, (
+        "a DCT of few frequencies smooths noise, taking each tenth pixel not"
+    )
 
 
 def test_a_way_that_is_hardly_faster_is_not_worth_it() -> None:

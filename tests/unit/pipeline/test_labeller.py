@@ -8,12 +8,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from batchdet.decode.canvas import painted
+from batchdet.decode.image import decode_image
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
+from batchdet.model.placement import Placement
+from batchdet.model.preprocess import Preprocess
 from batchdet.pipeline.labeller import SegmentLabeller
 from batchdet.records.detections import Detections
 from batchdet.records.schema import DETECTIONS, IMAGES, MEMBERS, image_id
 from batchdet.records.segment import Segment
+from tests.broken_images import encoded, picture
 
 
 class BrightSpot:
@@ -110,6 +115,46 @@ def test_batches_hold_one_canvas_shape() -> None:
     detector = BrightSpot()
     labeller(detector, 2).label(segment([png(50), png(60, (30, 40)), png(50), png(50)]))
     assert sorted(detector.batches) == [(1, 64, 64, 3), (1, 96, 64, 3), (2, 64, 64, 3)]
+
+
+class Looking(BrightSpot):
+    """Keeps what it is shown."""
+
+    placement = Placement(Preprocess(), (64, 64), None)
+    letterbox = placement.letterbox  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def detect(self, canvases: Any, letterboxes: Sequence[Letterbox]) -> list[Detections]:
+        self.seen += [canvas.copy() for canvas in canvases]
+        return super().detect(canvases, letterboxes)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("reduce", [False, True])
+def test_rows_are_the_originals_however_it_was_decoded(threads: int, reduce: bool) -> None:
+    detector = Looking()
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    gray = Image.blend(picture(523, 391), Image.new("RGB", (523, 391), (90, 90, 90)), 0.9)
+    data = [encoded(gray, "JPEG"), encoded(gray, "JPEG", exif=exif), encoded(gray, "JPEG")[:-9], encoded(gray, "PNG")]
+    ours = SegmentLabeller(cast(Detector, detector), "run", 4, 10**6, threads, reduce=reduce)
+    labelled = ours.label(segment(data))
+    rows = labelled.images.to_pylist()
+    assert [row["error_code"] for row in rows] == [None, None, "truncated", None]
+    assert [(r["width_px"], r["height_px"]) for r in rows] == [(523, 391), (391, 523), (None, None), (523, 391)]
+    assert [(d["x_max"], d["y_max"]) for d in labelled.detections.to_pylist()[::2]] == [
+        (523, 391),
+        (391, 523),
+        (523, 391),
+    ]
+    wanted = [
+        painted(decode_image(data[i], 10**6, 8 if reduce and i < 3 else 1), detector.letterbox(*size))
+        for i, size in ((0, (523, 391)), (1, (391, 523)), (3, (523, 391)))
+    ]
+    np.testing.assert_array_equal(detector.seen, wanted)
 
 
 def test_columns_carried_over_follow() -> None:

@@ -2,10 +2,15 @@
 
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
+from batchdet.decode.canvas import painted as painted_canvas
+from batchdet.decode.image import decode_image
 from batchdet.errors import ImageError
+from batchdet.geometry.letterbox import Reduction
 from batchdet.model.detector import Detector, open_detector
 from batchdet.model.fetch import fetch_model
 from batchdet.model.placement import Placement
@@ -16,6 +21,7 @@ from batchdet.pipeline.painter import SegmentPainter
 from batchdet.records.painted import painted_again, segments_of
 from batchdet.records.segment import table_from_ipc, table_to_ipc
 from batchdet.spec import ModelSpec
+from tests.broken_images import encoded, picture
 
 from .test_isolation import GOOD, POISON, replay
 from .test_labeller import BrightSpot, png, segment
@@ -56,6 +62,42 @@ def test_canvases_are_shipped_as_they_are() -> None:
     assert painted_again(painted).equals(row)
     (empty,) = segments_of(SegmentPainter(PLACEMENT, 10**6).paint(segment([])))
     assert empty.data == []
+
+
+def photographs() -> list[bytes | None]:
+    """Return JPEGs much larger than the canvas, one lying on its side, one cut short, and a PNG as large."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encoded(picture(523, 391), "JPEG")
+    return [whole, encoded(picture(300, 205), "JPEG", exif=exif), whole[:-9], None, encoded(picture(523, 391), "PNG")]
+
+
+def test_large_jpegs_are_decoded_smaller_where_that_is_asked_for() -> None:
+    data = photographs()
+    reductions_of: dict[bool, tuple[Reduction, ...]] = {False: (1, 1, 1), True: (8, 4, 1)}
+    for reduce, reductions in reductions_of.items():
+        (painted,) = segments_of(SegmentPainter(PLACEMENT, 10**6, reduce=reduce).paint(segment(data)))
+        assert painted.members["error_code"].to_pylist() == [None, None, "truncated", "unreadable", None]
+        sizes = [(523, 391), (205, 300), (523, 391)]
+        for index, size, reduction in zip((0, 1, 4), sizes, reductions, strict=True):
+            canvas, letterbox = painted.data[index], PLACEMENT.letterbox(*size)
+            assert (canvas.width_px, canvas.height_px) == size
+            wanted = painted_canvas(decode_image(cast(bytes, data[index]), 10**6, reduction), letterbox)
+            found = np.empty_like(wanted)
+            canvas.copy_to(found)
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_the_same_with_and_without_the_stage_when_decoding_smaller(threads: int) -> None:
+    class Placed(Strips):
+        placement = PLACEMENT
+
+    ours = SegmentLabeller(cast(Detector, Placed()), "run", 2, 10**6, threads, reduce=True)
+    (painted,) = segments_of(SegmentPainter(PLACEMENT, 10**6, reduce=True).paint(segment(photographs())))
+    wanted, found = ours.label(segment(photographs())), ours.label(painted)
+    assert found.images.equals(wanted.images)
+    assert found.detections.equals(wanted.detections)
 
 
 def test_segments_that_are_not_painted_pass() -> None:
