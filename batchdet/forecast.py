@@ -69,13 +69,13 @@ def forecast(plan: Plan, measure: bool = True) -> Forecast:
     if measure:
         model, device, objection = _try_here(plan, device)
         notes += [objection] if objection else []
-    workers, objection = _workers_here(plan, device)
+    workers, objection = _workers_here(plan, device, model)
     notes += [objection] if objection else []
     rows, why = segment_rows(plan, workers, model)
     choices = (
         (workers.choices if workers else {}) | (model.choices if model else {}) | {"segment_rows": f"{rows}: {why}"}
     )
-    prediction = predict_run(plan, model, device, pool_of(workers) if workers else None, rows)
+    prediction = predict_run(plan, model, device, workers.pool if workers else None, rows)
     if prediction is None and not notes:
         notes = [model.why_not_alone if model else "no earlier run tells, and nothing was measured (--no-measure)"]
     return Forecast(prediction, "; ".join(notes), choices)
@@ -98,7 +98,7 @@ def segment_rows(plan: Plan, workers: "Workers | None", model: "LoadedModel | No
         return Lineage.segment_rows, "until it is known who works"
     from batchdet.pipeline.resources import choose_segment_rows
 
-    return choose_segment_rows(workers, pool_of(workers), model.alone if model else None, plan.shards.image_count)
+    return choose_segment_rows(workers, model.alone if model else None, plan.shards.image_count)
 
 
 def predict_run(
@@ -139,12 +139,6 @@ def predict_run(
     return predict(basis, to_do, whole, pool, device, rows, len(shards))
 
 
-def pool_of(workers: "Workers") -> Pool:
-    """Say who works, as the roofline sees it."""
-    decoders = workers.decoders or (workers.actors * workers.threads if workers.device == "gpu" else 0)
-    return Pool(workers.device, workers.actors, decoders, workers.readers)
-
-
 def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past]:
     """Read earlier runs of the same fingerprint, computed the same way on the same kind of device, newest first."""
     out = plan.spec.output.uri
@@ -172,7 +166,7 @@ def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
         return None, device, f"it cannot be measured here: {error.message}"
 
 
-def _workers_here(plan: Plan, device: Any) -> "tuple[Workers | None, str]":
+def _workers_here(plan: Plan, device: Any, model: "LoadedModel | None") -> "tuple[Workers | None, str]":
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import Capacity, usable_cpus
 
@@ -180,8 +174,9 @@ def _workers_here(plan: Plan, device: Any) -> "tuple[Workers | None, str]":
         one = "one core" if device == "cpu" else "one GPU"
         return None, f"the size of the cluster at compute.address is not known yet, so the time is that of {one}"
     cpus, gpus = float(usable_cpus()), float(gpu_count())
+    here, alone = Capacity(cpus, gpus, 1, (cpus,), (gpus,)), model.alone if model else None
     try:
-        return plan_workers(plan.spec.compute, Capacity(cpus, gpus, 1, (cpus,), (gpus,)), device, "as found here"), ""
+        return plan_workers(plan.spec.compute, here, device, "as found here", alone), ""
     except BatchdetError as error:
         return None, error.message
 
@@ -207,7 +202,7 @@ class Account:
         staged: Mapping[str, int],
         started: float,
     ) -> None:
-        self._model, self._pool, self._started = model, pool_of(workers), started
+        self._model, self._pool, self._started = model, workers.pool, started
         self.pace = Pace(started)
         elapsed_s = time.monotonic() - started
         self.prediction = predict_run(plan, model, workers.device, self._pool, rows, staged, elapsed_s)

@@ -128,7 +128,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         from batchdet.pipeline.ray_data import label_segments
 
         probed = probe.result(capacity)
-        workers = plan_workers(spec.compute, capacity, probed.device, probed.reason)
+        workers = plan_workers(spec.compute, capacity, probed.device, probed.reason, probed.model.alone)
         rows, why = segment_rows(plan, workers, probed.model)
         choices = workers.choices | probed.model.choices | {"segment_rows": f"{rows}: {why}"}
         for key, choice in choices.items():

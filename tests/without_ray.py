@@ -18,6 +18,7 @@ import pyarrow as pa
 from batchdet.failpoint import failpoint
 from batchdet.records.schema import DETECTIONS, IMAGES, image_id
 from batchdet.records.segment import LabelledSegment, Segment
+from batchdet.roofline import Pool
 from batchdet.source.reader import read_segments
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
@@ -150,7 +151,7 @@ class _Probe:
         return _probed(self._trial)
 
 
-_WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, threads=1, readers=1, decoders=0)
+_WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, pool=Pool("cpu", 1, 0, 1))
 _FAKES: dict[str, Any] = {
     "session": {"ray_session": _no_ray},
     "probe": {"Probe": _Probe, "Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},

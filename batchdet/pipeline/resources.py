@@ -21,6 +21,8 @@ from batchdet.spec import ComputeSpec
 ACTOR_CPUS: Final = 0.8
 READER_CPUS: Final = 0.1
 _SPARE_CPUS: Final = 2 * READER_CPUS
+_READERS_MARGIN: Final = 3
+"""Readers can bring so many times what the actors take; each is a process that takes seconds to start."""
 _GPU_ACTOR_MAX_CPUS: Final = 8
 _GPU_ACTOR_MIN_THREADS: Final = 2
 """One computes, and mostly waits for the GPU, while the other prepares."""
@@ -70,8 +72,16 @@ class Workers:
     decoders: int = 0
     decoder_cpus: float = 0.0
 
+    @property
+    def pool(self) -> Pool:
+        """The same, as the roofline sees it."""
+        decoders = self.decoders or (self.actors * self.threads if self.device == "gpu" else 0)
+        return Pool(self.device, self.actors, decoders, self.readers)
 
-def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reason: str) -> Workers:
+
+def plan_workers(
+    compute: ComputeSpec, capacity: Capacity, device: Device, reason: str, alone: Alone | None = None
+) -> Workers:
     """Size the pool.
 
     Args:
@@ -79,6 +89,7 @@ def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reaso
         capacity: What the cluster has.
         device: ``cpu`` or ``gpu``.
         reason: Why that device.
+        alone: What images take on a worker; None when that is not known.
 
     Raises:
         ClusterError: The cluster is too small; the message says what is needed and what there is.
@@ -86,8 +97,16 @@ def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reaso
     choices = {"device": f"{device}: {reason}"}
     if capacity.cpus < 1:
         raise ClusterError(f"the cluster has {capacity.cpus:g} CPUs on {capacity.nodes} nodes; at least 1 is needed")
-    if device == "gpu":
-        return _gpu_workers(compute, capacity, choices)
+    workers = (_gpu_workers if device == "gpu" else _cpu_workers)(compute, capacity, choices)
+    if alone is None:
+        return workers
+    read_ms, actor_ms = alone.read_ms, workers.pool.actor_ms(alone.decode_ms.mean, alone.model_ms.mean)
+    readers = min(workers.readers, max(1, math.ceil(_READERS_MARGIN * workers.actors * read_ms / actor_ms)))
+    why = f"reading takes {read_ms:.1f} ms an image, an actor {actor_ms:.1f}"
+    return replace(workers, readers=readers, choices=choices | {"readers": f"{readers}: {why}"})
+
+
+def _cpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, str]) -> Workers:
     room = _cores(capacity)
     kept = 1 if compute.decode == "stage" and room > 1 else 0  # on a single core both stages share it
     actors = room - max(kept, kept * room // _CPU_ACTORS_FED) if compute.actors == "auto" else compute.actors
@@ -109,12 +128,11 @@ def plan_workers(compute: ComputeSpec, capacity: Capacity, device: Device, reaso
     return replace(workers, actor_cpus=share, decoders=max(1, min(room - actors, actors)), decoder_cpus=share)
 
 
-def choose_segment_rows(workers: Workers, pool: Pool, alone: Alone | None, images: int | None) -> tuple[int, str]:
+def choose_segment_rows(workers: Workers, alone: Alone | None, images: int | None) -> tuple[int, str]:
     """Choose how many images make a segment.
 
     Args:
         workers: The pool.
-        pool: The same, as the roofline sees it.
         alone: What images take on a worker; None when that is not known.
         images: Images of the job; None when only reading can tell.
 
@@ -124,7 +142,7 @@ def choose_segment_rows(workers: Workers, pool: Pool, alone: Alone | None, image
     if alone is None:
         rows, why = _SEGMENT_ROWS, "nothing tells how long images take"
     else:
-        each_ms = pool.actor_ms(alone.decode_ms.mean, alone.model_ms.mean)
+        each_ms = workers.pool.actor_ms(alone.decode_ms.mean, alone.model_ms.mean)
         rows, why = (
             _near(_SEGMENT_MS / each_ms),
             f"about {_SEGMENT_MS / 1e3:g} s of an actor, at {each_ms:.3g} ms an image",
