@@ -24,7 +24,7 @@ def paint(rgb: Pixels, letterbox: Letterbox, out: Pixels) -> None:
     """Resize an image into its place on a canvas and fill the rest with the letterbox's gray.
 
     Args:
-        rgb: ``(h, w, 3)`` uint8, the upright original, or decoded smaller by 2, 4 or 8, sides rounded up.
+        rgb: ``(h, w, 3)`` uint8, the upright original, or decoded smaller by 2, 4 or 8.
         letterbox: Where it goes; made for the original's size.
         out: ``(H, W, 3)`` uint8, C-contiguous (a slice of a batch is); overwritten whole.
 

@@ -75,8 +75,8 @@ def decode_image(data: Buffer, max_pixels: int, reduction: Reduction = 1) -> Pix
     Args:
         data: The encoded image, anything with the buffer interface.
         max_pixels: Refuse an image with more, before it is decoded; its full size counts.
-        reduction: By how much a JPEG is decoded smaller, sides rounded up. Other formats, and JPEGs of rare chroma
-            layouts, are decoded in full.
+        reduction: By how much a JPEG is decoded smaller, see :func:`batchdet.geometry.letterbox.reduced`. Other
+            formats, and JPEGs of rare chroma layouts, are decoded in full.
 
     Returns:
         ``(H, W, 3)`` uint8, RGB, C-contiguous.
@@ -128,7 +128,8 @@ def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
 def _jpeg(data: memoryview, header: Header, reduction: Reduction) -> Pixels | None:
     """Decode with libjpeg-turbo; None when its simple interface does not know the chroma layout."""
     colours = "CMYK" if header.channels == 4 else "RGB"
-    size = reduced((header.width_px, header.height_px), reduction)
+    stored = header.width_px, header.height_px
+    size = -(-stored[0] // reduction), -(-stored[1] // reduction)  # libjpeg rounds up
     try:
         pixels = _turbo(data, colours, size, strict=True)
     except ValueError as error:
@@ -139,6 +140,8 @@ def _jpeg(data: memoryview, header: Header, reduction: Reduction) -> Pixels | No
         if stray is None or int(stray[1]) > _MAX_STRAY_BYTES:
             raise
         pixels = _turbo(data, colours, size, strict=False)  # every pixel was there, then some padding
+    width, height = reduced(stored, reduction)
+    pixels = pixels[:height, :width]
     return _inverted_cmyk_to_rgb(pixels) if colours == "CMYK" else pixels
 
 

@@ -123,8 +123,12 @@ class Letterbox:
 
 
 def reduced(size: Size, reduction: Reduction) -> Size:
-    """Return the size of an image decoded smaller: that of libjpeg, which rounds up."""
-    return -(-size[0] // reduction), -(-size[1] // reduction)
+    """Return the size of an image decoded smaller: each side to the nearest pixel, one at least.
+
+    A last column or row that is less than half full is left out, because it would be stretched to a whole one.
+    """
+    width, height = (max(1, (2 * side + reduction) // (2 * reduction)) for side in size)
+    return width, height
 
 
 def _content(source: Size, canvas: Size) -> Size:

@@ -1,6 +1,7 @@
 """Every kind of pixel gives the canonical RGB; every kind of broken file gives its code."""
 
 import io
+import math
 import tracemalloc
 from typing import Any
 
@@ -116,18 +117,18 @@ def test_a_reduced_jpeg_is_a_smoothed_one(orientation: int, reduction: Reduction
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
-def test_sides_of_reduced_jpegs_are_rounded_up(subsampling: str, reduction: Reduction) -> None:
+def test_sides_of_reduced_jpegs_are_rounded(subsampling: str, reduction: Reduction) -> None:
     for width in (*range(1, 21), 63, 64, 65):
         for height in (*range(1, 10), 16, 17, 71):
             gray = subsampling == "Gray"
             stored = np.zeros((height, width, 1 if gray else 3), np.uint8)
             data = simplejpeg.encode_jpeg(stored, colorspace="Gray" if gray else "RGB", colorsubsampling=subsampling)
             pixels = decode_image(data, MAX_PIXELS, reduction)
-            assert pixels.shape == (-(-height // reduction), -(-width // reduction), 3)
+            assert pixels.shape == (*(max(1, math.floor(side / reduction + 0.5)) for side in (height, width)), 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_sides_are_rounded_up_whichever_way_the_image_was_stored(orientation: int) -> None:
+def test_sides_are_rounded_whichever_way_the_image_was_stored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(picture(81, 46), "JPEG", exif=exif)
@@ -140,7 +141,7 @@ def test_sides_are_rounded_up_whichever_way_the_image_was_stored(orientation: in
 
     pixels, size = decode_reduced(data, MAX_PIXELS, choose)
     assert asked == [size] == [upright]
-    assert (pixels.shape[1], pixels.shape[0]) == ((12, 21) if orientation >= 5 else (21, 12))
+    assert (pixels.shape[1], pixels.shape[0]) == ((12, 20) if orientation >= 5 else (20, 12))
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,15 @@ def test_sides_are_rounded_up_whichever_way_the_image_was_stored(orientation: in
 def test_reduced_pixels_are_those_of_opencv(reduction: Reduction, flag: int, options: dict[str, Any]) -> None:
     data = encoded(picture(203, 151), "JPEG", quality=80, **options)
     expected: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    np.testing.assert_array_equal(decode_image(data, MAX_PIXELS, reduction), expected[:, :, ::-1])
+    found = decode_image(data, MAX_PIXELS, reduction)
+    np.testing.assert_array_equal(found, expected[: found.shape[0], : found.shape[1], ::-1])
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_cmyk_is_reduced_too(reduction: Reduction) -> None:
     data = encoded(Image.new("CMYK", (50, 30), (0, 0, 0, 128)), "JPEG", quality=100)
     pixels = decode_image(data, MAX_PIXELS, reduction)
-    assert pixels.shape == (-(-30 // reduction), -(-50 // reduction), 3)
+    assert pixels.shape == {2: (15, 25, 3), 4: (8, 13, 3), 8: (4, 6, 3)}[reduction]
     assert np.abs(pixels.astype(int) - 127).max() <= 2
 
 
