@@ -191,6 +191,7 @@ class Account:
         rows: Images of a segment.
         staged: Shard id -> segments that are staged already.
         started: When the run began, by ``time.monotonic``.
+        reached: Step of the start-up -> when it was done, in order, by the same clock.
     """
 
     def __init__(
@@ -201,8 +202,9 @@ class Account:
         rows: int,
         staged: Mapping[str, int],
         started: float,
+        reached: Mapping[str, float],
     ) -> None:
-        self._model, self._pool, self._started = model, workers.pool, started
+        self._model, self._pool, self._started, self._reached = model, workers.pool, started, reached
         self.pace = Pace(started)
         elapsed_s = time.monotonic() - started
         self.prediction = predict_run(plan, model, workers.device, self._pool, rows, staged, elapsed_s)
@@ -240,8 +242,18 @@ class Account:
             "run": {
                 "images_per_s": round(pace.images / wall_s, 3),  # an earlier process may have labelled the others
                 "start_up_s": round(pace.start_up_s, 3),
+                "start_up": self._start_up(),
             },
             "roofline": found,
             "prediction": compare(self.prediction, actual) if self.prediction else None,
         }
         return self.measured
+
+    def _start_up(self) -> dict[str, float]:
+        """Split the start-up into its steps; ``load_s`` is that part of ``actors_s`` which is not Ray's."""
+        times = [self._started, *self._reached.values(), self._started + self.pace.start_up_s]
+        steps = {
+            f"{step}_s": round(max(0.0, end - begin), 3)
+            for step, begin, end in zip((*self._reached, "actors"), times, times[1:], strict=False)
+        }
+        return steps | {"load_s": round(self.pace.times_s.get("load", 0.0) / self._pool.actors, 3)}

@@ -119,6 +119,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
     from batchdet.pipeline.session import ray_session
 
     spec, inventory, out = plan.spec, plan.inventory, plan.spec.output.uri
+    reached = {"plan": time.monotonic()}
     _say_plan(plan, watcher)
     address = spec.compute.address
     with (
@@ -127,7 +128,9 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
     ):
         from batchdet.pipeline.ray_data import label_segments
 
+        reached["ray"] = time.monotonic()
         probed = probe.result(capacity)
+        reached["probe"] = time.monotonic()
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason, probed.model.alone)
         rows, why = segment_rows(plan, workers, probed.model)
         choices = workers.choices | probed.model.choices | {"segment_rows": f"{rows}: {why}"}
@@ -135,7 +138,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
             watcher.say(f"{key}: {choice}")
         staged = list_staged(out, plan.resume_run_id) if plan.resume_run_id else {}
         segments = {shard_id: len(shard.segments) for shard_id, shard in staged.items()}
-        account = Account(plan, probed.model, workers, rows, segments, started)
+        account = Account(plan, probed.model, workers, rows, segments, started, reached)
         watcher.say(f"predicted: {account.outlook}")
         lineage = Lineage(
             run_id=plan.resume_run_id or new_run_id(list_runs(out)),

@@ -12,6 +12,7 @@ fp32 on ONNX Runtime, on rectangular and on square canvases. The scripts are in 
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -28,7 +29,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import yaml
 
 from batchdet import open_results
 from batchdet.machine import private_bytes
@@ -56,7 +56,7 @@ SCORE_THRESHOLD = 0.25
 _LOW_SCORE = 0.001
 _SMALL = 16
 _LIMIT_S = 1800
-_POLL_S = 0.5
+_POLL_S = 0.2
 _PACKAGES = ("ultralytics", "torch", "daft", "ray", "onnxruntime", "openvino", "opencv-python", "pyarrow", "numpy")
 _GUESS_IMAGES_PER_S = {"batchdet": 25.0, "ray-data": 13.0}
 JOB = """name: compare
@@ -170,7 +170,8 @@ class Bench:
         """Run a contender to its end.
 
         Returns:
-            ``seconds`` from start to exit, ``steady_images_per_s`` or null, ``peak_mib``, ``busy_before``.
+            ``seconds`` from start to exit, ``steady_images_per_s`` or null, ``peak_mib``, ``busy_before``; of batchdet
+            also ``first_image_s``, from start until an actor began to label, its parts, and ``share`` of the ceiling.
 
         Raises:
             RuntimeError: It failed; the message ends with the last lines that it printed.
@@ -193,6 +194,7 @@ class Bench:
             env["PYTHONPATH"] = str(HERE.parent)  # its Ray workers import it from here, installed or not
         busy, shm = busy_share(), _shm_used()
         staged: dict[str, float] = {}
+        began_s: float | None = None
         peak = 0
         with log.open("w") as sink:
             started = time.perf_counter()
@@ -202,6 +204,8 @@ class Bench:
                     process.wait(timeout=_POLL_S)
                     break
                 except subprocess.TimeoutExpired:
+                    if began_s is None and (output / "_batchdet").exists():
+                        began_s = time.perf_counter() - started
                     family = [process.pid, *descendants(process.pid)]
                     peak = max(peak, sum(map(private_bytes, family)) + max(0, _shm_used() - shm))
                     _note_staged(output, staged)
@@ -216,11 +220,13 @@ class Bench:
             points = [(at, rows) for at in sorted(staged.values())] if rows else []
         else:
             points = [(float(at), int(n)) for at, n in map(str.split, ticks.read_text().splitlines())]
+        own = {} if one.script else _own_account(output, began_s or 0.0)
         return {
             "seconds": round(seconds, 2),
             "steady_images_per_s": steady(points),
             "peak_mib": round(peak / 2**20),
             "busy_before": round(busy, 3),
+            **own,
         }
 
     def boxes(self, one: Contender, images: int | None = None) -> Boxes:
@@ -265,11 +271,25 @@ def _note_staged(output: Path, staged: dict[str, float]) -> None:
 
 
 def _segment_rows(output: Path) -> int | None:
-    """Return how many images a segment has; null where the spec does not say a number."""
-    for file in output.glob("_batchdet/runs/*/spec.yaml"):
-        rows = yaml.safe_load(file.read_text()).get("compute", {}).get("segment_rows")
-        return rows if isinstance(rows, int) else None
+    """Return how many images a segment has; null where no run says it."""
+    for file in output.glob("_batchdet/runs/*/lineage.json"):
+        return int(json.loads(file.read_text())["segment_rows"])
     return None
+
+
+def _own_account(output: Path, began_s: float) -> dict[str, Any]:
+    """Return what batchdet says of its run itself; nothing where it had no images to measure."""
+    for file in output.glob("_batchdet/runs/*/stats.json"):
+        stats = json.loads(file.read_text())
+        if stats.get("roofline"):
+            parts, whole = stats["run"]["start_up"], stats["run"]["start_up_s"]
+            return {
+                "first_image_s": round(began_s + whole, 2),
+                "start_up": {"imports_s": round(began_s, 2), **parts},
+                "share": stats["roofline"]["share"],
+                "ceiling_images_per_s": stats["roofline"]["ceiling_images_per_s"],
+            }
+    return {}
 
 
 def _shm_used() -> int:
@@ -380,8 +400,25 @@ def table(report: dict[str, Any]) -> str:
         ap = [f"{row[key]:.4f}" if key in row else "" for key in ("ap_at_score_0.25", "ap")]
         cells = (row["name"], seconds, f"{row['images_per_s']:.1f}", steady, ratio, f"{row['peak_mib']:,}", same, *ap)
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _own_lines(report)
     shares = [run["busy_before"] for row in report["contenders"] for run in row["runs"]]
     return "\n".join([*lines, *unquiet(shares)])
+
+
+def _own_lines(report: dict[str, Any]) -> list[str]:
+    """Say how batchdet's own runs went, by their own account."""
+    lines = []
+    for row in report["contenders"]:
+        for number, run in enumerate(row["runs"], 1):
+            if "start_up" in run:
+                part, ceiling = run["start_up"], run["ceiling_images_per_s"]
+                lines.append(
+                    f"- {row['name']}, run {number}: first image after {run['first_image_s']:.1f} s (imports "
+                    f"{part['imports_s']:.1f}, plan {part['plan_s']:.1f}, start of Ray {part['ray_s']:.1f}, then probe "
+                    f"{part['probe_s']:.1f}, then actors {part['actors_s']:.1f}, of which to load the model "
+                    f"{part['load_s']:.1f}); {run['share']:.0%} of its ceiling of {ceiling:.1f} images/s"
+                )
+    return ["", *lines] if lines else []
 
 
 def _measure(bench: Bench, rows: Sequence[Contender], options: argparse.Namespace) -> None:

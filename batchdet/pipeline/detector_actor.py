@@ -36,8 +36,8 @@ class StagedSegment:
         failed: Those that failed.
         detections: Objects found.
         size_bytes: Encoded bytes.
-        times_s: Seconds by step: of its reader (read), of the actor (decode, infer, rows, stage), and how long the
-            actor had been idle before.
+        times_s: Seconds by step: of its reader (read), of the actor (decode, infer, rows, stage), how long the actor
+            had been idle before, and once for each actor what loading the model took (load).
     """
 
     shard_id: str
@@ -106,6 +106,7 @@ class DetectorActor:
         rehearsed: Rehearsed | None = None,
     ) -> None:
         failpoint("actor.load")
+        began = time.perf_counter()
         self._ended: float | None = None
         self._folder = staged_folder(out, run_id)
         self._labeller = load_labeller(spec, model_sha256, run_id, batch_rows, device, threads, self._step, rehearsed)
@@ -114,6 +115,7 @@ class DetectorActor:
             Replay(spec, model_sha256, device),
             spec.compute.image_memory_bytes * max(1, batch_rows // _BATCH_OF_LIMITS),
         )
+        self._load_s = {"load": time.perf_counter() - began}
 
     def _step(self, images: int) -> None:
         self._guard.step(images)
@@ -129,7 +131,8 @@ class DetectorActor:
             idle_s = 0.0 if self._ended is None else time.perf_counter() - self._ended
             with self._guard.around(segment) as fatal:
                 labelled = self._labeller.label(segment, fatal)
-            labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s})
+            labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s, **self._load_s})
+            self._load_s = {}
             labelled_at = time.perf_counter()
             write_staged(self._folder, labelled)
             self._ended = time.perf_counter()

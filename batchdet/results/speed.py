@@ -18,6 +18,8 @@ def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
         rates = found["rates_images_per_s"]
         each = (f"{name.replace('_', ' ')} {rate:,.0f}" for name, rate in rates.items() if rate is not None)
         rows.append(("Each alone", f"{', '.join(each)} images/s"))
+    if start_up := stats.get("run", {}).get("start_up"):
+        rows.append(("Start-up", _start_up(stats["run"]["start_up_s"], start_up)))
     if (both := stats.get("prediction")) is not None:
         predicted, actual = both["predicted"], both["actual"]
         for key, name, show in _shown(predicted):
@@ -25,6 +27,17 @@ def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
             text = f"{name:<11} {show(actual[key]):>9}, predicted {_interval(predicted[key], show)}{outside}"
             rows.append(("" if rows[-1:] and rows[-1][0] in ("", "Came") else "Came", text))
     return rows
+
+
+def _start_up(whole_s: float, parts_s: Mapping[str, float]) -> str:
+    """Say what went by before the first image was labelled."""
+    plan_s, ray_s, probe_s, actors_s, load_s = (
+        parts_s[f"{step}_s"] for step in ("plan", "ray", "probe", "actors", "load")
+    )
+    return (
+        f"{format_duration(whole_s)} until the first image: plan {plan_s:.1f} s, start of Ray {ray_s:.1f} s, then "
+        f"probe {probe_s:.1f} s, then actors {actors_s:.1f} s, of which to load the model {load_s:.1f} s"
+    )
 
 
 def prediction_rows(predicted: Mapping[str, Any]) -> list[tuple[str, str]]:
