@@ -280,7 +280,8 @@ def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
     """Fix how the model is computed, as ``lineage.json`` notes it."""
     graphs = tuple(how.get("graphs", "").split())
     canvas = spec.model.canvas.model_copy(update={"graphs": graphs, "decode": how.get("decode", "full")})
-    model = spec.model.model_copy(update={k: how[k] for k in ("runtime", "precision")} | {"canvas": canvas})
+    fixed = {"runtime": how["runtime"], "precision": how["precision"], "silu": how.get("silu", "exact")}
+    model = spec.model.model_copy(update=fixed | {"canvas": canvas})
     return spec.model_copy(update={"model": model})
 
 

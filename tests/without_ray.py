@@ -126,7 +126,7 @@ def _probed(trial: Any) -> SimpleNamespace:
         rehearsed=None,
         runtime="onnxruntime",
         precision="fp32",
-        computed={"runtime": "onnxruntime", "precision": "fp32", "graphs": "", "decode": "full"},
+        computed={"runtime": "onnxruntime", "precision": "fp32", "graphs": "", "silu": "exact", "decode": "full"},
         choices={},
         canary={},
         alone=None,

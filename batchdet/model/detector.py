@@ -23,7 +23,7 @@ from batchdet.model.licence import licences
 from batchdet.model.onnx_file import OnnxInfo, read_onnx
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
-from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, load_runtime
+from batchdet.model.runtimes import Device, Precision, Silu, Tensor, TensorInfo, load_runtime
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
 
@@ -85,7 +85,9 @@ class Detector:
         self.spec = spec
         self._path, self._sha256 = path, sha256
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
-        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, _canvases(spec), largest_batch)
+        silu: Silu = "exact" if spec.silu == "auto" else spec.silu
+        graphs = _canvases(spec)
+        self._runtime = load_runtime(spec.runtime, path, device, threads, precision, graphs, largest_batch, silu)
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
@@ -124,6 +126,11 @@ class Detector:
     def rehearsed(self) -> Rehearsed:
         """What it has shown when it was loaded."""
         return Rehearsed(self.signature.outputs, self._fixed_batch, self._shape, tuple(self._notes))
+
+    @property
+    def silus(self) -> int:
+        """SiLUs of the model that may be computed by a polynomial."""
+        return self._runtime.silus
 
     @property
     def _inputs(self) -> tuple[TensorInfo, ...]:

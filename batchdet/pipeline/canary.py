@@ -19,9 +19,8 @@ MIN_BOXES: Final = 20
 """With fewer boxes to compare nobody can tell."""
 MIN_MATCHED: Final = 0.98
 MIN_IOU: Final = 0.8
-MAX_SCORE_DIFFERENCE: Final = 0.02
-MAX_REDUCED_SCORE_DIFFERENCE: Final = 0.03
-"""Of reduced decoding: to move a large photograph by one pixel makes 0.025 (yolo26n), and costs no AP either."""
+MAX_SCORE_DIFFERENCE: Final = 0.03
+"""To move a large photograph by one pixel makes 0.025 (yolo26n)."""
 MIN_GAIN: Final = 1.1
 """A way that is hardly faster is not worth a difference."""
 _MARGIN: Final = 0.05
@@ -70,7 +69,6 @@ class Agreement:
         score_difference: Mean difference of the scores of matched boxes.
         exact_ms: Median milliseconds an image without the step that is tried, decoding included.
         fast_ms: The same with it.
-        bound: So much may scores differ.
     """
 
     images: int
@@ -79,7 +77,6 @@ class Agreement:
     score_difference: float
     exact_ms: float
     fast_ms: float
-    bound: float
 
     @property
     def gain(self) -> float:
@@ -91,8 +88,8 @@ class Agreement:
         """Why the fast way is not to be taken, as half a sentence; "" when it may be."""
         if self.boxes < MIN_BOXES:
             return f"{self.boxes} boxes on {self.images} of the job's images are too few to compare"
-        if self.matched < MIN_MATCHED or self.score_difference > self.bound:
-            return f"{self.words} (wanted: {MIN_MATCHED:.0%}, at most {self.bound})"
+        if self.matched < MIN_MATCHED or self.score_difference > MAX_SCORE_DIFFERENCE:
+            return f"{self.words} (wanted: {MIN_MATCHED:.0%}, at most {MAX_SCORE_DIFFERENCE})"
         if self.gain < MIN_GAIN:
             return f"it takes {self.fast_ms:.1f} ms an image here, the exact way {self.exact_ms:.1f} ms"
         return ""
@@ -157,7 +154,6 @@ def compare(
         score_difference=float(np.mean(differences)) if differences else 0.0,
         exact_ms=_median_ms(decode_s[0]) + _median_ms(before),
         fast_ms=_median_ms(decode_s[1]) + _median_ms(model_s[1]),
-        bound=MAX_REDUCED_SCORE_DIFFERENCE if fast.reduce else MAX_SCORE_DIFFERENCE,
     )
 
 

@@ -10,7 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,18 +22,18 @@ from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.canary import Agreement, Way, compare
+from batchdet.pipeline.canary import MIN_GAIN, Agreement, Way, compare
 from batchdet.pipeline.resources import ACTOR_CPUS
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure
 from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
 from batchdet.roofline import Alone
-from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName
+from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName, SiluName
 
 _TIMEOUT_S: Final = 60
 _MEASURE_TIMEOUT_S: Final = 10
 """A process that hangs in an image that is measured is ended so soon, by itself."""
-_WORTH_A_GRAPH_IMAGES: Final = 200
-"""A graph takes as long to compile as it saves on some 70 images."""
+_WORTH_A_GRAPH_IMAGES: Final = 60
+"""A graph takes as long to compile as it saves on some 30 images."""
 _MOST_GRAPHS: Final = 12
 _SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
 _ENGINE_TIMEOUT_S: Final = 900
@@ -48,9 +48,10 @@ class LoadedModel:
         runtime: What the actors run it with.
         precision: Number format of their arithmetic.
         graphs: Canvases with graphs of their own, ``WIDTHxHEIGHT``.
+        silu: ``exact``, or ``polynomial`` in those graphs.
         decode: ``full`` or ``reduced``.
         choices: What ``auto`` chose -> why.
-        canary: ``precision`` and ``decode`` -> what comparing a lossy way with the exact one gave, see
+        canary: ``arithmetic`` and ``decode`` -> what comparing a lossy way with the exact one gave, see
             :class:`batchdet.pipeline.canary.Agreement`; without those that were not compared.
         card: The model's card as plain values.
         labels: Class number -> label.
@@ -63,6 +64,7 @@ class LoadedModel:
     runtime: RuntimeName
     precision: PrecisionName
     graphs: tuple[str, ...]
+    silu: SiluName
     decode: DecodeName
     choices: dict[str, str]
     canary: dict[str, dict[str, Any]]
@@ -80,6 +82,7 @@ class LoadedModel:
             "runtime": self.runtime,
             "precision": self.precision,
             "graphs": " ".join(self.graphs),
+            "silu": self.silu,
             "decode": self.decode,
         }
 
@@ -162,6 +165,7 @@ class Trial:
             model.runtime,
             model.precision,
             () if model.canvas.graphs == "auto" else model.canvas.graphs,
+            "exact" if model.silu == "auto" else model.silu,
             "reduced" if way.reduce else "full",
             {key: choice for key, choice in choices.items() if choice},
             canary,
@@ -176,9 +180,12 @@ class Trial:
     def _choose(self, device: Device, images: ReadSamples, tried: _Try) -> tuple[Detector, Detector, str]:
         """Load the model exactly and as the actors shall; say why so ("" when the spec says it all)."""
         local = fetch_asked(self.spec.model, self.sha256)
+        asked = self.spec.model
 
-        def load(runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None) -> Detector:
-            model = self.spec.model.model_copy(update={"runtime": runtime, "precision": precision})
+        def load(
+            runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None, silu: SiluName = asked.silu
+        ) -> Detector:
+            model = asked.model_copy(update={"runtime": runtime, "precision": precision, "silu": silu})
             if runtime == "openvino" and model.canvas.graphs == "auto":
                 like = like or Detector(model, local.path, local.sha256, device, 1)
                 canvas = model.canvas.model_copy(update={"graphs": self._graphs(like, images)})
@@ -186,34 +193,57 @@ class Trial:
             shown = None if like is None else like.rehearsed
             return Detector(model, local.path, local.sha256, device, 1, rehearsed=shown)
 
-        asked = self.spec.model
         if local.format is not Format.ONNX and asked.runtime == "auto":
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
             return exact, exact, f"torch: nothing else runs {local.format.words}"
+        polynomial = asked.silu == "polynomial"
+        if asked.runtime == "auto" and (asked.precision == "bf16" or polynomial):
+            exact = load("openvino", "fp32" if asked.precision == "auto" else asked.precision)
+            return exact, exact, f"openvino: {'the polynomial for SiLU' if polynomial else 'bf16'} is its own"
         exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
-        if asked.runtime == "auto" and asked.precision == "bf16":
-            exact = load("openvino", "bf16")
-            return exact, exact, "openvino: bf16 is its own"
         exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
-        if asked.precision != "auto" or asked.runtime in ("onnxruntime", "torch"):
-            return (
-                exact,
-                exact,
-                "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}",
-            )
+        if asked.precision != "auto" or polynomial or asked.runtime in ("onnxruntime", "torch"):
+            why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
+            return exact, exact, why
+        unchanged = f"{exact_runtime} in fp32"
         if device == "gpu":
-            return exact, exact, f"{exact_runtime} in fp32: bf16 is for CPUs"
+            return exact, exact, f"{unchanged}: bf16 is for CPUs"
         if objection := self._untried(images):
-            return exact, exact, f"{exact_runtime} in fp32: bf16 {objection}"
+            return exact, exact, f"{unchanged}: bf16 {objection}"
         try:
-            fast = load("openvino", "bf16", exact)
-            agreement = tried("precision", Way(exact), Way(fast))
+            for fast in self._quicker(load, exact, images):
+                agreement = tried("arithmetic", Way(exact), Way(fast))
+                how = f"{fast.spec.precision}{', SiLU by a polynomial' if fast.spec.silu == 'polynomial' else ''}"
+                if not agreement.objection:
+                    gain = f"{agreement.gain:.1f} times as fast as {unchanged}"
+                    return exact, fast, f"openvino in {how}: {gain}; {agreement.words}"
+                objection = f", because of {how}: {agreement.objection}"
         except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
-            return exact, exact, f"{exact_runtime} in fp32: {error.message}"
-        if agreement.objection:
-            return exact, exact, f"{exact_runtime} in fp32, because of bf16: {agreement.objection}"
-        why = f"openvino in bf16: {agreement.gain:.1f} times as fast as {exact_runtime} in fp32; {agreement.words}"
-        return exact, fast, why
+            objection = f": {error.message}"
+        return exact, exact, unchanged + objection
+
+    def _quicker(self, load: Callable[..., Detector], exact: Detector, images: ReadSamples) -> Iterator[Detector]:
+        """Load the model in quicker, lossy ways, the quickest first.
+
+        Raises:
+            ClusterError: OpenVINO, or bf16 arithmetic, is not to be had.
+            ModelError: It fails on an image.
+        """
+        may_approximate = self.spec.model.silu == "auto"
+        try:
+            plain = load("openvino", "bf16", exact, "exact")
+        except ClusterError:
+            if not may_approximate:
+                raise
+            plain = load("openvino", "fp32", exact, "exact")
+        if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
+            by_polynomial = load("openvino", plain.spec.precision, exact, "polynomial")
+            thrice = compare(
+                Way(plain), Way(by_polynomial), [image] * 3, self.spec.source.max_pixels, 1.0, clock_of("cpu")
+            )
+            if thrice.gain >= MIN_GAIN:
+                yield by_polynomial
+        yield plain
 
     def _choose_decoding(
         self, exact: Detector, detector: Detector, images: ReadSamples, tried: _Try

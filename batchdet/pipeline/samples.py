@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
@@ -143,6 +143,15 @@ class ReadSamples:
         for sample in self.images:
             with contextlib.suppress(ImageError):
                 yield read_header(memoryview(sample.data)).upright
+
+    def on_canvas(self, detector: Detector, canvases: Collection[str]) -> Any:
+        """Return the first image that a detector puts on one of these canvases, ``WIDTHxHEIGHT``; None without any."""
+        for sample in self.images:
+            with contextlib.suppress(ImageError):
+                width, height = detector.letterbox(*read_header(memoryview(sample.data)).upright).canvas
+                if f"{width}x{height}" in canvases:
+                    return sample.data
+        return None
 
     def canvases(self, detector: Detector) -> Counter[tuple[int, int]]:
         """Count the canvases ``(width_px, height_px)`` that a detector takes for them, by what their headers say."""

@@ -231,3 +231,46 @@ print(before == stack())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+class TestKeptGraphs:
+    """OpenVINO's compiled graphs are kept in the model cache."""
+
+    @pytest.fixture(autouse=True)
+    def _own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("openvino")
+        monkeypatch.setenv("BATCHDET_CACHE", str(tmp_path / "cache"))
+
+    def run(self, model: Path, own: bool = True, preprocess: Preprocess | None = None) -> Any:
+        graphs = {(8, 8)} if own else set()
+        runtime = load_runtime("openvino", str(model), "cpu", 1, "fp32", graphs)
+        assert runtime.take_canvases("images", preprocess or Preprocess())
+        canvas = np.random.default_rng(1).integers(0, 255, (1, 8, 8, 3), np.uint8)
+        return runtime.run({"images": canvas})["features"]
+
+    def kept(self, tmp_path: Path) -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in (tmp_path / "cache/engines").rglob("graph.blob")}
+
+    def test_the_second_reads_back_what_the_first_compiled(self, model: Path, tmp_path: Path) -> None:
+        first, before = self.run(model), self.kept(tmp_path)
+        assert len(before) == 1
+        np.testing.assert_array_equal(self.run(model), first)
+        assert self.kept(tmp_path) == before
+
+    def test_whatever_computes_otherwise_has_another(self, model: Path, tmp_path: Path) -> None:
+        self.run(model)
+        self.run(model, own=False)
+        assert len(self.kept(tmp_path)) == 2
+        self.run(model, preprocess=Preprocess(scale=1.0))
+        assert len(self.kept(tmp_path)) == 3
+        other = tiny_onnx.convolution(tmp_path / "other.onnx", seed=4)
+        assert not np.array_equal(self.run(other), self.run(model))
+
+    def test_a_damaged_one_is_made_again(self, model: Path, tmp_path: Path) -> None:
+        first = self.run(model)
+        (file,) = self.kept(tmp_path)
+        whole = file.read_bytes()
+        for broken in (b"", whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+            file.write_bytes(broken)
+            np.testing.assert_array_equal(self.run(model), first)
+            assert len(file.read_bytes()) == len(whole)

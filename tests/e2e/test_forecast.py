@@ -29,7 +29,15 @@ def test_plan_predicts_and_run_compares(run: RunJob, tmp_path: Path) -> None:
     made, out = write_sample(str(tmp_path / "in"), 48, "webdataset", 3), tmp_path / "out"
     spec = job(made.source_uri, out, compute={"segment_rows": 4})
     planned = forecast(plan_job(spec)).to_dict()
-    assert set(planned["choices"]) == {"device", "actors", "batch_rows", "model", "canvas", "segment_rows"}
+    assert set(planned["choices"]) == {
+        "device",
+        "actors",
+        "batch_rows",
+        "readers",
+        "model",
+        "canvas",
+        "segment_rows",
+    }
     assert planned["prediction"]["images"] == {"low": 48, "likely": 48, "high": 48}, "all of it was looked at"
     for key in ("time_s", "hours", "images_per_s", "output_bytes"):
         estimate = planned["prediction"][key]
@@ -49,6 +57,10 @@ def test_plan_predicts_and_run_compares(run: RunJob, tmp_path: Path) -> None:
     assert line["share"] == pytest.approx(line["attained_images_per_s"] / line["ceiling_images_per_s"], abs=1e-3)
     assert line["bottleneck"] in {"model", "decode", "read", "stage", "contention", "start-up"}
     assert 0 < stats["run"]["start_up_s"] < both["actual"]["time_s"]
+    parts_s = stats["run"]["start_up"]
+    assert set(parts_s) == {"plan_s", "ray_s", "probe_s", "actors_s", "load_s"}
+    assert sum(parts_s.values()) - parts_s["load_s"] == pytest.approx(stats["run"]["start_up_s"], abs=0.01)
+    assert 0 < parts_s["load_s"] < parts_s["actors_s"]
     assert both["actual"]["images"] == 48
     parts = [part for table in ("images", "detections") for part in (out / table).rglob("*.parquet")]
     assert both["actual"]["output_bytes"] == sum(part.stat().st_size for part in parts)
@@ -59,6 +71,7 @@ def test_plan_predicts_and_run_compares(run: RunJob, tmp_path: Path) -> None:
 
     rows = speed_rows(show(str(out))["stats"])
     assert ("Bottleneck", f"{line['bottleneck']}: {line['why']}") in rows
+    assert any(name == "Start-up" and "of which to load the model" in text for name, text in rows)
     assert ("Came", "images             48, predicted 48") in rows
     again = forecast(plan_job(spec, fresh=True), measure=False)
     if line["steady"]:

@@ -74,6 +74,7 @@ class OnnxRuntime:
 
     batch_rows = None
     preprocess = None
+    silus = 0
 
     def __init__(
         self,

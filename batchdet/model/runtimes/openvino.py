@@ -14,6 +14,7 @@ from batchdet.model.anatomy import Anatomy, read_anatomy
 from batchdet.model.cache import digest_of, engine_folder, write_note
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, missing, one_line
+from batchdet.model.runtimes.silu import COEFFICIENTS, approximate, silus
 
 _PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
 _KEPT_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -36,6 +37,7 @@ class OpenVino:
         threads: Threads of one ``run``.
         precision: Of the arithmetic; ``bf16`` needs a processor that has it.
         own_graphs: Canvases ``(width_px, height_px)`` that have graphs of their own, see :meth:`take_canvases`.
+        polynomial: In those graphs SiLU is a polynomial, see :mod:`batchdet.model.runtimes.silu`.
     """
 
     provider = "CPU"
@@ -50,6 +52,7 @@ class OpenVino:
         threads: int,
         precision: Precision = "fp32",
         own_graphs: Collection[tuple[int, int]] = (),
+        polynomial: bool = False,
     ) -> None:
         try:
             import openvino
@@ -72,6 +75,7 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,
         }
         self._own_graphs = frozenset(own_graphs)
+        self._polynomial = polynomial
         self._canvas_input = ""
         self._requests: dict[tuple[int, int] | None, Any] = {}
         try:
@@ -89,6 +93,7 @@ class OpenVino:
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._names = [info.name for info in self.outputs]
+        self.silus = sum(1 for _ in silus(self._model))
 
     def anatomy(self, canvas: tuple[int, int]) -> Anatomy:
         """Find the parts in the file's graph."""
@@ -150,6 +155,8 @@ class OpenVino:
             if canvas is not None:
                 model = model.clone()
                 model.reshape({port: list(feeds[port.any_name].shape) for port in model.inputs})
+                if self._polynomial:
+                    approximate(model)
             self._requests[canvas] = self._compiled(model, canvas).create_infer_request()
         return self._requests[canvas]
 
@@ -163,6 +170,7 @@ class OpenVino:
                 self._machine,
                 digest_of(self._path),
                 sorted(self._settings.items()),
+                COEFFICIENTS if self._polynomial and canvas is not None else (),
                 self._steps,
                 canvas,
             )

@@ -32,6 +32,7 @@ class Torch:
     """
 
     batch_rows = None
+    silus = 0
 
     def __init__(
         self, path: str, kind: Format, device: Device = "cpu", threads: int = 1, precision: Precision = "fp32"

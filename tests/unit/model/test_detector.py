@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from batchdet.errors import ModelError, SpecError
-from batchdet.model.detector import Detector, open_detector
+from batchdet.model.detector import Detector, Rehearsed, open_detector
 from batchdet.model.preprocess import Preprocess
 from batchdet.spec import ModelSpec, PreprocessSpec
 from tests import tiny_onnx
@@ -224,3 +225,61 @@ def test_the_spec_says_what_a_model_is_fed(tmp_path: Path) -> None:
     assert detector.placement.preprocess == detector.preprocess
     assert detector.card.colours == "BGR"
     assert open_detector(ModelSpec(uri=str(path))).preprocess == Preprocess()
+
+
+class TestRehearsed:
+    """Whoever loads a model that has been rehearsed elsewhere does not run it on empty canvases again."""
+
+    @pytest.fixture
+    def runs(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+        """Note the shape of what each run of ONNX Runtime is given."""
+        from batchdet.model.runtimes.onnxruntime import OnnxRuntime
+
+        shapes: list[tuple[int, ...]] = []
+        real = OnnxRuntime.run
+
+        def noting(self: OnnxRuntime, feeds: Any) -> Any:
+            shapes.append(feeds["images"].shape)
+            return real(self, feeds)
+
+        monkeypatch.setattr(OnnxRuntime, "run", noting)
+        return shapes
+
+    def again(self, path: Path, rehearsed: Rehearsed, **settings: Any) -> Detector:
+        return Detector(ModelSpec(uri=str(path), **settings), str(path), "0" * 64, rehearsed=rehearsed)
+
+    def test_it_is_the_same_without_a_run(self, tmp_path: Path, runs: list[tuple[int, ...]]) -> None:
+        path = tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **ABOUT)
+        first = opened(path)
+        assert len(runs) >= 3
+        runs.clear()
+        second = self.again(path, first.rehearsed)
+        assert runs == []
+        assert second.rehearsed == first.rehearsed
+        assert second.signature == first.signature
+        assert second.letterbox(640, 320) == first.letterbox(640, 320)
+        (one,), (other,) = (each.detect(*gray(each, [(64, 64)])) for each in (first, second))
+        np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
+
+    def test_what_did_not_work_is_not_used(self, tmp_path: Path) -> None:
+        path = tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **ABOUT)
+        known = replace(opened(path).rehearsed, shape="square", fixed_batch=1, notes=("it fails on rectangles",))
+        second = self.again(path, known)
+        assert second.letterbox(640, 320).canvas == (64, 64)
+        assert (second.card.dynamic_batch, second.card.notes) == (False, ("it fails on rectangles",))
+
+    def test_another_models_rehearsal_is_passed_over(self, tmp_path: Path, runs: list[tuple[int, ...]]) -> None:
+        path = tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **ABOUT)
+        known = opened(path).rehearsed
+        runs.clear()
+        other = replace(known, outputs=(replace(known.outputs[0], name="others"),))
+        assert self.again(path, other).rehearsed == known
+        assert runs
+
+    def test_of_another_runtime_it_serves_too(self, tmp_path: Path) -> None:
+        pytest.importorskip("openvino")
+        path = tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **ABOUT)
+        exact = opened(path, runtime="onnxruntime")
+        fast = self.again(path, exact.rehearsed, runtime="openvino")
+        (one,), (other,) = (each.detect(*gray(each, [(640, 320)])) for each in (exact, fast))
+        np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-3)

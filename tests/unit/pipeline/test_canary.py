@@ -2,7 +2,6 @@
 
 import io
 import re
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -78,7 +77,7 @@ def test_the_same_boxes_with_nearly_the_same_scores_agree() -> None:
         (found(4), r"0\.0% of 60 boxes agree"),
         (found(class_id=2), r"0\.0% of 60 boxes agree"),
         (found(scores=(0.9, 0.8, 0.7, 0.6)), r"88\.9% of 63 boxes agree"),
-        (found(scores=(0.95, 0.85, 0.75, 0.65, 0.55)), r"scores differ by 0\.050 \(wanted: 98%, at most 0\.02\)"),
+        (found(scores=(0.95, 0.85, 0.75, 0.65, 0.55)), r"scores differ by 0\.050 \(wanted: 98%, at most 0\.03\)"),
         (Detections.empty(), r"0\.0% of 60 boxes agree"),
     ],
 )
@@ -101,18 +100,6 @@ def test_reduced_decoding_is_tried_with_the_model_that_the_actors_take() -> None
     assert reduced[8:56].std() < full[8:56].std() / 2, (
         "a DCT of few frequencies smooths noise, taking each tenth pixel not"
     )
-
-
-def test_reduced_decoding_may_move_scores_a_little_more() -> None:
-    moved = (0.925, 0.825, 0.725, 0.625, 0.525)
-    assert "scores differ by 0.025 (wanted: 98%, at most 0.02)" in agreement(found(scores=moved)).objection
-    pair = (
-        Way(cast(Detector, Fixed(found(), 0.01, Clock()))),
-        Way(cast(Detector, Fixed(found(scores=moved), 0, Clock())), True),
-    )
-    allowed = compare(*pair, [jpeg(640, 480)] * 12, 10**6, 0.25, time.perf_counter)
-    assert allowed.score_difference == pytest.approx(0.025, abs=1e-6)
-    assert "scores" not in allowed.objection
 
 
 def test_a_way_that_is_hardly_faster_is_not_worth_it() -> None:

@@ -1,15 +1,20 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from batchdet.errors import ModelError
+from batchdet.forecast import trial_of
 from batchdet.model.detector import open_detector
-from batchdet.pipeline.probe import Trial
+from batchdet.pipeline.probe import Probe, Trial
 from batchdet.pipeline.samples import ReadSamples, Sample
-from batchdet.plan import computed
-from batchdet.spec import JobSpec
+from batchdet.pipeline.session import Capacity
+from batchdet.plan import computed, plan_job
+from batchdet.sample.dataset import write_sample
+from batchdet.spec import JobSpec, ModelSpec
 from tests import tiny_onnx
 
 
@@ -47,3 +52,57 @@ def test_canvases_that_many_images_take_get_graphs_of_their_own(
 def test_a_run_begun_before_graphs_were_noted_goes_on_without() -> None:
     spec = JobSpec.model_validate({"name": "j", "source": {"uri": "in"}, "model": {"uri": "m"}, "output": {"uri": "o"}})
     assert computed(spec, {"runtime": "openvino", "precision": "fp32"}).model.canvas.graphs == ()
+
+
+ONE = Capacity(2.0, 0.0, 1, (2.0,), (0.0,))
+
+
+def trial(tmp_path: Path, model: str) -> Trial:
+    """Try a model on a folder of three drawn scenes."""
+    folder = write_sample(str(tmp_path / "in"), 3, "folder", 3).source_uri
+    spec = JobSpec.model_validate(
+        {"name": "j", "source": {"uri": folder}, "model": {"uri": model}, "output": {"uri": str(tmp_path / "out")}}
+    )
+    return trial_of(plan_job(spec))
+
+
+def test_a_probe_beside_a_ray_that_starts_finds_what_one_on_a_worker_does(tmp_path: Path) -> None:
+    asked = trial(tmp_path, "builtin:sample")
+    with Probe(asked, None) as probe:
+        found = probe.result(ONE)
+    here = asked.load("cpu")
+    assert (found.device, found.reason) == ("cpu", "the cluster has no GPU")
+    assert (found.model.computed, found.model.card) == (here.computed, here.card)
+    assert (found.model.rehearsed, found.model.placement) == (here.rehearsed, here.placement)
+    assert found.model.alone is not None
+    assert found.model.alone.images == 3
+
+
+def test_a_bad_model_is_said_by_the_process_that_tried_it(tmp_path: Path) -> None:
+    asked = trial(tmp_path, "builtin:sample")
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    spec = asked.spec.model_copy(update={"model": ModelSpec(uri=str(tmp_path / "bad.onnx"))})
+    with Probe(replace(asked, spec=spec, sha256=""), None) as probe, pytest.raises(ModelError, match=r"bad\.onnx"):
+        probe.result(ONE)
+
+
+def test_an_image_that_ends_the_process_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHDET_FAILPOINT", "probe.image=abort")
+    with Probe(trial(tmp_path, "builtin:sample"), None) as probe:
+        found = probe.result(ONE).model
+    assert found.alone is None
+    assert found.why_not_alone == "an image of the job ended or held up the process that tried it"
+    assert found.runtime == "onnxruntime"
+
+
+def test_who_leaves_early_leaves_no_process(tmp_path: Path) -> None:
+    with Probe(trial(tmp_path, "builtin:sample"), None) as probe:
+        assert probe._process is not None
+        process = probe._process._process
+        assert process.poll() is None
+    assert process.returncode is not None
+
+
+def test_on_a_cluster_no_process_is_started_here(tmp_path: Path) -> None:
+    with Probe(trial(tmp_path, "builtin:sample"), "auto") as probe:
+        assert probe._process is None

@@ -1,8 +1,9 @@
 import pytest
 
 from batchdet.errors import ClusterError
-from batchdet.pipeline.resources import READER_CPUS, plan_workers
+from batchdet.pipeline.resources import READER_CPUS, choose_segment_rows, plan_workers
 from batchdet.pipeline.session import Capacity, usable_cpus
+from batchdet.roofline import Alone, Spread
 from batchdet.spec import ComputeSpec
 
 
@@ -106,3 +107,62 @@ def test_a_cluster_too_small_is_said(compute: object, capacity: Capacity, device
 
 def test_usable_cpus() -> None:
     assert usable_cpus() >= 1
+
+
+def alone(decode_ms: float, model_ms: float, read_ms: float = 0.5) -> Alone:
+    spread = {
+        name: Spread(mean, 0.1)
+        for name, mean in {
+            "decode_ms": decode_ms,
+            "model_ms": model_ms,
+            "work_ms": decode_ms + model_ms,
+            "stored_bytes": 1e5,
+            "detections": 5.0,
+        }.items()
+    }
+    return Alone("cpu", 1, 8, 4, read_ms, sampled_bytes=1e6, carried_bytes=0.0, **spread)
+
+
+@pytest.mark.parametrize(
+    ("read_ms", "cpus", "readers"),
+    [(0.3, 2, 1), (4.0, 2, 1), (5.1, 2, 2), (500.0, 2, 2), (0.3, 64, 2), (3.0, 64, 20), (500.0, 64, 64)],
+)
+def test_there_are_as_many_readers_as_images_need(read_ms: float, cpus: int, readers: int) -> None:
+    found = plan_workers(ComputeSpec(), cluster(cpus), "cpu", "why", alone(5, 25, read_ms))
+    assert found.readers == readers
+    assert found.choices["readers"] == f"{readers}: reading takes {read_ms:.1f} ms an image, an actor 30.0"
+
+
+@pytest.mark.parametrize(
+    ("work_ms", "cpus", "images", "rows", "why"),
+    [
+        (30, 2, 100_000, 64, "about 1.5 s of an actor, at 30 ms an image"),
+        (45, 2, None, 32, "about 1.5 s of an actor, at 45 ms an image"),
+        (0.1, 2, 10**7, 1024, "between 8 and 1024"),
+        (5000, 2, 100_000, 8, "between 8 and 1024"),
+        (30, 2, 400, 32, "so that 2 actors share few images"),
+        (30, 64, 3000, 8, "so that 64 actors share few images"),
+        (30, 64, 3, 8, "between 8 and 1024"),
+    ],
+)
+def test_segments_keep_an_actor_busy_for_a_while(
+    work_ms: float, cpus: int, images: int | None, rows: int, why: str
+) -> None:
+    times = alone(work_ms / 5, work_ms * 4 / 5)
+    workers = plan_workers(ComputeSpec(), cluster(cpus), "cpu", "why", times)
+    assert choose_segment_rows(workers, times, images) == (rows, why)
+
+
+def test_segments_where_nothing_was_measured() -> None:
+    workers = plan_workers(ComputeSpec(), cluster(2), "cpu", "why")
+    assert choose_segment_rows(workers, None, None) == (64, "nothing tells how long images take")
+    assert "readers" not in workers.choices
+
+
+def test_segments_of_gpus_hold_whole_batches_and_canvases_few() -> None:
+    fast = alone(4, 0.5)
+    whole = plan_workers(ComputeSpec(decode="actor"), cluster(8, gpus=1), "gpu", "why", fast)
+    assert choose_segment_rows(whole, fast, 100_000)[0] == 1024
+    assert choose_segment_rows(whole, fast, 100)[0] == 2 * whole.batch_rows
+    stage = plan_workers(ComputeSpec(decode="stage"), cluster(8, gpus=1), "gpu", "why", fast)
+    assert choose_segment_rows(stage, fast, 100_000)[0] == 128
