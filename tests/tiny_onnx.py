@@ -78,6 +78,29 @@ def convolution(path: Path, seed: int = 3) -> Path:
     return save(path, graph, {"stride": "2", "note": "ünïcode"})
 
 
+def gated(path: Path) -> Path:
+    """Write a model of three gates: a SiLU, its mirror, and a gate by another tensor; an output each."""
+    weights = np.random.default_rng(5).normal(size=(2, 4, 3, 3, 3)).astype(np.float32)
+    node, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("Conv", ["images", "w0"], ["x"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("Conv", ["images", "w1"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("Sigmoid", ["x"], ["sx"]),
+        node("Sigmoid", ["y"], ["sy"]),
+        node("Mul", ["x", "sx"], ["silu"]),
+        node("Mul", ["sy", "y"], ["mirror"]),
+        node("Mul", ["x", "sy"], ["gate"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "gated",
+        [value("images", TensorProto.FLOAT, list(DYNAMIC))],
+        [value(name, TensorProto.FLOAT, ["N", 4, "h", "w"]) for name in ("silu", "mirror", "gate")],
+        [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
+    )
+    return save(path, graph, {"stride": "2"})
+
+
 def classifier(path: Path) -> Path:
     """Write a model that is no detector: ``(N, 1000)`` class scores."""
     return constant(path, {"logits": np.linspace(0, 1, 1000, dtype=np.float32)}, ("N", 3, 224, 224))

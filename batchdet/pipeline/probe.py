@@ -5,6 +5,7 @@ reason. On a cluster a worker does it. Where a run starts a Ray of its own, a pr
 starts, as both take seconds; ``plan`` does the same.
 """
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -15,14 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from batchdet.errors import BatchdetError, ClusterError, ModelError
+from batchdet.errors import BatchdetError, ClusterError, ImageError, ModelError
 from batchdet.machine import gpu_count
 from batchdet.model.detector import Detector, Rehearsed
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.canary import MIN_GAIN, Agreement, Way, compare
+from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker
 from batchdet.pipeline.resources import ACTOR_CPUS
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure
 from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
@@ -238,10 +239,11 @@ class Trial:
             plain = load("openvino", "fp32", exact, "exact")
         if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
             by_polynomial = load("openvino", plain.spec.precision, exact, "polynomial")
-            thrice = compare(
-                Way(plain), Way(by_polynomial), [image] * 3, self.spec.source.max_pixels, 1.0, clock_of("cpu")
-            )
-            if thrice.gain >= MIN_GAIN:
+            quicker = False
+            with contextlib.suppress(ImageError):
+                ways = Way(plain), Way(by_polynomial)
+                quicker = is_quicker(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
+            if quicker:
                 yield by_polynomial
         yield plain
 

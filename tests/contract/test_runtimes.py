@@ -12,7 +12,7 @@ import pytest
 
 from batchdet.errors import ClusterError, MissingExtra, ModelError, SpecError
 from batchdet.model.preprocess import Preprocess
-from batchdet.model.runtimes import Runtime, TensorInfo, load_runtime
+from batchdet.model.runtimes import Precision, Runtime, Silu, TensorInfo, load_runtime
 from batchdet.model.runtimes.openvino import has_bf16
 from tests import tiny_onnx, tiny_torch
 from tests.preprocessing import PREPROCESSES, planes_of
@@ -274,3 +274,59 @@ class TestKeptGraphs:
             file.write_bytes(broken)
             np.testing.assert_array_equal(self.run(model), first)
             assert len(file.read_bytes()) == len(whole)
+
+
+class TestSilu:
+    """OpenVINO computes SiLU by a polynomial where it is asked to, in graphs of their own only."""
+
+    @pytest.fixture(autouse=True)
+    def _own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("openvino")
+        monkeypatch.setenv("BATCHDET_CACHE", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        return tiny_onnx.gated(tmp_path / "gated.onnx")
+
+    def run(self, model: Path, silu: Silu, side: int = 32, precision: Precision = "fp32") -> dict[str, Any]:
+        runtime = load_runtime("openvino", str(model), "cpu", 1, precision, {(32, 32)}, silu=silu)
+        assert runtime.silus == 2
+        assert runtime.take_canvases("images", Preprocess(scale=1 / 64))
+        canvas = np.random.default_rng(1).integers(0, 255, (1, side, side, 3), np.uint8)
+        return runtime.run({"images": canvas})
+
+    def test_it_is_near(self, model: Path) -> None:
+        exact, near = self.run(model, "exact"), self.run(model, "polynomial")
+        assert exact.keys() == near.keys() == {"silu", "mirror", "gate"}
+        assert 12 < np.abs(exact["silu"]).max() < 60, "far beyond where the polynomial ends"
+        for name in ("silu", "mirror"):
+            off = np.abs(exact[name] - near[name])
+            assert 0 < off.max() < 0.008
+            assert off.mean() < 0.001
+        np.testing.assert_array_equal(exact["gate"], near["gate"])
+
+    def test_free_canvases_are_exact(self, model: Path) -> None:
+        exact, near = self.run(model, "exact", 64), self.run(model, "polynomial", 64)
+        for name in exact:
+            np.testing.assert_array_equal(exact[name], near[name])
+
+    def test_in_bf16_it_rounds_as_bf16_does(self, model: Path) -> None:
+        if not has_bf16():
+            pytest.skip("this processor has no bf16 arithmetic")
+        exact, near = self.run(model, "exact"), self.run(model, "polynomial", precision="bf16")
+        plain = self.run(model, "exact", precision="bf16")
+        for name in ("silu", "mirror"):
+            rounded, approximate = (np.abs(exact[name] - other[name]).mean() for other in (plain, near))
+            assert approximate < 2 * rounded
+
+    def test_a_tensor_keeps_its_name(self, model: Path) -> None:
+        runtime = load_runtime("openvino", str(model), "cpu", 1, "fp32", {(32, 32)}, silu="polynomial")
+        runtime.tap(["x"])
+        assert runtime.take_canvases("images", Preprocess())
+        found = runtime.run({"images": np.zeros((1, 32, 32, 3), np.uint8)})
+        assert set(found) == {"silu", "mirror", "gate", "x"}
+
+    def test_others_have_no_polynomial(self, model: Path) -> None:
+        with pytest.raises(SpecError, match=r"model\.silu: polynomial needs model\.runtime: openvino, or both auto"):
+            load_runtime("onnxruntime", str(model), "cpu", 1, silu="polynomial")
+        assert load_runtime("onnxruntime", str(model), "cpu", 1).silus == 0

@@ -11,7 +11,7 @@ from PIL import Image
 
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
-from batchdet.pipeline.canary import Agreement, Way, compare, match
+from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker, match
 from batchdet.records.detections import Detections
 
 BOXES = [[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(5)]
@@ -104,6 +104,13 @@ def test_reduced_decoding_is_tried_with_the_model_that_the_actors_take() -> None
 
 def test_a_way_that_is_hardly_faster_is_not_worth_it() -> None:
     assert "the exact way" in agreement(found(), fast_s=0.01).objection
+
+
+def test_the_best_of_a_few_runs_says_what_is_quicker() -> None:
+    for fast_s, expected in ((0.008, True), (0.0095, False), (0.02, False)):
+        clock = Clock()
+        ways = (Way(cast(Detector, Fixed(found(), 0.01, clock))), Way(cast(Detector, Fixed(found(), fast_s, clock))))
+        assert is_quicker(*ways, jpeg(64, 48), 10**6, clock) is expected
 
 
 def test_without_boxes_nobody_can_tell() -> None:
