@@ -125,7 +125,10 @@ class ParquetRows:
         """Return what the footer says of the images of a row group, unpacked; each repeated one counts once."""
         row_group = self._file.metadata.row_group(group)
         columns = [row_group.column(i) for i in range(row_group.num_columns)]
-        mine = [c for c in columns if f"{c.path_in_schema}.".startswith(f"{self._image}.")]
+        try:
+            mine = [c for c in columns if f"{c.path_in_schema}.".startswith(f"{self._image}.")]
+        except UnicodeDecodeError as error:  # the footer names columns twice, and this is the other place
+            raise pa.ArrowInvalid(f"a column's name is no text: {error}") from error
         return max(sum(int(c.total_uncompressed_size) for c in mine), 0)
 
     def _batch_rows(self, group: int) -> int:

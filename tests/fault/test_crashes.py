@@ -243,7 +243,7 @@ def test_an_actor_killed_every_two_seconds(job: Job, shards: str, tmp_path: Path
 def assert_quiet(driver: Driver) -> None:
     """Assert that a run says what it says and nothing else: no traceback, nothing of Ray's."""
     assert driver.stdout == ""
-    choices = ("device: ", "batch_rows: ", "model: ", "canvas: ", "segment_rows: ")
+    choices = ("device: ", "batch_rows: ", "readers: ", "model: ", "canvas: ", "segment_rows: ")
     known = ("source: ", *choices, "predicted: ", "labelling ", "run ", "error: stopped by ")
     for line in driver.stderr.splitlines():
         assert line.startswith(known) or " images (" in line, line

@@ -9,6 +9,7 @@ from PIL import Image
 from batchdet.errors import ModelError
 from batchdet.forecast import trial_of
 from batchdet.model.detector import open_detector
+from batchdet.pipeline import probe as probe_module
 from batchdet.pipeline.probe import Probe, Trial
 from batchdet.pipeline.samples import ReadSamples, Sample
 from batchdet.pipeline.session import Capacity
@@ -72,6 +73,13 @@ def trial(tmp_path: Path, model: str) -> Trial:
     return trial_of(plan_job(spec))
 
 
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests may have left one running in this process."""
+    monkeypatch.setattr(probe_module, "ray_runs", lambda: False)
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_a_probe_beside_a_ray_that_starts_finds_what_one_on_a_worker_does(tmp_path: Path) -> None:
     asked = trial(tmp_path, "builtin:sample")
     with Probe(asked, None) as probe:
@@ -84,6 +92,7 @@ def test_a_probe_beside_a_ray_that_starts_finds_what_one_on_a_worker_does(tmp_pa
     assert found.model.alone.images == 3
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_bad_model_is_said_by_the_process_that_tried_it(tmp_path: Path) -> None:
     asked = trial(tmp_path, "builtin:sample")
     (tmp_path / "bad.onnx").write_bytes(b"no model")
@@ -92,6 +101,7 @@ def test_a_bad_model_is_said_by_the_process_that_tried_it(tmp_path: Path) -> Non
         probe.result(ONE)
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_an_image_that_ends_the_process_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHDET_FAILPOINT", "probe.image=abort")
     with Probe(trial(tmp_path, "builtin:sample"), None) as probe:
@@ -101,6 +111,7 @@ def test_an_image_that_ends_the_process_is_done_without(tmp_path: Path, monkeypa
     assert found.runtime == "onnxruntime"
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_who_leaves_early_leaves_no_process(tmp_path: Path) -> None:
     with Probe(trial(tmp_path, "builtin:sample"), None) as probe:
         assert probe._process is not None
