@@ -5,7 +5,7 @@
     $BATCHDET_CACHE, else $XDG_CACHE_HOME/batchdet, else ~/.cache/batchdet      0700, owned by the user
     ├── models/<sha256>.<format>   a file or a folder; written under another name, then renamed; hashed again before use
     ├── objects/<key>              sha256 of the objects that a URI, sizes and ETags named last time
-    ├── engines/<key>/             what was made of a model: TensorRT's engines, the ONNX export of a checkpoint
+    ├── engines/<key>/             what was made of a model: engines, compiled graphs, the ONNX export of a checkpoint
     └── locks/<key>                held while one process fetches, so that a node fetches once
 """
 
@@ -120,6 +120,29 @@ def engine_folder(key: str, cache_dir: str | None = None) -> Iterator[str]:
     with locked(os.path.join(root, "locks", f"engine-{key}")):
         os.makedirs(folder, mode=0o700, exist_ok=True)
         yield folder
+
+
+def read_engine(key: str, name: str, cache_dir: str | None = None) -> bytes | None:
+    """Read what :func:`write_engine` has kept, without waiting for whoever holds the folder.
+
+    Returns:
+        The bytes; None when there are none, or others than were written.
+
+    Raises:
+        ModelError: The cache cannot be trusted.
+    """
+    root = private_folder(cache_dir or default_cache_dir())
+    try:
+        with open(os.path.join(root, "engines", key, name), "rb") as file:
+            digest, data = file.read(hashlib.sha256().digest_size), file.read()
+    except FileNotFoundError:
+        return None
+    return data if hashlib.sha256(data).digest() == digest else None
+
+
+def write_engine(folder: str, name: str, data: bytes) -> None:
+    """Keep bytes in a folder of :func:`engine_folder`, behind their SHA-256, whole or not at all."""
+    write_note(os.path.join(folder, name), hashlib.sha256(data).digest() + data)
 
 
 def private_folder(root: str) -> str:

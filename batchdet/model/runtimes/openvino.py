@@ -11,12 +11,13 @@ import numpy as np
 
 from batchdet.errors import ClusterError, ModelError
 from batchdet.model.anatomy import Anatomy, read_anatomy
-from batchdet.model.cache import digest_of, engine_folder, write_note
+from batchdet.model.cache import digest_of, engine_folder, read_engine, write_engine
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, missing, one_line
 from batchdet.model.runtimes.silu import COEFFICIENTS, approximate, silus
 
 _PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
+_BLOB: Final = "graph.blob"
 _KEPT_MAX_BYTES: Final = 64 * 1024 * 1024
 """Of the model's file: each of its compiled graphs is about as large."""
 
@@ -165,33 +166,23 @@ class OpenVino:
         with _own_signal_stack():
             if os.path.getsize(self._path) > _KEPT_MAX_BYTES:
                 return self._core.compile_model(model, self.provider, self._settings)
-            facts = (
-                self._build,
-                self._machine,
-                digest_of(self._path),
-                sorted(self._settings.items()),
-                COEFFICIENTS if self._polynomial and canvas is not None else (),
-                self._steps,
-                canvas,
-            )
-            with engine_folder(hashlib.sha256(repr(facts).encode()).hexdigest()[:32]) as folder:
-                kept = os.path.join(folder, "graph.blob")
-                if (blob := _read_kept(kept)) is not None:
-                    return self._core.import_model(blob, self.provider, self._settings)
-                compiled = self._core.compile_model(model, self.provider, self._settings)
-                blob = compiled.export_model().getvalue()
-                write_note(kept, hashlib.sha256(blob).digest() + blob)
-                return compiled
+            key = self._key(canvas)
+            blob = read_engine(key, _BLOB)
+            if blob is None:
+                with engine_folder(key) as folder:
+                    blob = read_engine(key, _BLOB)  # another process may have been faster
+                    if blob is None:
+                        compiled = self._core.compile_model(model, self.provider, self._settings)
+                        write_engine(folder, _BLOB, compiled.export_model().getvalue())
+                        return compiled
+            return self._core.import_model(blob, self.provider, self._settings)
 
-
-def _read_kept(path: str) -> bytes | None:
-    """Read a compiled graph back; None when there is none, or one whose bytes are not what was written."""
-    try:
-        with open(path, "rb") as file:
-            digest, blob = file.read(hashlib.sha256().digest_size), file.read()
-    except FileNotFoundError:
-        return None
-    return blob if hashlib.sha256(blob).digest() == digest else None
+    def _key(self, canvas: tuple[int, int] | None) -> str:
+        """Name a graph by all that it is made of."""
+        silu = COEFFICIENTS if self._polynomial and canvas is not None else ()
+        settings = sorted(self._settings.items())
+        facts = (self._build, self._machine, digest_of(self._path), settings, self._steps, silu, canvas)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def has_bf16() -> bool:

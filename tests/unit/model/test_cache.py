@@ -9,7 +9,7 @@ import pytest
 
 from batchdet import storage
 from batchdet.errors import ModelError, SpecError
-from batchdet.model.cache import LocalModel, default_cache_dir
+from batchdet.model.cache import LocalModel, default_cache_dir, engine_folder, read_engine, write_engine
 from batchdet.model.fetch import fetch_model
 from tests import tiny_onnx
 
@@ -225,3 +225,20 @@ def test_files_that_are_no_model(content: bytes, words: str, tmp_path: Path, cac
         fetch_model(str(path), cache_dir=cache)
     assert str(caught.value).startswith(f"model.uri: {path} ")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_kept_of_a_model_is_read_without_waiting_and_never_damaged(tmp_path: Path) -> None:
+    root = str(tmp_path / "cache")
+    assert read_engine("k", "graph", root) is None
+    with engine_folder("k", root) as folder:
+        write_engine(folder, "graph", b"compiled")
+        assert read_engine("k", "graph", root) == b"compiled", "although the folder is held"
+    assert read_engine("other", "graph", root) is None
+    file = tmp_path / "cache/engines/k/graph"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:10], whole[:-1], whole[:-1] + b"D", b"compiled"):
+        file.write_bytes(damaged)
+        assert read_engine("k", "graph", root) is None
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(ModelError, match="open to other users"):
+        read_engine("k", "graph", root)
