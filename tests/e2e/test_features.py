@@ -13,6 +13,7 @@ from .conftest import Cli, RunJob, sample_images
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.fault
 def test_images_and_boxes_are_found_again(run: RunJob, cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

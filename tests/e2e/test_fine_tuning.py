@@ -22,6 +22,7 @@ from .conftest import Cli, RunJob
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.fault
 def test_a_fine_tuned_model_labels_what_its_first_weights_did_not_know(run: RunJob, cli: Cli, tmp_path: Path) -> None:
     learnt = write_sample(str(tmp_path / "learnt"), 90, "folder", 3, kinds="new")
     unseen = write_sample(str(tmp_path / "unseen"), 30, "folder", 4, kinds="new")
@@ -47,6 +48,7 @@ def test_mistakes_of_a_training_are_one_sentence(cli: Cli, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault
 def test_two_workers_share_the_batches(one_ray: None, tmp_path: Path) -> None:
     data = write_sample(str(tmp_path / "data"), 16, "folder", 3, kinds="new").uri
     plan = TrainingPlan(data, epochs=1.0, batch_rows=4, canvas_px=64, width=0.25, workers=2)

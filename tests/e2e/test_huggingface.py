@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
 
 
+@pytest.mark.fault
 def test_a_folder_labels_images(run: RunJob, tmp_path: Path) -> None:
     for name in ("in", "detr"):
         (tmp_path / name).mkdir()

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
+@pytest.mark.fault
 def test_the_example_beside_its_job(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("centre_head.py", "plugin_head.yaml"):
         shutil.copy(JOBS / name, tmp_path)

@@ -41,6 +41,7 @@ def write_job(folder: Path, model: str) -> tuple[str, Path]:
     return str(path), out
 
 
+@pytest.mark.fault
 @needs_shared
 def test_a_job_labels_coco120(ray_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHDET_TEST_SECRET", SECRET)
@@ -175,6 +176,7 @@ def test_ctrl_c_leaves_the_job_running(ray_head: RayHead, tmp_path: Path) -> Non
     client.stop_job(job_id)
 
 
+@pytest.mark.fault
 def test_a_head_with_token_authentication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "0123456789abcdef0123456789abcdef"
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):

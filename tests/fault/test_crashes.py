@@ -278,6 +278,7 @@ def stop(job: Job, phase: str, number: int, truth: Tables) -> None:
     assert_whole(job.out, truth)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.acceptance("R26")
 def test_ctrl_c_in_labelling(job: Job, truth: Tables) -> None:

@@ -55,6 +55,7 @@ def sees_only(out: Path, runs: int) -> None:
     assert claimed == [{"n": held[0]["n"], "images": IMAGES}]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.fault, pytest.mark.timeout(1200)])])
 def test_runs_killed_between_data_and_commit(tmp_path: Path, kills: int) -> None:
     job, out = write_job(tmp_path, IMAGES), tmp_path / "out"
