@@ -102,6 +102,7 @@ def _enlarged(photographs: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     return made
 
 
+@pytest.mark.fault
 def test_large_photographs_are_decoded_smaller_where_the_boxes_agree(
     one_ray: None,
     photographs: list[tuple[str, bytes]],

@@ -23,6 +23,7 @@ SQL = """
 """
 
 
+@pytest.mark.fault
 def test_gpu_runs_find_what_cpu_runs_find(tmp_path: Path) -> None:
     write_sample(str(tmp_path / "sample"), 60, "folder", 5)
     files = [(p.name, p.read_bytes()) for p in sorted((tmp_path / "sample").rglob("*.jpg"))]

@@ -61,7 +61,7 @@ COMMITTED = DRIVER_POINTS[DRIVER_POINTS.index("commit.manifest.after") :]
 POINTS = DRIVER_POINTS + WORKER_POINTS
 CHOSEN = [
     random.Random(SEED).choice(WORKER_POINTS + DRIVER_POINTS[4:6]),
-    random.Random(SEED).choice(DRIVER_POINTS[6:]),
+    pytest.param(random.Random(SEED).choice(DRIVER_POINTS[6:]), marks=pytest.mark.fault),
 ]
 
 

@@ -171,6 +171,7 @@ def test_a_store_that_dies_in_the_middle_ends_the_run_within_three_minutes(
     assert_whole(spec.output.uri, truth["folder"])
 
 
+@pytest.mark.fault
 @pytest.mark.acceptance("R13")
 def test_bodies_that_are_cut_off_are_asked_for_again(
     source: str, session: S3Session, proxy: FaultProxy, truth: dict[str, Tables]
