@@ -42,7 +42,7 @@ test: $(VENV)/.dev ## run all tests
 test-fast: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not fault'
 
-fault: $(VENV)/.dev ## run the long tests: kills, stalls, broken stores, each model from S3 (about 45 minutes on 2 cores)
+fault: $(VENV)/.dev ## run the long tests: kills, stalls, broken stores, each model from S3 (about 50 minutes on 2 cores)
 	$(BIN)/python -m pytest -m fault -p no:randomly
 
 MINUTES ?= 10
