@@ -146,6 +146,7 @@ def test_large_photographs_are_decoded_smaller_where_the_boxes_agree(
     assert found >= 0.95 * len(clear)
 
 
+@pytest.mark.fault
 def test_a_polynomial_for_silu_that_the_spec_asks_for(
     run: RunJob, photographs: list[tuple[str, bytes]], shared: Path, tmp_path: Path
 ) -> None:

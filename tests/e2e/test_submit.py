@@ -108,6 +108,7 @@ def test_nobody_at_the_address_exits_5_soon(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.fault
 def test_a_source_that_the_cluster_does_not_see_exits_2(ray_head: RayHead, tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(
@@ -139,6 +140,7 @@ def test_the_shipped_package_is_the_one_that_runs(
     assert found["UNNAMED"] == "None"
 
 
+@pytest.mark.fault
 def test_without_waiting(ray_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "entrypoint", lambda *_: "sleep 600")
     job, _ = write_job(tmp_path, "builtin:sample")
@@ -157,6 +159,7 @@ def test_without_waiting(ray_head: RayHead, tmp_path: Path, monkeypatch: pytest.
     assert str(follow_job(client, submitted.job_id, ray_head.dashboard, lambda line: None).status) == "STOPPED"
 
 
+@pytest.mark.fault
 def test_ctrl_c_leaves_the_job_running(ray_head: RayHead, tmp_path: Path) -> None:
     job, _ = write_job(tmp_path, "builtin:sample")
     code = (

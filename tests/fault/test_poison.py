@@ -16,6 +16,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
     return sample_images(tmp_path_factory.mktemp("poison"), 30, 5)
 
 
+@pytest.mark.fault
 @pytest.mark.acceptance("R20", "R21")
 @pytest.mark.parametrize("decode", ["actor", pytest.param("stage", marks=pytest.mark.fault)])
 @pytest.mark.parametrize(
