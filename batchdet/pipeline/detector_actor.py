@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -49,18 +49,17 @@ class StagedSegment:
     times_s: dict[str, float]
 
     @staticmethod
-    def count(segment: LabelledSegment, stage_s: float, idle_s: float) -> "StagedSegment":
+    def count(segment: LabelledSegment, more_s: Mapping[str, float]) -> "StagedSegment":
         """Count what a labelled segment holds.
 
         Args:
             segment: The segment.
-            stage_s: Seconds that writing it took.
-            idle_s: Seconds that its actor had nothing to do before it.
+            more_s: Seconds of steps that are not the segment's own work: stage, idle, load.
         """
         failed = pc.sum(pc.equal(segment.images["status"], STATUS_FAILED)).as_py() or 0
         size_bytes = pc.sum(pc.max_element_wise(segment.images["size_bytes"], 0)).as_py() or 0
         images, detections = segment.images.num_rows, segment.detections.num_rows
-        times_s = segment.times_s | {"stage": stage_s, "idle": idle_s}
+        times_s = segment.times_s | dict(more_s)
         return StagedSegment(segment.shard_id, segment.segment_index, images, failed, detections, size_bytes, times_s)
 
     def to_row(self) -> pa.Table:
@@ -131,9 +130,10 @@ class DetectorActor:
             idle_s = 0.0 if self._ended is None else time.perf_counter() - self._ended
             with self._guard.around(segment) as fatal:
                 labelled = self._labeller.label(segment, fatal)
-            labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s, **self._load_s})
-            self._load_s = {}
+            labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s})
             labelled_at = time.perf_counter()
             write_staged(self._folder, labelled)
             self._ended = time.perf_counter()
-            yield StagedSegment.count(labelled, self._ended - labelled_at, idle_s).to_row()
+            more_s = {"stage": self._ended - labelled_at, "idle": idle_s, **self._load_s}
+            self._load_s = {}
+            yield StagedSegment.count(labelled, more_s).to_row()

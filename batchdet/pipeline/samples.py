@@ -138,19 +138,21 @@ class ReadSamples:
     read_s: float = 0.0
     why_none: str = ""
 
-    def sizes(self) -> Iterator[tuple[int, int]]:
-        """Yield ``(width_px, height_px)`` of each that has a header, upright."""
+    def _sized(self) -> Iterator[tuple[Sample, tuple[int, int]]]:
         for sample in self.images:
             with contextlib.suppress(ImageError):
-                yield read_header(memoryview(sample.data)).upright
+                yield sample, read_header(memoryview(sample.data)).upright
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """Yield ``(width_px, height_px)`` of each that has a header, upright."""
+        return (size for _, size in self._sized())
 
     def on_canvas(self, detector: Detector, canvases: Collection[str]) -> Any:
         """Return the first image that a detector puts on one of these canvases, ``WIDTHxHEIGHT``; None without any."""
-        for sample in self.images:
-            with contextlib.suppress(ImageError):
-                width, height = detector.letterbox(*read_header(memoryview(sample.data)).upright).canvas
-                if f"{width}x{height}" in canvases:
-                    return sample.data
+        for sample, size in self._sized():
+            width, height = detector.letterbox(*size).canvas
+            if f"{width}x{height}" in canvases:
+                return sample.data
         return None
 
     def canvases(self, detector: Detector) -> Counter[tuple[int, int]]:

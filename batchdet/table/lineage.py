@@ -49,7 +49,7 @@ class Lineage:
         versions: Package -> version.
         machine: Of the driver: processor count, platform.
         choices: What ``auto`` chose, with the reason.
-        computed: ``runtime``, ``precision`` and ``graphs`` of the model; a run goes on with the same.
+        computed: ``runtime``, ``precision``, ``graphs``, ``silu`` and ``decode``; a run goes on with the same.
         canary: How a lossy way of computing compared with the exact one on some of the job's images.
         prediction: What the run was to take, see :class:`batchdet.prediction.Prediction`; empty when nobody could tell.
         cut: Where shards are cut into segments, as the spec says; a run goes on only with the same cut.
