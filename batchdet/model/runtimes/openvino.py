@@ -13,8 +13,7 @@ from batchdet.errors import ClusterError, ModelError
 from batchdet.model.anatomy import Anatomy, read_anatomy
 from batchdet.model.cache import digest_of, engine_folder, read_engine, write_engine
 from batchdet.model.preprocess import Preprocess
-from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, missing, one_line
-from batchdet.model.runtimes.silu import COEFFICIENTS, approximate, silus
+from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, channels_last, missing, one_line, silu
 
 _PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
 _BLOB: Final = "graph.blob"
@@ -78,6 +77,7 @@ class OpenVino:
         self._own_graphs = frozenset(own_graphs)
         self._polynomial = polynomial
         self._canvas_input = ""
+        self._takes_rows = False
         self._requests: dict[tuple[int, int] | None, Any] = {}
         try:
             with _own_signal_stack():
@@ -94,7 +94,7 @@ class OpenVino:
         self.inputs = tuple(_info(port) for port in self._model.inputs)
         self.outputs = tuple(_info(port) for port in self._model.outputs)
         self._names = [info.name for info in self.outputs]
-        self.silus = sum(1 for _ in silus(self._model))
+        self.silus = sum(1 for _ in silu.silus(self._model))
 
     def anatomy(self, canvas: tuple[int, int]) -> Anatomy:
         """Find the parts in the file's graph."""
@@ -126,6 +126,8 @@ class OpenVino:
             if preprocess.mean != Preprocess.mean or preprocess.std != Preprocess.std:
                 steps_to_input.mean(list(preprocess.mean)).scale(list(preprocess.std))
             self._model = steps.build()
+            self._takes_rows = channels_last.take_rows(self._model, name)
+            channels_last.straighten(self._model)
         except Exception as error:
             raise ModelError(f"OpenVINO cannot feed the model with canvases: {one_line(error)}") from error
         self._canvas_input = name
@@ -139,25 +141,28 @@ class OpenVino:
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
+        canvas = None
+        if self._canvas_input:
+            canvases = feeds[self._canvas_input]
+            count, height, width, _ = canvases.shape
+            canvas = (width, height) if count == 1 and (width, height) in self._own_graphs else None
+            if self._takes_rows:
+                feeds = {**feeds, self._canvas_input: canvases.reshape(count, height, -1)}
         try:
-            result = self._request(feeds).infer(dict(feeds), share_inputs=True)
+            result = self._request(canvas, feeds).infer(dict(feeds), share_inputs=True)
         except Exception as error:
             raise ModelError(f"OpenVINO failed on this input: {one_line(error)}") from error
         return {name: result[i].copy() for i, name in enumerate(self._names)}
 
-    def _request(self, feeds: Mapping[str, Tensor]) -> Any:
+    def _request(self, canvas: tuple[int, int] | None, feeds: Mapping[str, Tensor]) -> Any:
         """Return what computes these inputs, compiled when it is first wanted."""
-        canvas = None
-        if self._canvas_input:
-            count, height, width, _ = feeds[self._canvas_input].shape
-            canvas = (width, height) if count == 1 and (width, height) in self._own_graphs else None
         if canvas not in self._requests:
             model = self._model
             if canvas is not None:
                 model = model.clone()
                 model.reshape({port: list(feeds[port.any_name].shape) for port in model.inputs})
                 if self._polynomial:
-                    approximate(model)
+                    silu.approximate(model)
             self._requests[canvas] = self._compiled(model, canvas).create_infer_request()
         return self._requests[canvas]
 
@@ -179,9 +184,10 @@ class OpenVino:
 
     def _key(self, canvas: tuple[int, int] | None) -> str:
         """Name a graph by all that it is made of."""
-        silu = COEFFICIENTS if self._polynomial and canvas is not None else ()
         settings = sorted(self._settings.items())
-        facts = (self._build, self._machine, digest_of(self._path), settings, self._steps, silu, canvas)
+        made_by = [digest_of(file) for file in (__file__, channels_last.__file__, silu.__file__)]
+        polynomial = self._polynomial and canvas is not None
+        facts = (self._build, self._machine, digest_of(self._path), settings, self._steps, made_by, polynomial, canvas)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
