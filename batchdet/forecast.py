@@ -16,8 +16,8 @@ from batchdet.roofline import Pace, Pool, roofline
 from batchdet.table.lineage import Lineage
 
 if TYPE_CHECKING:
-    from batchdet.pipeline.probe import LoadedModel, Trial
     from batchdet.pipeline.resources import Workers
+    from batchdet.pipeline.trial import LoadedModel, Trial
 
 _WORTH_A_CANARY_BYTES: Final = 100_000_000
 _WORTH_A_CANARY_IMAGES: Final = 1000
@@ -26,8 +26,8 @@ _PAST_RUNS: Final = 3
 
 def trial_of(plan: Plan) -> "Trial":
     """Say what to try on a worker before the pool starts; a lossy way only where its gain outweighs the seconds."""
-    from batchdet.pipeline.probe import Trial
     from batchdet.pipeline.samples import Samples
+    from batchdet.pipeline.trial import Trial
 
     shards = plan.shards
     may_differ = shards.size_bytes >= _WORTH_A_CANARY_BYTES or (shards.image_count or 0) >= _WORTH_A_CANARY_IMAGES
@@ -155,10 +155,11 @@ def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past
 
 
 def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
-    from batchdet.pipeline.probe import probe_here
+    from batchdet.pipeline.trial_process import TrialProcess
 
     try:
-        model = probe_here(trial_of(plan), device)
+        with TrialProcess(trial_of(plan), device) as process:
+            model = process.result()
         return model, device, model.why_not_alone
     except BatchdetError as error:
         if device == "gpu" and plan.spec.compute.device == "auto":

@@ -76,6 +76,6 @@ class SleepingDetector:
 
 def simulate() -> None:
     """Put the sleeping detector in place; Ray calls this in each worker that it starts."""
-    from batchdet.pipeline import labeller, probe
+    from batchdet.pipeline import labeller, trial
 
-    labeller.Detector = probe.Detector = SleepingDetector  # type: ignore[misc, assignment]
+    labeller.Detector = trial.Detector = SleepingDetector  # type: ignore[misc, assignment]
