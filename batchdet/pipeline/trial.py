@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError, ModelError
-from batchdet.model.detector import Detector, Rehearsed
+from batchdet.model.detector import Detector
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
 from batchdet.model.placement import Placement
+from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure
