@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.errors import BatchdetError
 from batchdet.machine import gpu_count
-from batchdet.plan import Plan, as_begun, begun
+from batchdet.plan import Plan, as_begun
 from batchdet.prediction import ACTORS_START_UP_S, Amount, Basis, Past, Prediction, compare, predict
 from batchdet.results.record import read_record
 from batchdet.results.speed import summary
@@ -89,9 +89,9 @@ def segment_rows(plan: Plan, workers: "Workers | None", model: "LoadedModel | No
         workers: Who will work; None when the cluster is not known yet.
         model: As a worker loaded it; None when none did.
     """
-    lineage, asked = begun(plan), plan.spec.compute.segment_rows
-    if lineage is not None:
-        return lineage.segment_rows, "as the run was begun"
+    asked = plan.spec.compute.segment_rows
+    if plan.begun is not None:
+        return plan.begun.segment_rows, "as the run was begun"
     if asked != "auto":
         return asked, "the spec says so"
     if workers is None:

@@ -44,6 +44,7 @@ class Plan:
         model_sha256: Digest of the model's bytes.
         fingerprint: Everything that changes results, as one digest.
         resume_run_id: The unfinished run that goes on, or None.
+        begun: How that run was begun.
         finished_run_id: The committed run that has done all this already, or None.
         why: Why this is a new run, why it goes on, or why there is nothing to do; "" for the first run of an output.
         warning: What to know before using the model: a licence with duties; "" for nothing.
@@ -60,6 +61,7 @@ class Plan:
     model_sha256: str
     fingerprint: str
     resume_run_id: str | None
+    begun: Lineage | None = field(repr=False)
     finished_run_id: str | None
     why: str
     warning: str = ""
@@ -138,6 +140,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         model_sha256=model.sha256,
         fingerprint=job.fingerprint,
         resume_run_id=going_on.run_id if going_on else None,
+        begun=going_on.lineage if going_on else None,
         finished_run_id=finished[-1].run_id if nothing else None,
         why="",
         warning=licences_of(model).warning,
@@ -285,15 +288,9 @@ def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
     return spec.model_copy(update={"model": model})
 
 
-def begun(plan: Plan) -> Lineage | None:
-    """Read how the run was begun that goes on; None for a new one."""
-    return Lineage.read(plan.spec.output.uri, plan.resume_run_id) if plan.resume_run_id else None
-
-
 def as_begun(plan: Plan) -> JobSpec:
     """Compute as the run did that goes on, so that one run never mixes two ways."""
-    lineage = begun(plan)
-    return computed(plan.spec, lineage.computed) if lineage else plan.spec
+    return computed(plan.spec, plan.begun.computed) if plan.begun else plan.spec
 
 
 def in_full(spec: JobSpec) -> JobSpec:
