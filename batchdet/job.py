@@ -16,6 +16,7 @@ from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
 from batchdet.table import commit
+from batchdet.table.gather import ExpectedShard
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
 from batchdet.table.manifest import Manifest, list_runs, run_folder
@@ -194,7 +195,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         spec,
         spec_text,
         lineage,
-        (commit.ExpectedShard(s.shard_id, s.shard_uri, s.first_position, s.image_count) for s in plan.shards),
+        (ExpectedShard(s.shard_id, s.shard_uri, s.first_position, s.image_count) for s in plan.shards),
         inventory.carried,
         probed.model.labels,
         wall_s,

@@ -21,7 +21,7 @@ from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
-from batchdet.table import commit
+from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage, fingerprint
 from batchdet.table.manifest import TABLES, Manifest, committed_runs, run_folder
 
@@ -349,14 +349,14 @@ def _real(uri: str) -> str:
 
 
 def _check_partitions(spec: JobSpec, inventory: Inventory) -> None:
-    known = [commit.RUN_DATE, *inventory.carried.names]
+    known = [RUN_DATE, *inventory.carried.names]
     for i, name in enumerate(spec.output.partition_by):
         if name not in known:
             raise SpecError(
                 f"output.partition_by[{i}]: found {name!r}; known here are {', '.join(known)} "
                 "(columns carried over from the source)"
             )
-        if name == commit.RUN_DATE:
+        if name == RUN_DATE:
             continue
         type_ = inventory.carried.field(name).type
         if not any(is_kind(type_) for is_kind in _PARTITION_KINDS):
