@@ -11,7 +11,8 @@ from batchdet.errors import OutputError
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
-from batchdet.plan import Plan, check_apart, computed, cut_of, in_full, plan_job
+from batchdet.places import check_apart, in_full
+from batchdet.plan import Plan, computed, cut_of, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
