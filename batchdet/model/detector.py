@@ -41,7 +41,7 @@ class Detector:
 
     Args:
         spec: The model part of the job.
-        path: The model file on this node, as :func:`batchdet.model.cache.fetch_model` gives it.
+        path: The model file on this node, as :func:`batchdet.model.fetch.fetch_asked` gives it.
         sha256: Its digest, for the card.
         device: ``cpu`` or ``gpu``.
         threads: Threads of one inference on the CPU.
