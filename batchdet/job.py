@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchdet import storage
 from batchdet.errors import OutputError
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 class Watcher:
     """Is told how a run goes on; one for a terminal or a log says what it wants of it, this one nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
 
     def say(self, text: str) -> None:
         """Take one line of news."""
