@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.errors import BatchdetError
 from batchdet.machine import gpu_count
-from batchdet.plan import Plan, as_begun, begun
+from batchdet.plan import Plan, as_begun
 from batchdet.prediction import ACTORS_START_UP_S, Amount, Basis, Past, Prediction, compare, predict
 from batchdet.results.record import read_record
 from batchdet.results.speed import summary
@@ -16,8 +16,8 @@ from batchdet.roofline import Pace, Pool, roofline
 from batchdet.table.lineage import Lineage
 
 if TYPE_CHECKING:
-    from batchdet.pipeline.probe import LoadedModel, Trial
     from batchdet.pipeline.resources import Workers
+    from batchdet.pipeline.trial import LoadedModel, Trial
 
 _WORTH_A_CANARY_BYTES: Final = 100_000_000
 _WORTH_A_CANARY_IMAGES: Final = 1000
@@ -26,8 +26,8 @@ _PAST_RUNS: Final = 3
 
 def trial_of(plan: Plan) -> "Trial":
     """Say what to try on a worker before the pool starts; a lossy way only where its gain outweighs the seconds."""
-    from batchdet.pipeline.probe import Trial
     from batchdet.pipeline.samples import Samples
+    from batchdet.pipeline.trial import Trial
 
     shards = plan.shards
     may_differ = shards.size_bytes >= _WORTH_A_CANARY_BYTES or (shards.image_count or 0) >= _WORTH_A_CANARY_IMAGES
@@ -89,9 +89,9 @@ def segment_rows(plan: Plan, workers: "Workers | None", model: "LoadedModel | No
         workers: Who will work; None when the cluster is not known yet.
         model: As a worker loaded it; None when none did.
     """
-    lineage, asked = begun(plan), plan.spec.compute.segment_rows
-    if lineage is not None:
-        return lineage.segment_rows, "as the run was begun"
+    asked = plan.spec.compute.segment_rows
+    if plan.begun is not None:
+        return plan.begun.segment_rows, "as the run was begun"
     if asked != "auto":
         return asked, "the spec says so"
     if workers is None:
@@ -155,10 +155,11 @@ def _past(plan: Plan, model: "LoadedModel | None", device: str) -> Iterator[Past
 
 
 def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
-    from batchdet.pipeline.probe import probe_here
+    from batchdet.pipeline.trial_process import TrialProcess
 
     try:
-        model = probe_here(trial_of(plan), device)
+        with TrialProcess(trial_of(plan), device) as process:
+            model = process.result()
         return model, device, model.why_not_alone
     except BatchdetError as error:
         if device == "gpu" and plan.spec.compute.device == "auto":

@@ -4,18 +4,20 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
-from batchdet.plan import Plan, check_apart, computed, cut_of, in_full, plan_job
+from batchdet.places import check_apart, in_full
+from batchdet.plan import Plan, computed, cut_of, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
 from batchdet.table import commit
+from batchdet.table.gather import ExpectedShard
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
 from batchdet.table.manifest import Manifest, list_runs, run_folder
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 class Watcher:
     """Is told how a run goes on; one for a terminal or a log says what it wants of it, this one nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
 
     def say(self, text: str) -> None:
         """Take one line of news."""
@@ -194,7 +202,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         spec,
         spec_text,
         lineage,
-        (commit.ExpectedShard(s.shard_id, s.shard_uri, s.first_position, s.image_count) for s in plan.shards),
+        (ExpectedShard(s.shard_id, s.shard_uri, s.first_position, s.image_count) for s in plan.shards),
         inventory.carried,
         probed.model.labels,
         wall_s,

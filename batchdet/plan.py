@@ -1,7 +1,6 @@
 """Plans: what a job would do, found out without doing it."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -9,21 +8,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchdet import storage
-from batchdet.errors import OutputError, SourceEmpty, SpecError
+from batchdet.errors import SourceEmpty, SpecError
 from batchdet.model.families.plugin import is_plugin, plugin_sha256
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.licence import licences_of
+from batchdet.places import check_apart, check_not_own_tables, in_full
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
-from batchdet.table import commit
+from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage, fingerprint
-from batchdet.table.manifest import TABLES, Manifest, committed_runs, run_folder
+from batchdet.table.manifest import Manifest, committed_runs, run_folder
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
@@ -44,6 +43,7 @@ class Plan:
         model_sha256: Digest of the model's bytes.
         fingerprint: Everything that changes results, as one digest.
         resume_run_id: The unfinished run that goes on, or None.
+        begun: How that run was begun.
         finished_run_id: The committed run that has done all this already, or None.
         why: Why this is a new run, why it goes on, or why there is nothing to do; "" for the first run of an output.
         warning: What to know before using the model: a licence with duties; "" for nothing.
@@ -60,6 +60,7 @@ class Plan:
     model_sha256: str
     fingerprint: str
     resume_run_id: str | None
+    begun: Lineage | None = field(repr=False)
     finished_run_id: str | None
     why: str
     warning: str = ""
@@ -108,7 +109,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
     check_apart(spec, out)
     committed = committed_runs(out)
     listed, emptied = _list(spec, committed)
-    _check_not_own_tables(listed, out)
+    check_not_own_tables(listed, out)
     _check_partitions(spec, listed)
     model = fetch_asked(spec.model)
     job = _Job(
@@ -138,6 +139,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         model_sha256=model.sha256,
         fingerprint=job.fingerprint,
         resume_run_id=going_on.run_id if going_on else None,
+        begun=going_on.lineage if going_on else None,
         finished_run_id=finished[-1].run_id if nothing else None,
         why="",
         warning=licences_of(model).warning,
@@ -285,31 +287,9 @@ def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
     return spec.model_copy(update={"model": model})
 
 
-def begun(plan: Plan) -> Lineage | None:
-    """Read how the run was begun that goes on; None for a new one."""
-    return Lineage.read(plan.spec.output.uri, plan.resume_run_id) if plan.resume_run_id else None
-
-
 def as_begun(plan: Plan) -> JobSpec:
     """Compute as the run did that goes on, so that one run never mixes two ways."""
-    lineage = begun(plan)
-    return computed(plan.spec, lineage.computed) if lineage else plan.spec
-
-
-def in_full(spec: JobSpec) -> JobSpec:
-    """Write places out in full, so that they mean the same in every process of a cluster."""
-    model = {"uri": spec.model.uri if spec.model.uri.startswith("builtin:") else storage.normalize(spec.model.uri)}
-    if spec.model.labels is not None:
-        model["labels"] = storage.normalize(spec.model.labels)
-    if storage.scheme(spec.output.uri) == "memory" or storage.scheme(spec.source.uri) == "memory":
-        raise SpecError("memory:// is another place in each process of a cluster; give a folder or an object store")
-    return spec.model_copy(
-        update={
-            "source": spec.source.model_copy(update={"uri": storage.normalize(spec.source.uri)}),
-            "model": spec.model.model_copy(update=model),
-            "output": spec.output.model_copy(update={"uri": storage.normalize(spec.output.uri)}),
-        }
-    )
+    return computed(plan.spec, plan.begun.computed) if plan.begun else plan.spec
 
 
 def _head_sha256(spec: JobSpec) -> str:
@@ -322,44 +302,15 @@ def _labels_sha256(spec: JobSpec) -> str:
     return hashlib.sha256(storage.read_bytes(spec.model.labels)).hexdigest()
 
 
-def check_apart(spec: JobSpec, out: str) -> None:
-    """Refuse an output that is the source or lies in it, and a source that lies among the output's tables."""
-    uri = spec.source.uri
-    parts = uri.split("/")
-    fixed = _real("/".join(parts[: next((i for i, p in enumerate(parts) if storage.is_glob(p)), len(parts))]))
-    real = _real(out)
-    if not storage.is_glob(uri) and (real == fixed or real.startswith(fixed.rstrip("/") + "/")):
-        raise OutputError(f"output.uri: {out} lies in source.uri {uri}; give the tables a folder of their own")
-    if storage.scheme(out) == "file":
-        for place in (out, *(storage.join(out, name) for name in (*TABLES, "_batchdet"))):
-            if os.path.islink(place):
-                raise OutputError(f"output.uri: {place} is a symbolic link; name the folder that it leads to")
-    if any((fixed + "/").startswith(f"{real.rstrip('/')}/{table}/") for table in TABLES):
-        raise OutputError(f"source.uri: {uri} lies among the tables of output.uri {out}; give those their own folder")
-
-
-def _check_not_own_tables(inventory: Inventory, out: str) -> None:
-    """Refuse a glob that reaches into the output: the next run would read this one's tables."""
-    prefix = _real(out).rstrip("/") + "/"
-    if pc.any(pc.starts_with(inventory.objects["uri"], prefix)).as_py():
-        raise OutputError(
-            f"output.uri: {out} lies in what source.uri {inventory.root} names; give the tables a folder of their own"
-        )
-
-
-def _real(uri: str) -> str:
-    return os.path.realpath(uri) if storage.scheme(uri) == "file" else uri
-
-
 def _check_partitions(spec: JobSpec, inventory: Inventory) -> None:
-    known = [commit.RUN_DATE, *inventory.carried.names]
+    known = [RUN_DATE, *inventory.carried.names]
     for i, name in enumerate(spec.output.partition_by):
         if name not in known:
             raise SpecError(
                 f"output.partition_by[{i}]: found {name!r}; known here are {', '.join(known)} "
                 "(columns carried over from the source)"
             )
-        if name == commit.RUN_DATE:
+        if name == RUN_DATE:
             continue
         type_ = inventory.carried.field(name).type
         if not any(is_kind(type_) for is_kind in _PARTITION_KINDS):

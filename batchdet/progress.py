@@ -6,8 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Final
 
 from rich.console import Console
 from rich.progress import (
@@ -43,6 +42,11 @@ class _Meter:
         self.total_bytes = total_bytes
         self.skipped = done_images
         self._started = time.monotonic()
+
+    def add(self, images: int, failed: int, size_bytes: int) -> None:
+        self.images += images
+        self.failed += failed
+        self.size_bytes += size_bytes
 
     @property
     def rate(self) -> float:
@@ -81,12 +85,6 @@ class ProgressLog(Watcher):
         self._meter = _Meter()
         self._last = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
-
     def say(self, text: str) -> None:
         """Write one line of news."""
         print(text, file=self._file, flush=True)
@@ -100,9 +98,7 @@ class ProgressLog(Watcher):
     def advance(self, images: int, failed: int, size_bytes: int) -> None:
         """Count a segment; write a line when the last one is ten seconds old."""
         meter = self._meter
-        meter.images += images
-        meter.failed += failed
-        meter.size_bytes += size_bytes
+        meter.add(images, failed, size_bytes)
         if time.monotonic() - self._last >= _LINE_EVERY_S:
             self._last = time.monotonic()
             self.say(f"{meter.images + meter.skipped} images ({meter.fraction:.0%}), {meter.text()}")
@@ -133,12 +129,6 @@ class ProgressBar(Watcher):
         self._task = self._bar.add_task("starting", total=None, news="")
         self._bar.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
-
     def say(self, text: str) -> None:
         """Write one line above the bar."""
         self._bar.console.print(text, style="dim", markup=False, highlight=False)
@@ -151,9 +141,7 @@ class ProgressBar(Watcher):
     def advance(self, images: int, failed: int, size_bytes: int) -> None:
         """Count a segment."""
         meter = self._meter
-        meter.images += images
-        meter.failed += failed
-        meter.size_bytes += size_bytes
+        meter.add(images, failed, size_bytes)
         total = meter.total_images
         if total is None and meter.fraction > 0:
             total = round(meter.images / meter.fraction)

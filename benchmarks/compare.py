@@ -217,17 +217,16 @@ class Bench:
         if process.returncode:
             raise RuntimeError(f"exit status {process.returncode}: {' / '.join(log.read_text().splitlines()[-4:])}")
         if one.script is None:
-            rows = _segment_rows(output)  # a shard's last one is smaller, which is little among many
+            rows = _record(output, "lineage.json").get("segment_rows")  # a shard's last segment is smaller: no matter
             points = [(at, rows) for at in sorted(staged.values())] if rows else []
         else:
             points = [(float(at), int(n)) for at, n in map(str.split, ticks.read_text().splitlines())]
-        own = {} if one.script else _own_account(output, began_s or 0.0)
         return {
             "seconds": round(seconds, 2),
             "steady_images_per_s": steady(points),
             "peak_mib": round(peak / 2**20),
             "busy_before": round(busy, 3),
-            **own,
+            **_own_account(output, began_s or 0.0),
         }
 
     def boxes(self, one: Contender, images: int | None = None) -> Boxes:
@@ -271,33 +270,25 @@ def _note_staged(output: Path, staged: dict[str, float]) -> None:
             continue
 
 
-def _segment_rows(output: Path) -> int | None:
-    """Return how many images a segment has; null where no run says it."""
-    for file in output.glob("_batchdet/runs/*/lineage.json"):
-        return int(json.loads(file.read_text())["segment_rows"])
-    return None
-
-
-def _computed(output: Path) -> dict[str, str]:
-    """Return how batchdet's last run was computed; nothing for the others."""
-    for file in output.glob("_batchdet/runs/*/lineage.json"):
-        return dict(json.loads(file.read_text())["computed"])
+def _record(output: Path, name: str) -> dict[str, Any]:
+    """Read a record of batchdet's run; nothing where there is none, as with the others."""
+    for file in output.glob(f"_batchdet/runs/*/{name}"):
+        return dict(json.loads(file.read_text()))
     return {}
 
 
 def _own_account(output: Path, began_s: float) -> dict[str, Any]:
-    """Return what batchdet says of its run itself; nothing where it had no images to measure."""
-    for file in output.glob("_batchdet/runs/*/stats.json"):
-        stats = json.loads(file.read_text())
-        if stats.get("roofline"):
-            parts, whole = stats["run"]["start_up"], stats["run"]["start_up_s"]
-            return {
-                "first_image_s": round(began_s + whole, 2),
-                "start_up": {"imports_s": round(began_s, 2), **parts},
-                "share": stats["roofline"]["share"],
-                "ceiling_images_per_s": stats["roofline"]["ceiling_images_per_s"],
-            }
-    return {}
+    """Return what batchdet says of its run itself; nothing for the others, and where it had no images to measure."""
+    stats = _record(output, "stats.json")
+    if not stats.get("roofline"):
+        return {}
+    parts, whole = stats["run"]["start_up"], stats["run"]["start_up_s"]
+    return {
+        "first_image_s": round(began_s + whole, 2),
+        "start_up": {"imports_s": round(began_s, 2), **parts},
+        "share": stats["roofline"]["share"],
+        "ceiling_images_per_s": stats["roofline"]["ceiling_images_per_s"],
+    }
 
 
 def _shm_used() -> int:
@@ -441,7 +432,7 @@ def _measure(bench: Bench, rows: Sequence[Contender], options: argparse.Namespac
         try:
             run = bench.run(row, "all")
             row.boxes = bench.boxes(row, options.images)
-            row.computed = _computed(bench.work / "output")
+            row.computed = _record(bench.work / "output", "lineage.json").get("computed", {})
         except (RuntimeError, OSError, pa.ArrowException) as error:
             row.failure = str(error)
             say(f"    failed: {error}")

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.card import ModelCard
-from batchdet.model.detector import Rehearsed
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
+from batchdet.model.rehearsal import Rehearsed
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
 
@@ -28,7 +28,7 @@ class SleepingDetector:
     labels = tuple(f"class_{n}" for n in range(80))
     features: ClassVar[dict[str, Any]] = {}
     placement = Placement(Preprocess(), (_CANVAS_PX, _CANVAS_PX), None)
-    rehearsed = Rehearsed((), None, "square", ())
+    rehearsed = Rehearsed((), None, "square")
 
     def __init__(self, spec: ModelSpec, path: str, sha256: str, *others: object, **more: object) -> None:
         self.spec = spec
@@ -56,10 +56,6 @@ class SleepingDetector:
             np.arange(DETECTIONS, dtype=np.int32),
         )
 
-    def probe(self) -> ModelCard:
-        """Return the card."""
-        return self.card
-
     def label(self, class_id: int) -> str:
         """Return the text of a class."""
         return self.labels[class_id]
@@ -76,6 +72,6 @@ class SleepingDetector:
 
 def simulate() -> None:
     """Put the sleeping detector in place; Ray calls this in each worker that it starts."""
-    from batchdet.pipeline import labeller, probe
+    from batchdet.pipeline import labeller, trial
 
-    labeller.Detector = probe.Detector = SleepingDetector  # type: ignore[misc, assignment]
+    labeller.Detector = trial.Detector = SleepingDetector  # type: ignore[misc, assignment]

@@ -154,7 +154,8 @@ class _Probe:
 _WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, pool=Pool("cpu", 1, 0, 1))
 _FAKES: dict[str, Any] = {
     "session": {"ray_session": _no_ray},
-    "probe": {"Probe": _Probe, "Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
+    "probe": {"Probe": _Probe},
+    "trial": {"Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
     "samples": {"Samples": SimpleNamespace(of=lambda *arguments: None)},
     "resources": {"plan_workers": lambda *arguments: _WORKERS},
     "ray_data": {"label_segments": _label_segments},

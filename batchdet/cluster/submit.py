@@ -52,11 +52,6 @@ class SubmittedJob:
         return f"ray job logs --follow --address {shlex.quote(self.address)} {self.job_id}"
 
     @property
-    def status_command(self) -> str:
-        """The command that tells how the job stands."""
-        return f"ray job status --address {shlex.quote(self.address)} {self.job_id}"
-
-    @property
     def stop_command(self) -> str:
         """The command that stops the job."""
         return f"ray job stop --address {shlex.quote(self.address)} {self.job_id}"

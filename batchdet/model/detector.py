@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ from batchdet.model.licence import licences
 from batchdet.model.onnx_file import OnnxInfo, read_onnx
 from batchdet.model.placement import Placement
 from batchdet.model.preprocess import Preprocess
+from batchdet.model.rehearsal import Rehearsed, look, rehearse
 from batchdet.model.runtimes import Device, Precision, Silu, Tensor, TensorInfo, load_runtime
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
@@ -35,29 +36,12 @@ _USUAL_PHOTOGRAPH: Final = (4000, 3000)
 _MAX_INPUT_PIXELS: Final = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Rehearsed:
-    """What running a model on empty canvases has shown, for others who load the same model.
-
-    Args:
-        outputs: Names, number types and shapes of what one run gives.
-        fixed_batch: Images that each run must be given; None where that is free.
-        shape: ``square``, ``rectangle``, ``fixed`` or ``own``: canvases that work.
-        notes: What does not work although the file declares it.
-    """
-
-    outputs: tuple[TensorInfo, ...]
-    fixed_batch: int | None
-    shape: str
-    notes: tuple[str, ...]
-
-
 class Detector:
     """A loaded model with the spec's settings. Used by one thread at a time.
 
     Args:
         spec: The model part of the job.
-        path: The model file on this node, as :func:`batchdet.model.cache.fetch_model` gives it.
+        path: The model file on this node, as :func:`batchdet.model.fetch.fetch_asked` gives it.
         sha256: Its digest, for the card.
         device: ``cpu`` or ``gpu``.
         threads: Threads of one inference on the CPU.
@@ -94,13 +78,12 @@ class Detector:
         if self.stride > _MAX_SIDE_PX:
             raise ModelError(f"the model's metadata says a stride above {_MAX_SIDE_PX} px, which no detector has")
         self._dynamic_canvas = None in self._image.shape[2:]
-        self._fixed_batch = self._image.shape[0]
         self.canvas = self._full_canvas()
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
-        self._notes: list[str] = []
         if rehearsed and {info.name for info in rehearsed.outputs} != {info.name for info in self._runtime.outputs}:
             rehearsed = None
-        self.signature = Signature(self._inputs, rehearsed.outputs, self.canvas) if rehearsed else self._look()
+        outputs = rehearsed.outputs if rehearsed else look(self._runtime, self._image, self.canvas)
+        self.signature = Signature(self._inputs, outputs, self.canvas)
         self.family, self._family_reason = families.find_family(spec.family, self.signature, metadata)
         texts = _with_labels(self.family, metadata)
         count = self.family.class_count(self.signature)
@@ -109,7 +92,7 @@ class Detector:
         )
         self.pooling = self._pooling()
         self._takes_canvases = self._runtime.take_canvases(self._image.name, self.preprocess)
-        self._shape = self._canvas_shape()
+        declared = Rehearsed(outputs, self._image.shape[0], self._canvas_shape())
         self._settings = DecodeSettings(
             spec.score_threshold,
             spec.iou_threshold,
@@ -117,15 +100,11 @@ class Detector:
             None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
             self._keeps_best_class(),
         )
-        if rehearsed is None:
-            self._rehearse()
-        else:
-            self._fixed_batch, self._shape, self._notes = rehearsed.fixed_batch, rehearsed.shape, [*rehearsed.notes]
-
-    @property
-    def rehearsed(self) -> Rehearsed:
-        """What it has shown when it was loaded."""
-        return Rehearsed(self.signature.outputs, self._fixed_batch, self._shape, tuple(self._notes))
+        usual_batch = self._runtime.batch_rows or 2
+        self.rehearsed = rehearsed or rehearse(declared, self._works, usual_batch, self.canvas, self.stride)
+        """What it has shown when it was loaded, here or elsewhere."""
+        if spec.canvas.shape == "rectangle" and self.rehearsed.shape != "rectangle":
+            raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
 
     @property
     def silus(self) -> int:
@@ -145,7 +124,7 @@ class Detector:
     @property
     def placement(self) -> Placement:
         """How it wants images placed."""
-        return Placement(self.preprocess, self.canvas, self.stride if self._shape == "rectangle" else None)
+        return Placement(self.preprocess, self.canvas, self.stride if self.rehearsed.shape == "rectangle" else None)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -210,7 +189,7 @@ class Detector:
         size = (canvases.shape[2], canvases.shape[1])
         if any(box.canvas != size for box in letterboxes):
             raise ValueError(f"the canvases are {size}, a letterbox is for {letterboxes[0].canvas}")
-        step = self._fixed_batch or self._runtime.batch_rows or count
+        step = self.rehearsed.fixed_batch or self._runtime.batch_rows or count
         found: list[Detections] = []
         for start in range(0, count, max(step, 1)):
             boxes = letterboxes[start : start + step]
@@ -226,10 +205,6 @@ class Detector:
             found = self.family.decode(own, letterboxes, self._settings)
         return found if self.pooling is None else self.pooling.pool(tapped, letterboxes, found)
 
-    def probe(self) -> ModelCard:
-        """Return the card; the constructor, or whoever rehearsed, has run the model as it will be used."""
-        return self.card
-
     def _pooling(self) -> Pooling | None:
         """Tap the maps that features are pooled from."""
         if self.spec.features == "none":
@@ -243,25 +218,6 @@ class Detector:
         """Have class scores that nobody needs stay on the device, where the runtime can."""
         where, output = self.family.class_scores, self.signature.output
         return where is not None and output is not None and self._runtime.keep_best_class(output.name, *where)
-
-    def _rehearse(self) -> None:
-        """Run the model as it will be used.
-
-        Exports often declare axes free that the graph then refuses. What does not work is not used, and the
-        card says so.
-        """
-        usual = self._runtime.batch_rows or 2
-        if self._fixed_batch is None and not self._works(usual, self.canvas):
-            self._fixed_batch = 1
-            self._notes.append("declares a free batch but runs only one image at once, so that is what it is given")
-        if self._shape == "rectangle":
-            width, height = self.canvas
-            half = max(self.stride, height // 2 // self.stride * self.stride)
-            if not self._works(self._fixed_batch or usual, (width, half)):
-                if self.spec.canvas.shape == "rectangle":
-                    raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
-                self._shape = "square"
-                self._notes.append("declares a free canvas but fails on a rectangle, so squares are used")
 
     @property
     def card(self) -> ModelCard:
@@ -287,9 +243,9 @@ class Detector:
             labels=self.labels,
             labels_reason=self._labels_reason,
             canvas_px=self.canvas,
-            canvas_shape=self._shape,
+            canvas_shape=self.rehearsed.shape,
             stride=self.stride,
-            dynamic_batch=self._fixed_batch is None,
+            dynamic_batch=self.rehearsed.fixed_batch is None,
             dynamic_canvas=self._dynamic_canvas,
             colours=self.preprocess.colours,
             letterbox=self.preprocess.letterbox,
@@ -304,7 +260,7 @@ class Detector:
             producer=info.producer,
             opset=info.opsets.get("", info.opsets.get("ai.onnx", 0)),
             nodes=info.node_count,
-            notes=tuple(self._notes),
+            notes=self.rehearsed.notes,
             features=self.features,
         )
 
@@ -320,7 +276,7 @@ class Detector:
                 raise SpecError(
                     f"model.canvas.size_px: {asked}, but the model is made for {width} x {height} only; leave it out"
                 )
-            batch = self._fixed_batch or 1
+            batch = self._image.shape[0] or 1
             too_large = width * height * batch > _MAX_INPUT_PIXELS
             if too_large or max(width, height) > _MAX_SIDE_PX or batch > _MAX_BATCH:
                 raise ModelError(
@@ -339,7 +295,7 @@ class Detector:
         return width or size, height or size
 
     def _canvas_shape(self) -> str:
-        """Return ``square``, ``rectangle`` or ``fixed``."""
+        """Return ``square``, ``rectangle``, ``fixed`` or ``own``, as the file declares and the spec asks for."""
         asked = self.spec.canvas.shape
         if self.preprocess.letterbox == "edges":
             if asked != "auto":
@@ -351,21 +307,6 @@ class Detector:
         if not self._dynamic_canvas:
             return "fixed"
         return "rectangle" if free and asked != "square" else "square"
-
-    def _look(self) -> Signature:
-        """Run once on an empty canvas to see the true shapes of the outputs."""
-        width, height = self.canvas
-        batch = self._fixed_batch or 1
-        feeds: dict[str, Tensor] = {self._image.name: np.zeros((batch, 3, height, width), np.float32)}
-        for info in self._runtime.inputs:
-            if info.name == self._image.name:
-                continue
-            if info.shape[1:] != (2,) or info.dtype not in ("int64", "int32"):
-                raise ModelError(f"the model wants an input that no known family has: {info}")
-            feeds[info.name] = np.array([self.canvas] * batch, info.dtype)
-        outputs = self._runtime.run(feeds)
-        seen = tuple(TensorInfo(name, a.dtype.name, tuple(a.shape)) for name, a in outputs.items())
-        return Signature(self._inputs, seen, self.canvas)
 
     def _works(self, batch: int, canvas: tuple[int, int]) -> bool:
         box = self.preprocess.place(canvas, canvas)
@@ -380,7 +321,7 @@ class Detector:
 
     def _infer(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
         count = len(canvases)
-        batch = max(count, self._fixed_batch or 0)
+        batch = max(count, self._image.shape[0] or 0)
         tensor = self._padded(canvases, batch) if self._takes_canvases else self._planes(canvases, batch)
         padded = [*letterboxes, *[letterboxes[-1]] * (batch - count)]
         feeds = {self._image.name: tensor, **self.family.feeds(self.signature, padded)}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet.failpoint import failpoint
-from batchdet.model.detector import Rehearsed
+from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.guard import Guard
 from batchdet.pipeline.isolation import Replay

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchdet.errors import ImageError
-from batchdet.model.detector import Detector, Rehearsed
+from batchdet.model.detector import Detector
 from batchdet.model.fetch import fetch_asked
+from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device
 from batchdet.model.runtimes.pinned import pinned_buffer
 from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, plain_buffer

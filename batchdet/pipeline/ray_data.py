@@ -14,8 +14,8 @@ from batchdet.errors import BatchdetError, ClusterError
 from batchdet.pipeline.datasource import SegmentDatasource
 from batchdet.pipeline.decode_actor import DecodeActor
 from batchdet.pipeline.detector_actor import DetectorActor, StagedSegment
-from batchdet.pipeline.probe import LoadedModel
 from batchdet.pipeline.resources import READER_CPUS, Workers
+from batchdet.pipeline.trial import LoadedModel
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 

@@ -10,16 +10,17 @@ import pyarrow as pa
 from batchdet.errors import ImageError
 from batchdet.records.schema import MEMBERS
 
+_KEY: Final = [
+    ("shard_index", pa.int32()),
+    ("shard_id", pa.string()),
+    ("segment_index", pa.int32()),
+    ("last", pa.bool_()),
+]
 _ROW: Final = pa.schema(
-    [
-        ("shard_index", pa.int32()),
-        ("shard_id", pa.string()),
-        ("segment_index", pa.int32()),
-        ("last", pa.bool_()),
-        ("members", pa.large_binary()),
-        ("data", pa.large_list(pa.large_binary())),
-        ("read_s", pa.float64()),
-    ]
+    [*_KEY, ("members", pa.large_binary()), ("data", pa.large_list(pa.large_binary())), ("read_s", pa.float64())]
+)
+_LABELLED_ROW: Final = pa.schema(
+    [*_KEY, ("images", pa.large_binary()), ("detections", pa.large_binary()), ("times_s", pa.string())]
 )
 
 
@@ -46,7 +47,7 @@ class Segment:
 
     Args:
         shard_index: Place of the shard in the run's plan, from 0.
-        shard_id: The shard's name (see :class:`batchdet.source.inventory.Shard`).
+        shard_id: The shard's name (see :class:`batchdet.source.shards.Shard`).
         segment_index: Place within the shard, from 0.
         last: Whether the shard ends with this segment.
         members: One row per listed image, :data:`batchdet.records.schema.MEMBERS` and then columns carried over.
@@ -98,16 +99,8 @@ class Segment:
 
     def to_row(self) -> pa.Table:
         """Return a table of one row, ready for Ray's object store."""
-        columns = [
-            pa.array([self.shard_index], pa.int32()),
-            pa.array([self.shard_id], pa.string()),
-            pa.array([self.segment_index], pa.int32()),
-            pa.array([self.last], pa.bool_()),
-            pa.array([table_to_ipc(self.members)], pa.large_binary()),
-            pa.array([list(self.data)], pa.large_list(pa.large_binary())),
-            pa.array([self.read_s], pa.float64()),
-        ]
-        return pa.Table.from_arrays(columns, schema=_ROW)
+        row = vars(self) | {"members": table_to_ipc(self.members), "data": list(self.data)}
+        return pa.Table.from_pylist([row], schema=_ROW)
 
     @staticmethod
     def from_rows(table: pa.Table) -> "Iterator[Segment]":
@@ -123,19 +116,6 @@ class Segment:
                 data=[memoryview(v.as_buffer()) if v.is_valid else None for v in images],
                 read_s=table["read_s"][i].as_py(),
             )
-
-
-_LABELLED_ROW: Final = pa.schema(
-    [
-        ("shard_index", pa.int32()),
-        ("shard_id", pa.string()),
-        ("segment_index", pa.int32()),
-        ("last", pa.bool_()),
-        ("images", pa.large_binary()),
-        ("detections", pa.large_binary()),
-        ("times_s", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +142,9 @@ class LabelledSegment:
 
     def to_row(self) -> pa.Table:
         """Return a table of one row."""
-        columns = [
-            pa.array([self.shard_index], pa.int32()),
-            pa.array([self.shard_id], pa.string()),
-            pa.array([self.segment_index], pa.int32()),
-            pa.array([self.last], pa.bool_()),
-            pa.array([table_to_ipc(self.images)], pa.large_binary()),
-            pa.array([table_to_ipc(self.detections)], pa.large_binary()),
-            pa.array([json.dumps(self.times_s)], pa.string()),
-        ]
-        return pa.Table.from_arrays(columns, schema=_LABELLED_ROW)
+        tables = {"images": table_to_ipc(self.images), "detections": table_to_ipc(self.detections)}
+        row = vars(self) | tables | {"times_s": json.dumps(self.times_s)}
+        return pa.Table.from_pylist([row], schema=_LABELLED_ROW)
 
     @staticmethod
     def from_rows(table: pa.Table) -> "Iterator[LabelledSegment]":

@@ -55,11 +55,6 @@ class CocoSource:
         square = (canvas_px, canvas_px)
         self._canvases = (square, square, (canvas_px, short_px), (short_px, canvas_px))
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches that hold as many images as the data set."""
-        return len(self._data.images) / self._rows
-
     def open(self, start: int) -> Generator[Batch, None, None]:
         """Yield batches without end, from the one of index ``start``; closing it ends its threads."""
         cv2.setNumThreads(1)

@@ -8,32 +8,37 @@ from PIL import Image
 
 from batchdet import forecast as forecast_module
 from batchdet.errors import BatchdetError
-from batchdet.job import run_job
+from batchdet.job import Run
 from batchdet.model.runtimes.openvino import has_bf16
 from batchdet.table.lineage import Lineage
 
-from .conftest import RunJob, job, write_shards
+from .conftest import RunJob, write_shards
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def no_job_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have lossy ways tried, however few the images are."""
+    monkeypatch.setattr(forecast_module, "_WORTH_A_CANARY_BYTES", 0)
+
+
+def lineage_of(done: Run) -> Lineage:
+    found = Lineage.read(done.output, done.run_id)
+    assert found is not None
+    return found
+
+
+@pytest.mark.usefixtures("no_job_is_too_small")
 def test_a_larger_job_is_computed_in_bf16_where_its_images_agree(
-    one_ray: None,
-    photographs: list[tuple[str, bytes]],
-    shared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: RunJob, photographs: list[tuple[str, bytes]], shared: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
-    bf16 = has_bf16()
-    monkeypatch.setattr(forecast_module, "_WORTH_A_CANARY_BYTES", 0)
     glob = write_shards(str(tmp_path / "in"), photographs[:24], 2)
-    spec = job(glob, tmp_path / "out", shared / "models/yolo26n.onnx")
-    done = run_job(spec)
+    done = run(glob, tmp_path / "out", shared / "models/yolo26n.onnx")
     assert (done.images_ok, done.images_failed) == (24, 0)
-    lineage = Lineage.read(str(tmp_path / "out"), done.run_id)
-    assert lineage is not None
-    if not bf16:
+    lineage = lineage_of(done)
+    if not has_bf16():
         assert lineage.computed["precision"] == "fp32"
     assert lineage.canary["arithmetic"]["boxes"] >= 20
     assert lineage.canary["arithmetic"]["matched"] >= 0.98
@@ -68,8 +73,7 @@ def test_a_run_goes_on_as_it_was_begun(
     (folder / "lineage.json").write_text(begun.replace('"runtime": "onnxruntime"', '"runtime": "openvino"'))
     done = run(glob, tmp_path / "out", compute={"segment_rows": 2})
     assert done.run_id == folder.name
-    lineage = Lineage.read(str(tmp_path / "out"), done.run_id)
-    assert lineage is not None
+    lineage = lineage_of(done)
     assert lineage.computed == {
         "runtime": "openvino",
         "precision": "fp32",
@@ -103,26 +107,19 @@ def _enlarged(photographs: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.fault
+@pytest.mark.usefixtures("no_job_is_too_small")
 def test_large_photographs_are_decoded_smaller_where_the_boxes_agree(
-    one_ray: None,
-    photographs: list[tuple[str, bytes]],
-    shared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: RunJob, photographs: list[tuple[str, bytes]], shared: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(forecast_module, "_WORTH_A_CANARY_BYTES", 0)
     glob = write_shards(str(tmp_path / "in"), _enlarged(photographs[:16]), 2)
     ways = {}
     for decode in ("auto", "full", "reduced"):
         canvas = {"decode": decode}
         model = {"runtime": "onnxruntime", "precision": "fp32", "canvas": canvas}
-        spec = job(glob, tmp_path / decode, shared / "models/yolo26n.onnx", model_=model)
-        done = run_job(spec)
-        lineage = Lineage.read(str(tmp_path / decode), done.run_id)
-        assert lineage is not None
+        done = run(glob, tmp_path / decode, shared / "models/yolo26n.onnx", model_=model)
         rows = done.results().sql("SELECT member, width_px, height_px FROM images ORDER BY member").fetchall()
         boxes = done.results().detections().to_pandas()
-        ways[decode] = (lineage, rows, boxes.sort_values(["image_id", "detection_index"]))
+        ways[decode] = (lineage_of(done), rows, boxes.sort_values(["image_id", "detection_index"]))
     auto, full, reduced = ways["auto"], ways["full"], ways["reduced"]
     assert auto[0].canary["decode"]["images"] > 0
     taken = auto[0].computed["decode"]
@@ -156,9 +153,7 @@ def test_a_polynomial_for_silu_that_the_spec_asks_for(
     for silu in ("exact", "polynomial"):
         model = {"runtime": "openvino", "precision": "fp32", "silu": silu, "canvas": {"graphs": ["640x480", "640x448"]}}
         done = run(glob, tmp_path / silu, shared / "models/yolo26n.onnx", model_=model)
-        lineage = Lineage.read(str(tmp_path / silu), done.run_id)
-        assert lineage is not None
-        assert lineage.computed["silu"] == silu
+        assert lineage_of(done).computed["silu"] == silu
         scores[silu] = done.results().detections().to_pandas().sort_values(["image_id", "detection_index"]).score
     assert len(scores["exact"]) > 20
     clear = [each[each > 0.3].sort_values().to_numpy() for each in scores.values()]

@@ -31,7 +31,7 @@ from batchdet.model.detector import Detector
 from batchdet.model.fetch import fetch_model
 from batchdet.model.labels import parse_names
 from batchdet.model.onnx_file import read_onnx
-from batchdet.plan import check_apart
+from batchdet.places import check_apart
 from batchdet.results.open import open_results
 from batchdet.results.query import query, to_csv
 from batchdet.results.record import read_spec

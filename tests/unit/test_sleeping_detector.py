@@ -1,8 +1,8 @@
-"""The detector of `make bench-control-plane` stands for the real one: probe and labeller must get by with it."""
+"""The detector of `make bench-control-plane` stands for the real one: trial and labeller must get by with it."""
 
 import pytest
 
-from batchdet.pipeline import labeller, probe
+from batchdet.pipeline import labeller, trial
 from batchdet.spec import JobSpec
 from benchmarks import sleeping_detector
 from benchmarks.sleeping_detector import DETECTIONS, SleepingDetector
@@ -11,7 +11,7 @@ from benchmarks.sleeping_detector import DETECTIONS, SleepingDetector
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sleeping_detector.RATE, "100000")
-    for module in (labeller, probe):
+    for module in (labeller, trial):
         monkeypatch.setattr(module, "Detector", SleepingDetector)
 
 
@@ -21,8 +21,8 @@ def _spec() -> JobSpec:
     )
 
 
-def test_the_probe_loads_it(simulated: None) -> None:
-    loaded = probe.Trial(_spec(), "", None, False, 1, 1).load("cpu")
+def test_the_trial_loads_it(simulated: None) -> None:
+    loaded = trial.Trial(_spec(), "", None, False, 1, 1).load("cpu")
     assert loaded.placement == SleepingDetector.placement
     assert loaded.card["name"] == "sleeping"
 

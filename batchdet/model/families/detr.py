@@ -6,7 +6,7 @@ import numpy as np
 
 from batchdet.geometry.boxes import clip
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, detections, strongest
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
@@ -49,8 +49,7 @@ class Detr(Family):
         rows = zip(outputs["labels"], outputs["boxes"], outputs["scores"], letterboxes, strict=True)
         for labels, boxes, scores, letterbox in rows:
             scores, class_ids = scores.astype(np.float32), labels.astype(np.int32)
-            keep = candidates(scores, class_ids, settings)
-            keep = keep[by_score(scores[keep], settings.max_detections)]
+            keep = strongest(scores, class_ids, settings)
             found.append(detections(clip(boxes[keep], *letterbox.source), scores[keep], class_ids[keep]))
         return found
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, detections, strongest
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
@@ -45,8 +45,7 @@ class _DetrLogits(Family):
         found = []
         for logits, shares, letterbox in zip(outputs["logits"], outputs["pred_boxes"], letterboxes, strict=True):
             queries, scores, class_ids = self._best(logits.astype(np.float32))
-            keep = candidates(scores, class_ids, settings)
-            keep = keep[by_score(scores[keep], settings.max_detections)]
+            keep = strongest(scores, class_ids, settings)
             centre, half = shares[queries[keep], :2], shares[queries[keep], 2:] / 2
             boxes = np.concatenate([centre - half, centre + half], axis=1) * np.array(letterbox.canvas * 2, np.float32)
             found.append(detections(letterbox.to_image(boxes), scores[keep], class_ids[keep]))

@@ -153,14 +153,24 @@ def by_score(scores: npt.NDArray[np.float32], max_detections: int) -> npt.NDArra
     return np.argsort(-scores, kind="stable")[:max_detections]
 
 
-def suppress(
+def strongest(
+    scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32], settings: DecodeSettings
+) -> npt.NDArray[np.intp]:
+    """Return the indices of :func:`candidates` with the highest scores, falling: all that is left without NMS."""
+    keep = candidates(scores, class_ids, settings)
+    return keep[by_score(scores[keep], settings.max_detections)]
+
+
+def suppressed(
     boxes_xyxy: Boxes,
     scores: npt.NDArray[np.float32],
     class_ids: npt.NDArray[np.int32],
+    letterbox: Letterbox,
     settings: DecodeSettings,
-) -> npt.NDArray[np.intp]:
-    """Run NMS with the settings' limits; arguments and result as of :func:`batchdet.geometry.nms.nms`."""
-    return nms(boxes_xyxy, scores, class_ids, settings.iou_threshold, settings.max_detections)
+) -> Detections:
+    """Make detections of what NMS leaves of boxes in canvas pixels."""
+    keep = nms(boxes_xyxy, scores, class_ids, settings.iou_threshold, settings.max_detections)
+    return detections(letterbox.to_image(boxes_xyxy[keep]), scores[keep], class_ids[keep])
 
 
 def detections(boxes_xyxy: Boxes, scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32]) -> Detections:

@@ -17,9 +17,8 @@ from batchdet.model.families.family import (
     Signature,
     best_class,
     candidates,
-    detections,
     grid,
-    suppress,
+    suppressed,
 )
 from batchdet.model.labels import COCO_80, parse_names
 from batchdet.model.preprocess import Preprocess
@@ -137,9 +136,7 @@ def _decode(
         distances = (shares / shares.sum(axis=2, keepdims=True)) @ np.arange(logits.shape[2], dtype=np.float32) * cells
         points = (corners + place) * cells
         boxes = np.concatenate([points - distances[:, :2], points + distances[:, 2:]], axis=1).astype(np.float32)
-        marks, class_ids = marks[keep], class_ids[keep]
-        keep = suppress(boxes, marks, class_ids, settings)
-        found.append(detections(letterbox.to_image(boxes[keep]), marks[keep], class_ids[keep]))
+        found.append(suppressed(boxes, marks[keep], class_ids[keep], letterbox, settings))
     return found
 
 

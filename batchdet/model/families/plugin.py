@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections, suppress
+from batchdet.model.families.family import (
+    DecodeSettings,
+    Family,
+    Signature,
+    candidates,
+    detections,
+    strongest,
+    suppressed,
+)
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
@@ -105,11 +113,12 @@ class PluginFamily(Family):
         found = []
         for i, letterbox in enumerate(letterboxes):
             boxes, scores, class_ids = self._decoded({n: array[i] for n, array in outputs.items()}, letterbox.canvas)
-            keep = candidates(scores, class_ids, settings)
             if self._head.nms:
-                keep = keep[suppress(boxes[keep], scores[keep], class_ids[keep], settings)]
-            keep = keep[by_score(scores[keep], settings.max_detections)]
-            found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
+                keep = candidates(scores, class_ids, settings)
+                found.append(suppressed(boxes[keep], scores[keep], class_ids[keep], letterbox, settings))
+            else:
+                keep = strongest(scores, class_ids, settings)
+                found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
         return found
 
     def _decoded(self, outputs: dict[str, Array], canvas: tuple[int, int]) -> tuple[Any, Any, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, detections, strongest
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
@@ -84,8 +84,7 @@ def _decoded(
         rows = rows * np.array(letterbox.canvas * 2, np.float32)
     real = np.flatnonzero((scores > 0) & (class_ids >= 0))
     rows, scores, class_ids = rows[real], scores[real], class_ids[real]
-    keep = candidates(scores, class_ids, settings)
-    keep = keep[by_score(scores[keep], settings.max_detections)]
+    keep = strongest(scores, class_ids, settings)
     return detections(letterbox.to_image(rows[keep]), scores[keep], class_ids[keep])
 
 

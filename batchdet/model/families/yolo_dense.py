@@ -12,8 +12,7 @@ from batchdet.model.families.family import (
     Signature,
     best_class,
     candidates,
-    detections,
-    suppress,
+    suppressed,
 )
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
@@ -56,7 +55,6 @@ class YoloDense(Family):
         for channels, letterbox in zip(output.astype(np.float32, copy=False), letterboxes, strict=True):
             scores, class_ids = best_class(channels[4:], 0, settings)
             keep = candidates(scores, class_ids, settings)
-            boxes, scores, class_ids = cxcywh_to_xyxy(channels[:4, keep].T), scores[keep], class_ids[keep]
-            keep = suppress(boxes, scores, class_ids, settings)
-            found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
+            boxes = cxcywh_to_xyxy(channels[:4, keep].T)
+            found.append(suppressed(boxes, scores[keep], class_ids[keep], letterbox, settings))
         return found

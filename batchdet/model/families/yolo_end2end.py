@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import DecodeSettings, Family, Signature, by_score, candidates, detections
+from batchdet.model.families.family import DecodeSettings, Family, Signature, detections, strongest
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
 from batchdet.records.detections import Detections
@@ -46,7 +46,6 @@ class YoloEnd2End(Family):
         (output,) = outputs.values()
         found = []
         for rows, letterbox in zip(output.astype(np.float32, copy=False), letterboxes, strict=True):
-            rows = rows[candidates(rows[:, 4], rows[:, 5].astype(np.int32), settings)]
-            rows = rows[by_score(rows[:, 4], settings.max_detections)]
+            rows = rows[strongest(rows[:, 4], rows[:, 5].astype(np.int32), settings)]
             found.append(detections(letterbox.to_image(rows[:, :4]), rows[:, 4], rows[:, 5].astype(np.int32)))
         return found

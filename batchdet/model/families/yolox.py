@@ -13,9 +13,8 @@ from batchdet.model.families.family import (
     Signature,
     best_class,
     candidates,
-    detections,
     grid,
-    suppress,
+    suppressed,
 )
 from batchdet.model.labels import parse_names
 from batchdet.model.preprocess import Preprocess
@@ -73,7 +72,5 @@ class Yolox(Family):
             centre = (rows[keep, :2] + corner) * stride
             size = np.exp(rows[keep, 2:4]) * stride
             boxes = cxcywh_to_xyxy(np.concatenate([centre, size], axis=1))
-            scores, class_ids = scores[keep], class_ids[keep]
-            keep = suppress(boxes, scores, class_ids, settings)
-            found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
+            found.append(suppressed(boxes, scores[keep], class_ids[keep], letterbox, settings))
         return found

@@ -192,7 +192,6 @@ def test_commands_of_a_job() -> None:
     job = SubmittedJob("raysubmit_1", "http://head:8265", "PENDING", 0)
     assert job.follow_command == "ray job logs --follow --address http://head:8265 raysubmit_1"
     assert job.stop_command == "ray job stop --address http://head:8265 raysubmit_1"
-    assert job.status_command == "ray job status --address http://head:8265 raysubmit_1"
 
 
 @pytest.mark.parametrize(

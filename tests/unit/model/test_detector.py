@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from batchdet.errors import ModelError, SpecError
-from batchdet.model.detector import Detector, Rehearsed, open_detector
+from batchdet.model.detector import Detector, open_detector
 from batchdet.model.preprocess import Preprocess
+from batchdet.model.rehearsal import Rehearsed
 from batchdet.spec import ModelSpec, PreprocessSpec
 from tests import tiny_onnx
 
@@ -97,7 +98,7 @@ def test_a_fixed_batch_is_respected(tmp_path: Path, batch: int) -> None:
 
 def test_free_axes_that_are_not_free_are_not_used_and_the_card_says_so(tmp_path: Path) -> None:
     detector = opened(tiny_onnx.one_image_only(tmp_path / "m.onnx", np.array(ROWS)))
-    card = detector.probe()
+    card = detector.card
     assert not card.dynamic_batch
     assert card.canvas_shape == "square"
     assert len(card.notes) == 2

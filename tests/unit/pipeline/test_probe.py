@@ -10,9 +10,10 @@ from batchdet.errors import ModelError
 from batchdet.forecast import trial_of
 from batchdet.model.detector import open_detector
 from batchdet.pipeline import probe as probe_module
-from batchdet.pipeline.probe import Probe, Trial
+from batchdet.pipeline.probe import Probe
 from batchdet.pipeline.samples import ReadSamples, Sample
 from batchdet.pipeline.session import Capacity
+from batchdet.pipeline.trial import Trial
 from batchdet.plan import computed, plan_job
 from batchdet.sample.dataset import write_sample
 from batchdet.spec import JobSpec, ModelSpec

@@ -14,7 +14,8 @@ from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
-from batchdet.table.commit import ExpectedShard, commit_run, is_finished, mark_newest
+from batchdet.table.commit import commit_run, is_finished, mark_newest
+from batchdet.table.gather import ExpectedShard
 from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import Manifest, committed_runs, load_manifest, run_folder
 from batchdet.table.staging import list_staged, staged_folder, write_staged

@@ -1,0 +1,276 @@
+"""The trial of a model: a process loads it, chooses how the actors shall compute, and times some images of the job."""
+
+import contextlib
+import faulthandler
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from batchdet.errors import ClusterError, ImageError, ModelError
+from batchdet.model.detector import Detector
+from batchdet.model.fetch import fetch_asked
+from batchdet.model.format import Format
+from batchdet.model.placement import Placement
+from batchdet.model.rehearsal import Rehearsed
+from batchdet.model.runtimes import Device, one_line
+from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker
+from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure
+from batchdet.roofline import Alone
+from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName, SiluName
+
+TIMEOUT_S: Final = 60
+_MEASURE_TIMEOUT_S: Final = 10
+"""A process that hangs in an image that is measured is ended so soon, by itself."""
+_WORTH_A_GRAPH_IMAGES: Final = 60
+"""A graph takes as long to compile as it saves on some 30 images."""
+_MOST_GRAPHS: Final = 12
+_SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model, as a trial loaded it.
+
+    Args:
+        runtime: What the actors run it with.
+        precision: Number format of their arithmetic.
+        graphs: Canvases with graphs of their own, ``WIDTHxHEIGHT``.
+        silu: ``exact``, or ``polynomial`` in those graphs.
+        decode: ``full`` or ``reduced``.
+        choices: What ``auto`` chose -> why.
+        canary: ``arithmetic`` and ``decode`` -> what comparing a lossy way with the exact one gave, see
+            :class:`batchdet.pipeline.canary.Agreement`; without those that were not compared.
+        card: The model's card as plain values.
+        labels: Class number -> label.
+        placement: How it wants images placed.
+        rehearsed: What it has shown, for actors on CPUs that load it the same way.
+        alone: What images of the job take in that process alone; None when that could not be measured.
+        why_not_alone: Why not; "" when it could.
+    """
+
+    runtime: RuntimeName
+    precision: PrecisionName
+    graphs: tuple[str, ...]
+    silu: SiluName
+    decode: DecodeName
+    choices: dict[str, str]
+    canary: dict[str, dict[str, Any]]
+    card: dict[str, Any]
+    labels: list[str]
+    placement: Placement
+    rehearsed: Rehearsed
+    alone: Alone | None
+    why_not_alone: str
+
+    @property
+    def computed(self) -> dict[str, str]:
+        """How the model is computed, for ``lineage.json``."""
+        return {
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "graphs": " ".join(self.graphs),
+            "silu": self.silu,
+            "decode": self.decode,
+        }
+
+
+_Try = Callable[[str, Way, Way], Agreement]
+"""Compares an exact and a lossy way, and notes under a name what it finds."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to try.
+
+    Args:
+        spec: The job.
+        sha256: Digest of the model's bytes.
+        samples: Where to take images from; None when one of them has ended a worker.
+        may_differ: Whether the job is large enough to try a faster, lossy way of computing.
+        image_count: Images of the job; None when only reading can tell.
+        size_bytes: What they take in the source.
+        workers: How many share the work.
+    """
+
+    spec: JobSpec
+    sha256: str
+    samples: Samples | None
+    may_differ: bool
+    image_count: int | None
+    size_bytes: int
+    workers: int = 1
+
+    def load(self, device: Device) -> LoadedModel:
+        """Load the model in this process, the way the spec says or the canary allows, and take its time.
+
+        Raises:
+            ModelError: The model does not load, or is not understood.
+            ClusterError: The device is not there.
+        """
+        images = self.samples.read(self.spec) if self.samples else _SPOILT
+        choices: dict[str, str] = {}
+        canary: dict[str, dict[str, Any]] = {}
+
+        def tried(step: str, exact: Way, fast: Way) -> Agreement:
+            data = (sample.data for sample in images.images)
+            limits = self.spec.source.max_pixels, self.spec.model.score_threshold
+            agreement = compare(exact, fast, data, *limits, clock_of(device))
+            canary[step] = agreement.to_dict()
+            return agreement
+
+        exact, detector, choices["model"] = self._choose(device, images, tried)
+        way, choices["decode"] = self._choose_decoding(exact, detector, images, tried)
+        alone, why_not = self._measure(way, device, images)
+        if self.spec.model.canvas.shape == "auto":
+            choices["canvas"] = _canvas_choice(detector)
+        model = detector.spec
+        return LoadedModel(
+            model.runtime,
+            model.precision,
+            () if model.canvas.graphs == "auto" else model.canvas.graphs,
+            "exact" if model.silu == "auto" else model.silu,
+            "reduced" if way.reduce else "full",
+            {key: choice for key, choice in choices.items() if choice},
+            canary,
+            detector.card.to_dict(),
+            list(detector.labels),
+            detector.placement,
+            detector.rehearsed,
+            alone,
+            why_not,
+        )
+
+    def _measure(self, way: Way, device: Device, images: ReadSamples) -> tuple[Alone | None, str]:
+        """Take the time of images; say why not ("" when it could be taken)."""
+        if not images.images:
+            return None, images.why_none
+        faulthandler.dump_traceback_later(_MEASURE_TIMEOUT_S, exit=True, file=2)
+        try:
+            alone = measure(way, device, self.spec, images)
+        except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
+            return None, f"the model fails on an image of the job: {one_line(error)}"
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        return alone, "" if alone else f"none of {len(images.images)} images of the job can be decoded"
+
+    def _choose(self, device: Device, images: ReadSamples, tried: _Try) -> tuple[Detector, Detector, str]:
+        """Load the model exactly and as the actors shall; say why so ("" when the spec says it all)."""
+        local = fetch_asked(self.spec.model, self.sha256)
+        asked = self.spec.model
+
+        def load(
+            runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None, silu: SiluName = asked.silu
+        ) -> Detector:
+            model = asked.model_copy(update={"runtime": runtime, "precision": precision, "silu": silu})
+            if runtime == "openvino" and model.canvas.graphs == "auto":
+                like = like or Detector(model, local.path, local.sha256, device, 1)
+                canvas = model.canvas.model_copy(update={"graphs": self._graphs(like, images)})
+                model = model.model_copy(update={"canvas": canvas})
+            shown = None if like is None else like.rehearsed
+            return Detector(model, local.path, local.sha256, device, 1, rehearsed=shown)
+
+        if local.format is not Format.ONNX and asked.runtime == "auto":
+            exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
+            return exact, exact, f"torch: nothing else runs {local.format.words}"
+        polynomial = asked.silu == "polynomial"
+        if asked.runtime == "auto" and (asked.precision == "bf16" or polynomial):
+            exact = load("openvino", "fp32" if asked.precision == "auto" else asked.precision)
+            return exact, exact, f"openvino: {'the polynomial for SiLU' if polynomial else 'bf16'} is its own"
+        exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
+        exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
+        if asked.precision != "auto" or polynomial or asked.runtime in ("onnxruntime", "torch"):
+            why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
+            return exact, exact, why
+        unchanged = f"{exact_runtime} in fp32"
+        if device == "gpu":
+            return exact, exact, f"{unchanged}: bf16 is for CPUs"
+        if objection := self._untried(images):
+            return exact, exact, f"{unchanged}: bf16 {objection}"
+        try:
+            for fast in self._quicker(load, exact, images):
+                agreement = tried("arithmetic", Way(exact), Way(fast))
+                how = f"{fast.spec.precision}{', SiLU by a polynomial' if fast.spec.silu == 'polynomial' else ''}"
+                if not agreement.objection:
+                    gain = f"{agreement.gain:.1f} times as fast as {unchanged}"
+                    return exact, fast, f"openvino in {how}: {gain}; {agreement.words}"
+                objection = f", because of {how}: {agreement.objection}"
+        except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
+            objection = f": {error.message}"
+        return exact, exact, unchanged + objection
+
+    def _quicker(self, load: Callable[..., Detector], exact: Detector, images: ReadSamples) -> Iterator[Detector]:
+        """Load the model in quicker, lossy ways, the quickest first.
+
+        Raises:
+            ClusterError: OpenVINO, or bf16 arithmetic, is not to be had.
+            ModelError: It fails on an image.
+        """
+        may_approximate = self.spec.model.silu == "auto"
+        try:
+            plain = load("openvino", "bf16", exact, "exact")
+        except ClusterError:
+            if not may_approximate:
+                raise
+            plain = load("openvino", "fp32", exact, "exact")
+        if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
+            by_polynomial = load("openvino", plain.spec.precision, exact, "polynomial")
+            quicker = False
+            with contextlib.suppress(ImageError):
+                ways = Way(plain), Way(by_polynomial)
+                quicker = is_quicker(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
+            if quicker:
+                yield by_polynomial
+        yield plain
+
+    def _choose_decoding(
+        self, exact: Detector, detector: Detector, images: ReadSamples, tried: _Try
+    ) -> tuple[Way, str]:
+        """Decide whether JPEGs are decoded smaller; say why ("" when the spec says it, or none is large enough)."""
+        asked = self.spec.model.canvas.decode
+        if asked != "auto":
+            return Way(detector, asked == "reduced"), ""
+        sizes = images.sizes()
+        if not any(detector.letterbox(*size).reduction > 1 for size in sizes):
+            return Way(detector), ""
+        if objection := self._untried(images):
+            return Way(detector), f"full: reduced decoding {objection}"
+        try:
+            agreement = tried("decode", Way(exact), Way(detector, True))
+        except ModelError as error:
+            return Way(detector), f"full: {error.message}"
+        if agreement.objection:
+            return Way(detector), f"full, because of reduced decoding: {agreement.objection}"
+        return Way(detector, True), f"reduced: {agreement.gain:.1f} times as fast as in full; {agreement.words}"
+
+    def _untried(self, images: ReadSamples) -> str:
+        """Say why no lossy way is tried, as the rest of a sentence; "" when it may be."""
+        if not self.may_differ:
+            return "is not tried for a job so small"
+        return "" if images.images else f"cannot be tried, {images.why_none}"
+
+    def _graphs(self, detector: Detector, images: ReadSamples) -> tuple[str, ...]:
+        """Choose the canvases that get graphs of their own: those that win back what compiling costs, with a margin."""
+        if not images.images:
+            return ()
+        sampled = sum(sample.stored_bytes for sample in images.images) / len(images.images)
+        total = self.image_count or self.size_bytes / max(sampled, 1.0)
+        each = total / self.workers / len(images.images)  # images of an actor for which one of the samples stands
+        canvases = images.canvases(detector).most_common(_MOST_GRAPHS)
+        return tuple(f"{w}x{h}" for (w, h), count in canvases if count * each >= _WORTH_A_GRAPH_IMAGES)
+
+
+def _canvas_choice(detector: Detector) -> str:
+    card = detector.card
+    width, height = card.canvas_px
+    reasons = {
+        "fixed": "the model is made for no other",
+        "own": "as its image processor does, each image has one of its own; this is that of a photograph of 4:3",
+        "square": next((note for note in card.notes if "square" in note), "the model's height and width are not free"),
+        "rectangle": f"the longer side; the shorter one is rounded up to {card.stride} px, which saves the margins",
+    }
+    return f"{card.canvas_shape}, {width} x {height} px: {reasons[card.canvas_shape]}"
+
+
+def unloadable(trial: Trial, error: BaseException) -> ModelError:
+    """Return the error for a model that fails in a way that no runtime foresees."""
+    return ModelError(f"{trial.spec.model.uri}: does not load: {type(error).__name__}: {one_line(error)}")

@@ -1,0 +1,81 @@
+"""A process of this machine that tries a model, because an image of the job may end it."""
+
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from batchdet.errors import BatchdetError, ClusterError
+from batchdet.model.runtimes import Device
+from batchdet.pipeline.trial import TIMEOUT_S, LoadedModel, Trial, unloadable
+
+
+class Lost(ClusterError):
+    """The process that tried the model has ended or hangs."""
+
+
+class TrialProcess:
+    """A process of this machine that tries a model."""
+
+    def __init__(self, trial: Trial, device: Device) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        self._threads = ThreadPoolExecutor(1, "trial")
+        asked = pickle.dumps((trial, device))
+        self._answer: Future[tuple[bytes, bytes]] = self._threads.submit(self._process.communicate, asked, TIMEOUT_S)
+
+    def __enter__(self) -> "TrialProcess":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the process, if it has not ended itself."""
+        self._process.kill()
+        self._threads.shutdown()
+        self._process.wait()
+
+    def result(self) -> LoadedModel:
+        """Wait for what it says.
+
+        Raises:
+            Lost: It says nothing.
+            BatchdetError: The model does not load, or the device is not there.
+        """
+        try:
+            answer, _ = self._answer.result()
+        except subprocess.TimeoutExpired:
+            raise Lost(f"trying the model on images of the job took more than {TIMEOUT_S} s") from None
+        if self._process.returncode:
+            raise Lost(f"the process that tried the model ended with {self._process.returncode}")
+        found = pickle.loads(answer)
+        if isinstance(found, BatchdetError):
+            raise found
+        assert isinstance(found, LoadedModel)
+        return found
+
+
+def main() -> None:
+    """Try what the parent sends, and send back what was found or the error."""
+    with os.fdopen(os.dup(1), "wb") as answer:
+        os.dup2(2, 1)  # native libraries may print
+        trial, device = pickle.loads(sys.stdin.buffer.read())
+        try:
+            found: LoadedModel | BatchdetError = trial.load(device)
+        except BatchdetError as error:
+            found = error
+        except Exception as error:
+            found = unloadable(trial, error)
+        answer.write(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

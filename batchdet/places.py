@@ -1,0 +1,56 @@
+"""Places that a job names: written out in full, and apart from each other."""
+
+import os
+
+import pyarrow.compute as pc
+
+from batchdet import storage
+from batchdet.errors import OutputError, SpecError
+from batchdet.source.inventory import Inventory
+from batchdet.spec import JobSpec
+from batchdet.table.manifest import TABLES
+
+
+def in_full(spec: JobSpec) -> JobSpec:
+    """Write places out in full, so that they mean the same in every process of a cluster."""
+    model = {"uri": spec.model.uri if spec.model.uri.startswith("builtin:") else storage.normalize(spec.model.uri)}
+    if spec.model.labels is not None:
+        model["labels"] = storage.normalize(spec.model.labels)
+    if storage.scheme(spec.output.uri) == "memory" or storage.scheme(spec.source.uri) == "memory":
+        raise SpecError("memory:// is another place in each process of a cluster; give a folder or an object store")
+    return spec.model_copy(
+        update={
+            "source": spec.source.model_copy(update={"uri": storage.normalize(spec.source.uri)}),
+            "model": spec.model.model_copy(update=model),
+            "output": spec.output.model_copy(update={"uri": storage.normalize(spec.output.uri)}),
+        }
+    )
+
+
+def check_apart(spec: JobSpec, out: str) -> None:
+    """Refuse an output that is the source or lies in it, and a source that lies among the output's tables."""
+    uri = spec.source.uri
+    parts = uri.split("/")
+    fixed = _real("/".join(parts[: next((i for i, p in enumerate(parts) if storage.is_glob(p)), len(parts))]))
+    real = _real(out)
+    if not storage.is_glob(uri) and (real == fixed or real.startswith(fixed.rstrip("/") + "/")):
+        raise OutputError(f"output.uri: {out} lies in source.uri {uri}; give the tables a folder of their own")
+    if storage.scheme(out) == "file":
+        for place in (out, *(storage.join(out, name) for name in (*TABLES, "_batchdet"))):
+            if os.path.islink(place):
+                raise OutputError(f"output.uri: {place} is a symbolic link; name the folder that it leads to")
+    if any((fixed + "/").startswith(f"{real.rstrip('/')}/{table}/") for table in TABLES):
+        raise OutputError(f"source.uri: {uri} lies among the tables of output.uri {out}; give those their own folder")
+
+
+def check_not_own_tables(inventory: Inventory, out: str) -> None:
+    """Refuse a glob that reaches into the output: the next run would read this one's tables."""
+    prefix = _real(out).rstrip("/") + "/"
+    if pc.any(pc.starts_with(inventory.objects["uri"], prefix)).as_py():
+        raise OutputError(
+            f"output.uri: {out} lies in what source.uri {inventory.root} names; give the tables a folder of their own"
+        )
+
+
+def _real(uri: str) -> str:
+    return os.path.realpath(uri) if storage.scheme(uri) == "file" else uri

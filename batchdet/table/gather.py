@@ -1,0 +1,179 @@
+"""The one pass over what a run has staged: each segment once, in the plan's order, into part files in its folder."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchdet import storage
+from batchdet.errors import ConservationError
+from batchdet.records.schema import RETRIABLE_CODES, SCHEMA_VERSION, SHARD_CODES, schema_of
+from batchdet.records.segment import LabelledSegment
+from batchdet.spec import JobSpec
+from batchdet.stats import RunStats
+from batchdet.table.lineage import Lineage, run_date
+from batchdet.table.manifest import TABLES, PartFile, run_folder
+from batchdet.table.parts import PartWriter
+from batchdet.table.staging import StagedShard, list_staged, read_staged
+
+_READ_AHEAD: Final = 8
+RUN_DATE: Final = "run_date"
+
+
+@dataclass(frozen=True)
+class ExpectedShard:
+    """What the plan says of a shard.
+
+    Args:
+        shard_id: Its name.
+        shard_uri: Where it is, for messages.
+        first_position: Position of its first image.
+        image_count: Images that the listing counted; -1 when only reading it could tell.
+    """
+
+    shard_id: str
+    shard_uri: str
+    first_position: int
+    image_count: int
+
+
+@dataclass
+class Gathered:
+    """What the one pass over the staged segments gave.
+
+    Args:
+        stats: Counts of everything.
+        images: Part files of the images table, in the run's folder.
+        detections: Part files of the detections table.
+        unread_uris: Shards that could not be opened at all.
+        retriable: Staged files with failures that another try may mend.
+        broken_shards: Shards whose end could not be read, so that the number of their images is not known.
+        shards: Shards in all.
+    """
+
+    stats: RunStats
+    images: list[PartFile] = field(default_factory=list)
+    detections: list[PartFile] = field(default_factory=list)
+    unread_uris: list[str] = field(default_factory=list)
+    retriable: list[str] = field(default_factory=list)
+    broken_shards: int = 0
+    shards: int = 0
+
+
+def gather(
+    out: str,
+    spec: JobSpec,
+    lineage: Lineage,
+    shards: Iterable[ExpectedShard],
+    carried: pa.Schema,
+    labels: list[str],
+    progress: Callable[[int], None],
+) -> Gathered:
+    """Take each staged segment once, in the plan's order, into part files in the run's folder."""
+    run_id, by, rows = lineage.run_id, spec.output.partition_by, spec.output.part_rows
+    folder = storage.join(run_folder(out, run_id), "parts")
+    metadata = {
+        "batchdet.schema_version": str(SCHEMA_VERSION),
+        "batchdet.run_id": run_id,
+        "batchdet.model_sha256": str(lineage.model.get("sha256", "")),
+    }
+    schemas = {table: schema_of(table, lineage.model.get("features", {})) for table in TABLES}
+    images = PartWriter(
+        folder, "images", run_id, pa.schema([*schemas["images"], *carried]), by, rows, metadata=metadata
+    )
+    detections = PartWriter(
+        folder, "detections", run_id, schemas["detections"], by, rows, sort_by=("class_id",), metadata=metadata
+    )
+    gathered = Gathered(RunStats.empty(labels))
+    taken = 0
+    for uri, segment in _take_once(shards, list_staged(out, run_id)):
+        image_rows = _with_constant(segment.images, RUN_DATE, run_date(run_id), by)
+        images.add(image_rows)
+        detections.add(_with_partitions(segment.detections, image_rows, by))
+        gathered.stats.add(segment.images, segment.detections)
+        gathered.stats.add_times(segment.times_s)
+        gathered.shards += segment.segment_index == 0
+        _note_failures(gathered, uri, segment)
+        taken += segment.images.num_rows
+        progress(taken)
+    constants = {RUN_DATE: run_date(run_id)}
+    gathered.images, gathered.detections = images.close(constants), detections.close(constants)
+    return gathered
+
+
+def _note_failures(gathered: Gathered, uri: str, segment: LabelledSegment) -> None:
+    codes = pc.unique(segment.images["error_code"]).to_pylist()
+    if RETRIABLE_CODES.intersection(codes):
+        gathered.retriable.append(uri)
+    if segment.last and segment.images.num_rows:
+        end = segment.images.slice(segment.images.num_rows - 1).to_pylist()[0]
+        whole_shard_lost = end["error_code"] == "unreadable" and end["member"] == ""
+        if whole_shard_lost:
+            gathered.unread_uris.append(end["shard_uri"])
+        gathered.broken_shards += whole_shard_lost or end["error_code"] in SHARD_CODES
+
+
+def _take_once(
+    shards: Iterable[ExpectedShard], staged: dict[str, StagedShard]
+) -> Iterator[tuple[str, LabelledSegment]]:
+    """Yield each segment of the plan once, in order, and check that each shard's images are all there.
+
+    What does not add up is dropped from the staged files, so that the same command labels that shard anew.
+    """
+    with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="staged") as pool:
+        for shard in shards:
+            found = staged.get(shard.shard_id, StagedShard())
+            if not found.complete:
+                raise ConservationError(
+                    f"{shard.shard_uri}: {len(found.segments)} segments of shard {shard.shard_id} are staged, "
+                    f"{'more' if found.last_index is None else found.last_index + 1} are needed; "
+                    "run the same command again"
+                )
+            uris = [found.segments[i] for i in sorted(found.segments)]
+            position = shard.first_position
+            for uri, segment in zip(uris, _read_ahead(pool, uris), strict=True):
+                positions = segment.images["position"].to_numpy()
+                if (positions != range(position, position + len(positions))).any():
+                    storage.delete(uris)
+                    raise ConservationError(
+                        f"{shard.shard_uri}: segment {segment.segment_index} of shard {shard.shard_id} does not "
+                        f"begin at image {position} or skips one; the same command labels the shard anew"
+                    )
+                position += len(positions)
+                yield uri, segment
+            if 0 <= shard.image_count != position - shard.first_position:
+                storage.delete(uris)
+                raise ConservationError(
+                    f"{shard.shard_uri}: {shard.image_count} images were listed in shard {shard.shard_id}, "
+                    f"{position - shard.first_position} were recorded; the same command labels the shard anew"
+                )
+
+
+def _read_ahead(pool: ThreadPoolExecutor, uris: list[str]) -> Iterator[LabelledSegment]:
+    pending = [pool.submit(_read_patiently, uri) for uri in uris[:_READ_AHEAD]]
+    for uri in itertools.chain(uris[_READ_AHEAD:], [None] * len(pending)):
+        yield pending.pop(0).result()
+        if uri is not None:
+            pending.append(pool.submit(_read_patiently, uri))
+
+
+def _read_patiently(uri: str) -> LabelledSegment:
+    return storage.persist(lambda: read_staged(uri))
+
+
+def _with_constant(rows: pa.Table, name: str, value: str, by: tuple[str, ...]) -> pa.Table:
+    return rows.append_column(name, pa.repeat(value, rows.num_rows)) if name in by else rows
+
+
+def _with_partitions(detections: pa.Table, images: pa.Table, by: tuple[str, ...]) -> pa.Table:
+    """Give each detection the partition values of its image."""
+    if not by:
+        return detections
+    where = pc.index_in(detections["image_id"].combine_chunks(), images["image_id"].combine_chunks())
+    for name in by:
+        detections = detections.append_column(name, images[name].take(where))
+    return detections
