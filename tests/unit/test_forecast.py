@@ -1,0 +1,39 @@
+"""Which earlier runs a forecast goes by."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchdet import forecast
+
+COMPUTED = {"runtime": "openvino", "precision": "bf16", "graphs": "640x480", "silu": "polynomial", "decode": "full"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({}, True),
+        ({"graphs": "640x480 480x640"}, True),
+        ({"precision": "fp32"}, False),
+        ({"silu": "exact"}, False),
+        ({"decode": "reduced"}, False),
+        ({"runtime": "onnxruntime"}, False),
+    ],
+)
+def test_a_run_counts_that_computed_the_same_way(
+    changed: dict[str, str], counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: dict[str, Any] = {
+        "stats.json": {"roofline": {"pool": {"device": "cpu"}}},
+        "lineage.json": {"computed": COMPUTED},
+    }
+    monkeypatch.setattr(forecast, "read_record", lambda out, run_id, name: records[name])
+    monkeypatch.setattr(forecast.Past, "read", lambda run_id, size_bytes, stats: run_id)
+    manifest = SimpleNamespace(fingerprint="f", run_id="r", images=[], detections=[])
+    plan: Any = SimpleNamespace(
+        spec=SimpleNamespace(output=SimpleNamespace(uri="out")), fingerprint="f", committed=[manifest]
+    )
+    model: Any = SimpleNamespace(computed=COMPUTED | changed)
+    assert list(forecast._past(plan, model, "cpu")) == (["r"] if counts else [])
+    assert list(forecast._past(plan, model, "gpu")) == []
