@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 Bottleneck = Literal["model", "decode", "read", "stage", "contention", "start-up"]
@@ -103,16 +103,20 @@ class Pool:
         decoders: Images that are decoded at the same time for all of them, beside the model; 0 when each actor decodes
             and runs the model by turns.
         readers: Shards read at the same time.
+        per_device: Actors that take turns on a device; 1 where each has one for itself, as on CPUs.
     """
 
     device: str
     actors: int
     decoders: int
     readers: int
+    per_device: int = 1
 
     def actor_ms(self, decode_ms: float, model_ms: float) -> float:
         """Say how many milliseconds one actor takes for an image at best."""
-        return max(decode_ms * self.actors / self.decoders, model_ms) if self.decoders else decode_ms + model_ms
+        if not self.decoders:
+            return decode_ms + model_ms
+        return max(decode_ms * self.actors / self.decoders, model_ms * self.per_device)
 
 
 class Pace:
@@ -190,10 +194,12 @@ def roofline(pool: Pool, alone: Alone | None, why_not_alone: str, pace: Pace) ->
         decode_ms, model_ms = alone.decode_ms.mean, alone.model_ms.mean
         if not pool.decoders:  # what the pool did can be done: then the machine was not the worker's alone
             decode_ms, model_ms = min(decode_ms, in_run["decode_ms"]), min(model_ms, in_run["model_ms"])
+    else:  # what the pool took for the model counts the turns of others on the device already
+        pool = replace(pool, per_device=1)
     rates = {
         "read_only": _rate(pool.readers, in_run["read_ms"]),
         "decode_only": _rate(pool.decoders or pool.actors, decode_ms),
-        "model_only": _rate(pool.actors, model_ms),
+        "model_only": _rate(pool.actors, model_ms * pool.per_device),
     }
     reached = _rate(pool.actors, pool.actor_ms(decode_ms, model_ms)) or 0.0
     ceiling = min(reached, rates["read_only"] or reached)

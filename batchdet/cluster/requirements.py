@@ -45,7 +45,7 @@ BASE = (
 )
 RUNTIMES = (
     Requirement("onnxruntime", "1.20", "cpu"),
-    Requirement("onnxruntime-gpu", "1.20", "gpu"),
+    Requirement("onnxruntime-gpu", "1.31", "gpu"),
     Requirement("onnx", "1.18", "gpu"),
     Requirement("openvino", "2025.3", "cpu"),
     Requirement("onnx", "1.18", "cpu"),

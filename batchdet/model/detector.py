@@ -9,13 +9,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from batchdet.errors import ModelError, SpecError
+from batchdet.errors import ModelError, OutOfDeviceMemory, SpecError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.anatomy import Anatomy
 from batchdet.model.card import ModelCard
 from batchdet.model.families import DecodeSettings, Family, Signature
-from batchdet.model.families.plugin import PluginError, PluginFamily
+from batchdet.model.families.plugin import PluginFamily
 from batchdet.model.features import Pooling, choose_pooling
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format, format_of
@@ -80,6 +80,7 @@ class Detector:
         self._dynamic_canvas = None in self._image.shape[2:]
         self.canvas = self._full_canvas()
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._most = 0
         if rehearsed and {info.name for info in rehearsed.outputs} != {info.name for info in self._runtime.outputs}:
             rehearsed = None
         outputs = rehearsed.outputs if rehearsed else look(self._runtime, self._image, self.canvas)
@@ -92,7 +93,7 @@ class Detector:
         )
         self.pooling = self._pooling()
         self._takes_canvases = self._runtime.take_canvases(self._image.name, self.preprocess)
-        declared = Rehearsed(outputs, self._image.shape[0], self._canvas_shape())
+        declared = Rehearsed(outputs, self._image.shape[0], *self._canvas_shape())
         self._settings = DecodeSettings(
             spec.score_threshold,
             spec.iou_threshold,
@@ -101,7 +102,7 @@ class Detector:
             self._keeps_best_class(),
         )
         usual_batch = self._runtime.batch_rows or 2
-        self.rehearsed = rehearsed or rehearse(declared, self._works, usual_batch, self.canvas, self.stride)
+        self.rehearsed = rehearsed or rehearse(declared, self._run_empty, usual_batch, self.canvas, self.stride)
         """What it has shown when it was loaded, here or elsewhere."""
         if spec.canvas.shape == "rectangle" and self.rehearsed.shape != "rectangle":
             raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
@@ -294,38 +295,41 @@ class Detector:
             )
         return width or size, height or size
 
-    def _canvas_shape(self) -> str:
-        """Return ``square``, ``rectangle``, ``fixed`` or ``own``, as the file declares and the spec asks for."""
+    def _canvas_shape(self) -> tuple[str, tuple[str, ...]]:
+        """Return ``square``, ``rectangle``, ``fixed`` or ``own``, as file and spec say, and what is to note of it."""
         asked = self.spec.canvas.shape
         if self.preprocess.letterbox == "edges":
             if asked != "auto":
                 raise SpecError(f"model.canvas.shape: {asked}, but the model gives each image its own; take auto")
-            return "own"
+            return "own", ()
         free = self._image.shape[2:] == (None, None) and self.preprocess.letterbox != "stretch"
         if asked == "rectangle" and not free:
             raise SpecError("model.canvas.shape: rectangle needs a model whose height and width are free; use square")
         if not self._dynamic_canvas:
-            return "fixed"
-        return "rectangle" if free and asked != "square" else "square"
+            return "fixed", ()
+        if free and asked == "auto" and self._runtime.one_shape:
+            return "square", ("square canvases, as this runtime prepares itself anew for each other shape",)
+        return "rectangle" if free and asked != "square" else "square", ()
 
-    def _works(self, batch: int, canvas: tuple[int, int]) -> bool:
+    def _run_empty(self, batch: int, canvas: tuple[int, int]) -> bool:
+        """Detect on empty canvases, and tell whether as many results came."""
         box = self.preprocess.place(canvas, canvas)
-        try:
-            canvases = np.zeros((batch, canvas[1], canvas[0], 3), np.uint8)
-            found = self._decode(self._infer(canvases, [box] * batch), [box] * batch)
-        except PluginError:
-            raise
-        except (ModelError, ValueError, IndexError):
-            return False
-        return len(found) == batch
+        canvases = np.zeros((batch, canvas[1], canvas[0], 3), np.uint8)
+        return len(self._decode(self._infer(canvases, [box] * batch), [box] * batch)) == batch
 
     def _infer(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
         count = len(canvases)
-        batch = max(count, self._image.shape[0] or 0)
+        if self._runtime.one_shape:
+            self._most = max(self._most, count)
+        batch = max(count, self._image.shape[0] or 0, self._most)
         tensor = self._padded(canvases, batch) if self._takes_canvases else self._planes(canvases, batch)
         padded = [*letterboxes, *[letterboxes[-1]] * (batch - count)]
         feeds = {self._image.name: tensor, **self.family.feeds(self.signature, padded)}
-        outputs = self._runtime.run(feeds)
+        try:
+            outputs = self._runtime.run(feeds)
+        except OutOfDeviceMemory:
+            self._most = 0  # fewer come next
+            raise
         return outputs if batch == count else {name: a[:count] for name, a in outputs.items()}
 
     @staticmethod

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from batchdet.errors import ModelError
+from batchdet.errors import ModelError, OutOfDeviceMemory
+from batchdet.model.families.plugin import PluginError
 from batchdet.model.runtimes import Runtime, Tensor, TensorInfo
 
 
@@ -51,7 +52,7 @@ def look(runtime: Runtime, image: TensorInfo, canvas: tuple[int, int]) -> tuple[
 
 def rehearse(
     declared: Rehearsed,
-    works: Callable[[int, tuple[int, int]], bool],
+    run: Callable[[int, tuple[int, int]], bool],
     usual_batch: int,
     canvas: tuple[int, int],
     stride: int,
@@ -60,12 +61,27 @@ def rehearse(
 
     Args:
         declared: What its file says.
-        works: Runs the model on so many empty canvases of one size, and tells whether it succeeds.
+        run: Runs the model on so many empty canvases of one size, and tells whether as many results came.
         usual_batch: Images of a run, where that is free.
         canvas: ``(width_px, height_px)``, before a rectangle is cut.
         stride: Sides of a canvas are multiples of it.
+
+    Raises:
+        ModelError: It does not run at all, or the device has no memory for so little.
     """
-    found, (width, height) = declared, canvas
+    found, (width, height), ran = declared, canvas, False
+
+    def works(batch: int, size: tuple[int, int]) -> bool:
+        nonlocal ran
+        try:
+            done = run(batch, size)
+        except (OutOfDeviceMemory, PluginError):
+            raise
+        except (ModelError, ValueError, IndexError):
+            return False
+        ran = True
+        return done
+
     if found.fixed_batch is None and not works(usual_batch, canvas):
         note = "declares a free batch but runs only one image at once, so that is what it is given"
         found = replace(found, fixed_batch=1, notes=(*found.notes, note))
@@ -74,4 +90,6 @@ def rehearse(
         if not works(found.fixed_batch or usual_batch, (width, half)):
             note = "declares a free canvas but fails on a rectangle, so squares are used"
             found = replace(found, shape="square", notes=(*found.notes, note))
+    if not ran:  # a graph that does not build, say: here is where its reason is told
+        run(1, canvas)
     return found

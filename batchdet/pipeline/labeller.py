@@ -17,7 +17,7 @@ from batchdet.model.runtimes import Device
 from batchdet.model.runtimes.pinned import pinned_buffer
 from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, plain_buffer
 from batchdet.pipeline.pictures import Decoder, threads_or_inline
-from batchdet.pipeline.resources import GPU_BATCH_ROWS
+from batchdet.pipeline.resources import largest_batch
 from batchdet.records.detections import Detections
 from batchdet.records.schema import FEATURES, MEMBERS, STATUS_FAILED, STATUS_OK, image_id, schema_of
 from batchdet.records.segment import LabelledSegment, Segment
@@ -239,7 +239,7 @@ def load_labeller(
 
     cv2.setNumThreads(1)  # the actor's share of the machine is one core; OpenCV would take them all
     local = fetch_asked(spec.model, model_sha256)
-    largest = max(batch_rows, GPU_BATCH_ROWS)  # one engine for all processes of a job that load the model
+    largest = largest_batch(spec.compute)  # one engine for all processes of a job that load the model
     detector = Detector(
         spec.model, local.path, local.sha256, device, threads if device == "cpu" else 1, largest, rehearsed
     )

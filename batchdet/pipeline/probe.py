@@ -6,18 +6,14 @@ starts, as both take seconds.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.machine import gpu_count
 from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.resources import ACTOR_CPUS
 from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
-from batchdet.pipeline.trial import TIMEOUT_S, LoadedModel, Trial, unloadable
+from batchdet.pipeline.trial import LoadedModel, Trial, unloadable
 from batchdet.pipeline.trial_process import Lost, TrialProcess
-
-_ENGINE_TIMEOUT_S: Final = 900
-"""TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +114,11 @@ def _shared_by(trial: Trial, cpus: float) -> Trial:
 def _on_worker(trial: Trial, device: Device) -> LoadedModel:
     import ray
 
-    task = ray.remote(Trial.load).options(
-        num_cpus=ACTOR_CPUS, num_gpus=1 if device == "gpu" else 0, max_retries=0, name="probe_model"
-    )
-    reference = task.remote(trial, device)
-    timeout_s = _ENGINE_TIMEOUT_S if trial.spec.model.runtime == "tensorrt" else TIMEOUT_S
+    gpus = 1 if device == "gpu" else 0
+    # its process ends with it: one that stayed would keep a GPU's memory, of which the actors need all
+    task = ray.remote(num_cpus=ACTOR_CPUS, num_gpus=gpus, max_retries=0, max_calls=gpus)(Trial.load)
+    reference = task.options(name="probe_model").remote(trial, device)
+    timeout_s = trial.timeout_s(device)
     try:
         loaded: LoadedModel = ray.get(reference, timeout=timeout_s)
         return loaded

@@ -73,10 +73,15 @@ class Workers:
     decoder_cpus: float = 0.0
 
     @property
+    def per_gpu(self) -> int:
+        """Actors that take turns on a device; 1 on CPUs."""
+        return math.floor(1 / self.actor_gpus + 0.01) if 0 < self.actor_gpus < 1 else 1
+
+    @property
     def pool(self) -> Pool:
         """The same, as the roofline sees it."""
         decoders = self.decoders or (self.actors * self.threads if self.device == "gpu" else 0)
-        return Pool(self.device, self.actors, decoders, self.readers)
+        return Pool(self.device, self.actors, decoders, self.readers, self.per_gpu)
 
 
 def plan_workers(
@@ -126,6 +131,11 @@ def _cpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
         return workers
     share = ACTOR_CPUS if kept else ACTOR_CPUS / 2
     return replace(workers, actor_cpus=share, decoders=max(1, min(room - actors, actors)), decoder_cpus=share)
+
+
+def largest_batch(compute: ComputeSpec) -> int:
+    """Say how many images a run of the model may be given, in whatever process of a job: TensorRT builds for that."""
+    return max(GPU_BATCH_ROWS, 0 if compute.batch_rows == "auto" else compute.batch_rows)
 
 
 def choose_segment_rows(workers: Workers, alone: Alone | None, images: int | None) -> tuple[int, str]:
@@ -181,7 +191,7 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
     if compute.actors == "auto":
         why = "one prepares while the other computes" if per_gpu == 2 else f"fewer than {_CPUS_FOR_TWO} cores per GPU"
         choices["actors"] = f"{actors}: {('one', 'two')[per_gpu - 1]} per GPU, {why}"
-    share = min(1.0, math.floor(100 * gpus / actors) / 100)
+    share = math.floor(100 / math.ceil(actors / gpus)) / 100  # so many fit each GPU
     if share < 0.1:
         raise ClusterError(
             f"compute.actors: {actors} actors on {gpus} GPUs are more than 10 per GPU; lower it, or take auto"

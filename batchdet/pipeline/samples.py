@@ -26,7 +26,7 @@ from batchdet.records.segment import Segment
 from batchdet.roofline import Alone, Spread
 from batchdet.source.reader import read_segments
 from batchdet.source.shards import ShardPlan
-from batchdet.spec import JobSpec
+from batchdet.spec import ComputeSpec, JobSpec
 
 _SHARDS: Final = 5
 _IMAGES: Final = 8
@@ -175,11 +175,17 @@ def clock_of(device: Device) -> Clock:
     return time.process_time if device == "cpu" else time.perf_counter
 
 
+def rows_of(device: Device, compute: ComputeSpec) -> int:
+    """Say how many images at once show what one takes: larger batches bring nothing on CPUs, and are all on GPUs."""
+    if device == "cpu":
+        return 1
+    return GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
+
+
 def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Alone | None:
     """Take the time of some images, warm, in this process.
 
-    On a CPU the model is given one image at a time, as larger batches bring nothing there; on a GPU a batch that is
-    filled with the same image.
+    On a GPU a batch is filled with the same image, see :func:`rows_of`.
 
     Args:
         way: As the actors will label.
@@ -194,8 +200,7 @@ def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Al
 
     cv2.setNumThreads(1)  # as in the actors
     clock, detector = clock_of(device), way.detector
-    asked = spec.compute.batch_rows
-    batch_rows = 1 if device == "cpu" else GPU_BATCH_ROWS if asked == "auto" else asked
+    batch_rows = rows_of(device, spec.compute)
     began, warm = time.perf_counter(), set[tuple[int, int]]()
     decode_ms, model_ms, work_ms, detections = (_Groups() for _ in range(4))
     for sample in samples.images:

@@ -14,12 +14,16 @@ from batchdet.model.placement import Placement
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker
-from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure
+from batchdet.pipeline.resources import largest_batch
+from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, rows_of
 from batchdet.roofline import Alone
 from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName, SiluName
 
-TIMEOUT_S: Final = 60
-_MEASURE_TIMEOUT_S: Final = 10
+_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 60, "gpu": 180}
+"""A GPU's libraries take gigabytes, which may come from a cold disk."""
+_ENGINE_TIMEOUT_S: Final = 900
+"""TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
+_MEASURE_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 10, "gpu": 60}
 """A process that hangs in an image that is measured is ended so soon, by itself."""
 _WORTH_A_GRAPH_IMAGES: Final = 60
 """A graph takes as long to compile as it saves on some 30 images."""
@@ -100,6 +104,10 @@ class Trial:
     size_bytes: int
     workers: int = 1
 
+    def timeout_s(self, device: Device) -> int:
+        """Say how many seconds it may take."""
+        return _ENGINE_TIMEOUT_S if self.spec.model.runtime == "tensorrt" else _TIMEOUT_S[device]
+
     def load(self, device: Device) -> LoadedModel:
         """Load the model in this process, the way the spec says or the canary allows, and take its time.
 
@@ -114,7 +122,7 @@ class Trial:
         def tried(step: str, exact: Way, fast: Way) -> Agreement:
             data = (sample.data for sample in images.images)
             limits = self.spec.source.max_pixels, self.spec.model.score_threshold
-            agreement = compare(exact, fast, data, *limits, clock_of(device))
+            agreement = compare(exact, fast, data, *limits, clock_of(device), rows_of(device, self.spec.compute))
             canary[step] = agreement.to_dict()
             return agreement
 
@@ -144,7 +152,7 @@ class Trial:
         """Take the time of images; say why not ("" when it could be taken)."""
         if not images.images:
             return None, images.why_none
-        faulthandler.dump_traceback_later(_MEASURE_TIMEOUT_S, exit=True, file=2)
+        faulthandler.dump_traceback_later(_MEASURE_TIMEOUT_S[device], exit=True, file=2)
         try:
             alone = measure(way, device, self.spec, images)
         except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
@@ -167,7 +175,7 @@ class Trial:
                 canvas = model.canvas.model_copy(update={"graphs": self._graphs(like, images)})
                 model = model.model_copy(update={"canvas": canvas})
             shown = None if like is None else like.rehearsed
-            return Detector(model, local.path, local.sha256, device, 1, rehearsed=shown)
+            return Detector(model, local.path, local.sha256, device, 1, largest_batch(self.spec.compute), shown)
 
         if local.format is not Format.ONNX and asked.runtime == "auto":
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
@@ -182,21 +190,29 @@ class Trial:
             why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
             return exact, exact, why
         unchanged = f"{exact_runtime} in fp32"
-        if device == "gpu":
-            return exact, exact, f"{unchanged}: bf16 is for CPUs"
         if objection := self._untried(images):
-            return exact, exact, f"{unchanged}: bf16 {objection}"
+            return exact, exact, f"{unchanged}: {'fp16' if device == 'gpu' else 'bf16'} {objection}"
         try:
-            for fast in self._quicker(load, exact, images):
+            for fast in self._on_gpu(load, exact) if device == "gpu" else self._quicker(load, exact, images):
                 agreement = tried("arithmetic", Way(exact), Way(fast))
                 how = f"{fast.spec.precision}{', SiLU by a polynomial' if fast.spec.silu == 'polynomial' else ''}"
                 if not agreement.objection:
                     gain = f"{agreement.gain:.1f} times as fast as {unchanged}"
-                    return exact, fast, f"openvino in {how}: {gain}; {agreement.words}"
+                    return exact, fast, f"{fast.spec.runtime} in {how}: {gain}; {agreement.words}"
                 objection = f", because of {how}: {agreement.objection}"
         except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
             objection = f": {error.message}"
         return exact, exact, unchanged + objection
+
+    def _on_gpu(self, load: Callable[..., Detector], exact: Detector) -> Iterator[Detector]:
+        """Load the model in half the width; TensorRT would build a second engine for minutes, only to compare.
+
+        Raises:
+            ModelError: It has no such form.
+        """
+        if exact.spec.runtime == "tensorrt":
+            raise ModelError("fp16 is not tried, as another engine takes minutes to build; the spec may ask for it")
+        yield load(exact.spec.runtime, "fp16", exact)
 
     def _quicker(self, load: Callable[..., Detector], exact: Detector, images: ReadSamples) -> Iterator[Detector]:
         """Load the model in quicker, lossy ways, the quickest first.

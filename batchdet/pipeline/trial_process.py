@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from batchdet.errors import BatchdetError, ClusterError
 from batchdet.model.runtimes import Device
-from batchdet.pipeline.trial import TIMEOUT_S, LoadedModel, Trial, unloadable
+from batchdet.pipeline.trial import LoadedModel, Trial, unloadable
 
 
 class Lost(ClusterError):
@@ -28,8 +28,10 @@ class TrialProcess:
             env=environment,
         )
         self._threads = ThreadPoolExecutor(1, "trial")
-        asked = pickle.dumps((trial, device))
-        self._answer: Future[tuple[bytes, bytes]] = self._threads.submit(self._process.communicate, asked, TIMEOUT_S)
+        asked, self._timeout_s = pickle.dumps((trial, device)), trial.timeout_s(device)
+        self._answer: Future[tuple[bytes, bytes]] = self._threads.submit(
+            self._process.communicate, asked, self._timeout_s
+        )
 
     def __enter__(self) -> "TrialProcess":
         return self
@@ -53,7 +55,7 @@ class TrialProcess:
         try:
             answer, _ = self._answer.result()
         except subprocess.TimeoutExpired:
-            raise Lost(f"trying the model on images of the job took more than {TIMEOUT_S} s") from None
+            raise Lost(f"trying the model on images of the job took more than {self._timeout_s} s") from None
         if self._process.returncode:
             raise Lost(f"the process that tried the model ended with {self._process.returncode}")
         found = pickle.loads(answer)

@@ -141,7 +141,7 @@ def test_half_precision_finds_the_same(shared: Path, monkeypatch: pytest.MonkeyP
     [
         "onnxruntime::BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 939524096",
         "CUDA failure 2: out of memory ; GPU=0 ; hostname=x",
-        "[TensorRT EP] Error Code 2: OutOfMemory (Requested size was 1 bytes.) out of memory",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
     ],
 )
 def test_memory_that_runs_out_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
@@ -246,6 +246,171 @@ def test_tensorrt_opens_the_graph_that_takes_canvases_with_its_engines(
     assert behind == "CUDAExecutionProvider"
     assert chosen[1]["trt_profile_max_shapes"].startswith("images_canvases:16x64x64x3,")
     assert Path(chosen[1]["trt_engine_cache_path"]).parent == tmp_path / "cache/engines"
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Have TensorRT's sessions be opened with the CPU provider; the settings of each, in order."""
+    asked: list[dict[str, Any]] = []
+    real = onnxruntime.OnnxRuntime._open
+
+    def opens(self: Any, model: Any, *providers: Any) -> Any:
+        if not isinstance(providers[0], str):
+            asked.append(providers[0][1])
+        return real(self, model, "CPUExecutionProvider")
+
+    monkeypatch.setattr(onnxruntime.OnnxRuntime, "_open", opens)
+    monkeypatch.setattr(importlib.import_module("onnxruntime"), "get_available_providers", lambda: [tensorrt.PROVIDER])
+    monkeypatch.setattr(tensorrt, "version", lambda: "10.9")
+    monkeypatch.setattr(tensorrt, "gpu", lambda: "H100, 9.0")
+    return asked
+
+
+def by_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> onnxruntime.OnnxRuntime:
+    """Make a runtime that would compute by TensorRT; running it is left to the test."""
+    monkeypatch.setattr(onnxruntime, "TENSORRT", Place(tensorrt.PROVIDER, "cuda", True))
+    path = tiny_onnx.convolution(tmp_path / "m.onnx")
+    runtime = onnxruntime.OnnxRuntime(str(path), {"stride": "2"}, onnxruntime.TENSORRT, 1, "fp16", 16)
+    runtime.take_canvases("images", Preprocess(scale=1.0))
+    return runtime
+
+
+def test_a_session_of_tensorrt_that_failed_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[dict[str, Any]]
+) -> None:
+    runtime = by_tensorrt(tmp_path, monkeypatch)
+
+    def fits(feeds: Any, names: Any) -> list[Any]:
+        if len(feeds["images_canvases"]) > 2:
+            raise RuntimeError("TensorRT EP execution context enqueue failed.")
+        return [np.zeros(1)] * len(names)
+
+    monkeypatch.setattr(runtime, "_run_bound", fits)
+    runtime.run({"images": np.zeros((2, 64, 64, 3), np.uint8)})
+    first = runtime._session
+    with pytest.raises(OutOfDeviceMemory):
+        runtime.run({"images": np.zeros((4, 32, 32, 3), np.uint8)})
+    runtime.run({"images": np.zeros((2, 32, 32, 3), np.uint8)})
+    assert runtime._session is not first
+    assert engines[0] == engines[1], "the same engine serves again, whatever shape comes first"
+
+
+def test_tensorrt_does_without_profiles_where_it_wants_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[dict[str, Any]]
+) -> None:
+    runtime = by_tensorrt(tmp_path, monkeypatch)
+    opens = onnxruntime.OnnxRuntime._open
+
+    def refuses(self: Any, model: Any, *providers: Any) -> Any:
+        if not isinstance(providers[0], str) and "trt_profile_min_shapes" in providers[0][1]:
+            raise ModelError("User needs to provide all the dynamic shape inputs with associated profiles")
+        return opens(self, model, *providers)
+
+    monkeypatch.setattr(onnxruntime.OnnxRuntime, "_open", refuses)
+    monkeypatch.setattr(runtime, "_run_bound", lambda feeds, names: [np.zeros(1)] * len(names))
+    runtime.run({"images": np.zeros((2, 64, 64, 3), np.uint8)})
+    assert [sorted(each) for each in engines] == [
+        [
+            "trt_engine_cache_enable",
+            "trt_engine_cache_path",
+            "trt_fp16_enable",
+            "trt_timing_cache_enable",
+            "trt_timing_cache_path",
+        ]
+    ]
+
+
+def test_cuda_is_asked_for_exact_products_and_quick_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("onnxruntime")
+    asked: list[Any] = []
+
+    def session(model: Any, options: Any, providers: Any) -> Any:
+        asked.extend(providers)
+        known = SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"], disable_fallback=lambda: None)
+        return SimpleNamespace(**vars(known), get_inputs=list, get_outputs=list)
+
+    monkeypatch.setattr(package, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(package, "InferenceSession", session)
+    path = tiny_onnx.convolution(tmp_path / "m.onnx")
+    runtime = load_runtime("onnxruntime", str(path), "gpu", 1)
+    assert runtime.one_shape
+    ((provider, options),) = asked
+    assert (provider, options["use_tf32"], options["cudnn_conv_algo_search"]) == (
+        "CUDAExecutionProvider",
+        "0",
+        "HEURISTIC",
+    )
+
+
+def test_what_cuda_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("onnxruntime")
+    monkeypatch.setattr(package, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(package, "InferenceSession", lambda *_, **__: SimpleNamespace(get_providers=list))
+    monkeypatch.setattr(package, "preload_dlls", lambda: print("Failed to load libcublasLt.so.13"), raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # whose libraries would serve, too
+    path = tiny_onnx.convolution(tmp_path / "m.onnx")
+    with pytest.raises(ClusterError, match=r"could not start CUDAExecutionProvider .*; Failed to load libcublasLt"):
+        load_runtime("onnxruntime", str(path), "gpu", 1)
+
+
+class TestOneShape:
+    """A runtime that loses by every change of shape is given one."""
+
+    @pytest.fixture
+    def shapes(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+        """Shapes of the canvases that the runtime was given, in order."""
+        with_gpu_code(monkeypatch)
+        given: list[tuple[int, ...]] = []
+        real = onnxruntime.OnnxRuntime.run
+
+        def run(self: Any, feeds: Any) -> Any:
+            given.append(feeds["images"].shape)
+            return real(self, feeds)
+
+        monkeypatch.setattr(onnxruntime.OnnxRuntime, "run", run)
+        monkeypatch.setattr(onnxruntime.OnnxRuntime, "one_shape", property(lambda _: True, lambda *_: None), False)
+        return given
+
+    def detector(self, tmp_path: Path, **canvas: str) -> Detector:
+        about = {"names": "{0: 'cat', 1: 'dog'}", "imgsz": "[64, 64]", "stride": "32"}
+        path = tiny_onnx.end2end(tmp_path / "m.onnx", images=("N", 3, "H", "W"), **about)
+        spec = ModelSpec.model_validate({"uri": str(path), "canvas": canvas})
+        return Detector(spec, str(path), "0" * 64)
+
+    def detect(self, detector: Detector, images: int) -> int:
+        box = detector.letterbox(128, 64)
+        canvases = np.full((images, box.canvas[1], box.canvas[0], 3), 114, np.uint8)
+        return len(detector.detect(canvases, [box] * images))
+
+    def test_canvases_are_squares_unless_asked_for(self, tmp_path: Path, shapes: list[tuple[int, ...]]) -> None:
+        detector = self.detector(tmp_path)
+        assert detector.letterbox(128, 64).canvas == (64, 64)
+        assert "prepares itself anew for each other shape" in detector.card.notes[0]
+        assert self.detector(tmp_path, shape="rectangle").letterbox(128, 64).canvas == (64, 32)
+
+    def test_a_batch_that_is_not_full_is_filled_up(self, tmp_path: Path, shapes: list[tuple[int, ...]]) -> None:
+        detector = self.detector(tmp_path)
+        shapes.clear()
+        assert [self.detect(detector, images) for images in (5, 3, 5, 1)] == [5, 3, 5, 1]
+        assert shapes == [(5, 64, 64, 3)] * 4
+
+    def test_what_the_memory_did_not_hold_is_not_asked_for_again(
+        self, tmp_path: Path, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        detector = self.detector(tmp_path)
+        real = detector._runtime.run
+
+        def run(feeds: Any) -> Any:
+            if len(feeds["images"]) > 4:
+                raise OutOfDeviceMemory("no memory")
+            return real(feeds)
+
+        monkeypatch.setattr(detector._runtime, "run", run)
+        shapes.clear()
+        with pytest.raises(OutOfDeviceMemory):
+            self.detect(detector, 8)
+        assert [self.detect(detector, images) for images in (4, 1)] == [4, 1]
+        assert shapes == [(4, 64, 64, 3)] * 2
 
 
 def test_memory_is_pinned_where_cuda_agrees(monkeypatch: pytest.MonkeyPatch) -> None:

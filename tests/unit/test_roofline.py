@@ -52,6 +52,16 @@ def test_decoding_beside_the_model_is_not_added_to_it() -> None:
     assert found["bottleneck"] == "decode"
 
 
+def test_two_actors_of_a_gpu_take_turns() -> None:
+    gpu = replace(ALONE, device="gpu", decode_ms=Spread(1, 0.1), model_ms=Spread(0.5, 0.1))
+    steps = pace(1900, start_up_s=0.5, decode=0.1, infer=1.0, read=0.2)
+    found = roofline(Pool("gpu", 2, 16, 2, per_device=2), gpu, "", steps)
+    assert (found["rates_images_per_s"]["model_only"], found["ceiling_images_per_s"]) == (2000, 2000)
+    assert found["bottleneck"] == "model"
+    without = roofline(Pool("gpu", 2, 16, 2, per_device=2), None, "none", steps)
+    assert without["rates_images_per_s"]["model_only"] == 2000, "in the pool each saw the other's turns"
+
+
 @pytest.mark.parametrize(
     ("rate", "steps", "name"),
     [

@@ -37,16 +37,23 @@ def load(path: str) -> LoadedModule:
     return LoadedModule(module, call, images, (), texts, open_inside=False)
 
 
-def load_exported(path: str) -> LoadedModule:
+def load_exported(path: str, device: Any) -> LoadedModule:
     """Load a torch.export file.
+
+    Args:
+        path: The file.
+        device: Of torch, where it will run: tensors that its graph makes by itself have to be made there.
 
     Raises:
         ModelError: PyTorch cannot load it, or it takes anything but images.
     """
     import torch
+    from torch.export.passes import move_to_device_pass
 
     try:
         program = torch.export.load(path)
+        if device.type != "cpu":
+            program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:
         raise ModelError(f"PyTorch cannot load the model: {one_line(error)}") from error

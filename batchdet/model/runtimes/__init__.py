@@ -6,7 +6,7 @@ made, so that ``import batchdet`` needs neither.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,15 @@ Tensor = npt.NDArray[Any]
 Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Silu = Literal["exact", "polynomial"]
+_NO_MEMORY: Final = (
+    "out of memory",
+    "failed to allocate memory",
+    "alloc_failed",
+    "cuda failure 2:",
+    "cuda error 2:",
+    "bfcarena",
+)
+"""How CUDA, cuBLAS, cuDNN and the allocators of ONNX Runtime and PyTorch say so."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,10 @@ class Runtime(Protocol):
     @property
     def batch_rows(self) -> int | None:
         """Images that one ``run`` should be given; None where more are better."""
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether it loses more by a change of the canvases' number or shape than by computing a few for nothing."""
 
     @property
     def inputs(self) -> Sequence[TensorInfo]:
@@ -208,6 +221,12 @@ def one_line(error: BaseException) -> str:
     """Return an exception's text as one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def no_memory(error: BaseException) -> bool:
+    """Tell whether a device's memory was too small, by what libraries say of it."""
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
 
 
 def missing(package: str, extra: str) -> MissingExtra:

@@ -1,7 +1,9 @@
 """ONNX Runtime: on the CPU, by CUDA, by TensorRT."""
 
 import contextlib
+import importlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -17,6 +19,7 @@ from batchdet.model.runtimes import (
     TensorInfo,
     free_axis,
     missing,
+    no_memory,
     one_line,
     tensorrt,
 )
@@ -32,7 +35,11 @@ _DTYPES: Final = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-_OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate memory", "cuda failure 2:", "cuda error 2:", "bfcarena")
+_TENSORRT_FAILS: Final = ("execution context enqueue failed", "could not build execution context")
+"""All that TensorRT says of a batch that does not fit; its log has the reason."""
+_PLANS_SINCE: Final = (1, 20)
+"""From this version on the CUDA provider plans a convolution anew whenever its input's shape is not that of the run
+before, which takes longer than to compute it (microsoft/onnxruntime, issue 23006)."""
 _MAX_BUFFERS: Final = 16
 """So many shapes of input keep their memory on the device; partial batches would fill it otherwise."""
 
@@ -57,10 +64,20 @@ CUDA: Final = Place("CUDAExecutionProvider", "cuda", True)
 TENSORRT: Final = Place(tensorrt.PROVIDER, "cuda", True)
 
 
+_CUDA_OPTIONS: Final = {
+    # the arena would otherwise grow in powers of two, which two actors of a GPU compete for
+    "arena_extend_strategy": "kSameAsRequested",
+    # trying every algorithm takes seconds for each new shape
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # fp32 is fp32: with TF32 products keep 10 bits
+    "use_tf32": "0",
+}
+
+
 class OnnxRuntime:
     """One model; see :class:`batchdet.model.runtimes.Runtime`.
 
-    On a GPU the session that computes is made by the first ``run`` with canvases, whose shape is the largest that will
+    On a GPU the session that computes is made by the first ``run`` with canvases, whose side is the largest that will
     come; until then the file as it is runs in fp32 by CUDA, to show the shapes of its outputs.
 
     Args:
@@ -102,11 +119,13 @@ class OnnxRuntime:
                 f"compute.device: gpu needs ONNX Runtime's {self.provider}, and the installed {self.name} has none: "
                 'pip install "batchdet[gpu]", or set compute.device to cpu'
             )
-        if device == "gpu" and hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's nvidia packages, or torch's
+        version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+        self.one_shape = place == CUDA and version >= _PLANS_SINCE
+        self._not_found = _load_cuda() if device == "gpu" else ""
         self._engine_versions: list[str] = []
         if place == TENSORRT:
+            if precision == "fp32":
+                os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before its libraries look for it
             self._engine_versions = [self.name, tensorrt.version(), tensorrt.gpu()]
             self.name += f", TensorRT {self._engine_versions[1]}"
         self._options = onnxruntime.SessionOptions()
@@ -115,6 +134,7 @@ class OnnxRuntime:
         self._options.inter_op_num_threads = 1
         self._session = self._open(path, (CUDA if place == TENSORRT else place).provider)
         self._graph: bytes | None = None
+        self._largest: tuple[int, int, int] | None = None
         self._renamed: dict[str, str] = {}
         self._buffers: dict[tuple[str, str, tuple[int, ...]], Any] = {}
         self.inputs = _infos(self._session.get_inputs())
@@ -136,7 +156,7 @@ class OnnxRuntime:
         if not self._place.bound:
             return False
         half = self.precision == "fp16" and self._place != TENSORRT  # which chooses by itself what it computes in fp16
-        self._graph = canvas_graph(self._source, name, preprocess, half)
+        self._graph, self._session = canvas_graph(self._source, name, preprocess, half), None
         self._renamed = {name: canvases_of(name)}
         return True
 
@@ -144,15 +164,16 @@ class OnnxRuntime:
         """Drop all class scores but the best on a GPU; behind :meth:`take_canvases`, before the first run with them."""
         if self._graph is None:
             return False
-        self._graph = best_class_graph(self._graph, name, axis, first)
+        self._graph, self._session = best_class_graph(self._graph, name, axis, first), None
         self._renamed[name] = best_of(name)
         return True
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs."""
-        if self._graph is not None:
+        if self._session is None and self._graph is not None:
             self._session = self._open_graph(self._graph, feeds)
-            self._graph = None
+            if self._place != TENSORRT:
+                self._graph = None  # its bytes are needed no more
         names = [*(o.name for o in self.outputs), *self._taps]
         inside = [self._renamed.get(name, name) for name in names]
         try:
@@ -162,9 +183,11 @@ class OnnxRuntime:
                 arrays = self._session.run(names, dict(feeds))
         except Exception as error:
             text = f"ONNX Runtime failed on this input: {one_line(error)}"
-            if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
-                raise OutOfDeviceMemory(text) from error
-            raise ModelError(text) from error
+            no_room = no_memory(error)
+            if self._place == TENSORRT and any(words in str(error).lower() for words in _TENSORRT_FAILS):
+                # its session would end the process if it were used again (microsoft/onnxruntime, issue 26655)
+                self._session, no_room = None, True
+            raise (OutOfDeviceMemory if no_room else ModelError)(text) from error
         return dict(zip(names, arrays, strict=True))
 
     def _run_bound(self, feeds: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
@@ -195,25 +218,28 @@ class OnnxRuntime:
         if self._place != TENSORRT:
             return self._open(graph, self.provider)
         name = next(info.name for info in self.inputs if info.name in self._renamed)
-        rows, height, width, _ = feeds[name].shape
+        self._largest = self._largest or feeds[name].shape[:3]
         declared = next(info.shape for info in self.inputs if info.name == name)
         stride = self.metadata.get("stride", "")
         profile = tensorrt.Profile.around(
-            (rows, height, width), declared, self._largest_batch, int(stride) if stride.isdigit() else None
+            self._largest, declared, self._largest_batch, int(stride) if stride.isdigit() else None
         )
         others = [info.name for info in self.inputs if info.name != name]
         with engine_folder(tensorrt.engine_key(graph, self.precision, self._engine_versions, profile)) as folder:
             chosen = tensorrt.settings(folder, self.precision == "fp16", name, others, profile)
-            return self._open(graph, (self.provider, chosen), CUDA.provider)
+            try:
+                return self._open(graph, (self.provider, chosen), CUDA.provider)
+            except (
+                ModelError
+            ):  # where it leaves out a node inside, it wants a profile for tensors that have no name here
+                chosen = {key: value for key, value in chosen.items() if not key.startswith("trt_profile_")}
+                return self._open(graph, (self.provider, chosen), CUDA.provider)
 
     def _open(self, model: str | bytes, *providers: Any) -> Any:
         import onnxruntime
 
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        listed = [
-            (CUDA.provider, {"arena_extend_strategy": "kSameAsRequested"}) if p == CUDA.provider else p
-            for p in providers  # the arena would otherwise grow in powers of two, which two actors of a GPU compete for
-        ]
+        listed = [(CUDA.provider, _CUDA_OPTIONS) if p == CUDA.provider else p for p in providers]
         try:
             session = onnxruntime.InferenceSession(model, self._options, providers=listed)
         except Exception as error:
@@ -222,6 +248,7 @@ class OnnxRuntime:
             raise ClusterError(
                 f"compute.device: ONNX Runtime could not start {wanted} on this machine (driver, CUDA, cuDNN or "
                 "TensorRT missing or too old) and batchdet does not fall back to the CPU in silence"
+                + (f"; {self._not_found}" if self._not_found else "")
             )
         session.disable_fallback()  # ONNX Runtime would go on without the provider when a run fails
         return session
@@ -229,3 +256,18 @@ class OnnxRuntime:
 
 def _infos(nodes: Sequence[Any]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(n.name, _DTYPES.get(n.type, n.type), tuple(free_axis(s) for s in n.shape)) for n in nodes)
+
+
+def _load_cuda() -> str:
+    """Load CUDA and cuDNN from pip's nvidia packages, or else from PyTorch's; say what the former lack."""
+    import onnxruntime
+
+    if not hasattr(onnxruntime, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it does not find
+        onnxruntime.preload_dlls()
+    if said.getvalue().strip():
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("torch")  # its libraries serve ONNX Runtime, too, once they are loaded
+    return " ".join(said.getvalue().split())[:300]

@@ -42,6 +42,7 @@ class OpenVino:
 
     provider = "CPU"
     batch_rows = 1
+    one_shape = False
     preprocess = None
 
     def __init__(

@@ -11,7 +11,7 @@ from batchdet.model.anatomy import Anatomy
 from batchdet.model.format import Format
 from batchdet.model.loaders.loaded import LoadedModule
 from batchdet.model.preprocess import Preprocess
-from batchdet.model.runtimes import Device, Precision, Tensor, missing, one_line
+from batchdet.model.runtimes import Device, Precision, Tensor, missing, no_memory, one_line
 
 
 class Torch:
@@ -32,6 +32,7 @@ class Torch:
     """
 
     batch_rows = None
+    one_shape = False
     silus = 0
 
     def __init__(
@@ -53,7 +54,8 @@ class Torch:
         self.provider = "CPU" if device == "cpu" else f"CUDA, {torch.cuda.get_device_name()}"
         self.precision = precision
         self._device = torch.device("cpu" if device == "cpu" else "cuda")
-        self._model = _load(path, kind)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; for other products that is PyTorch's own default
+        self._model = _load(path, kind, self._device)
         self._words = kind.words
         self._model.module.to(self._device)
         self.inputs = (self._model.input,)
@@ -101,12 +103,15 @@ class Torch:
                 found = dict(self._model.call(self._images(array)))
                 found = self._with_best(found) | self._tapped
                 return {name: _array(tensor) for name, tensor in found.items()}
-        except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory(f"PyTorch failed on this input: {one_line(error)}") from error
         except Exception as error:
-            raise ModelError(f"PyTorch failed on this input: {one_line(error)}") from error
+            no_room = isinstance(error, torch.OutOfMemoryError) or no_memory(error)
+            text = f"PyTorch failed on this input: {one_line(error)}"
         finally:
             self._tapped.clear()
+        # not from within: the frames of PyTorch's error would keep all maps of the batch while half of it is tried
+        if no_room and self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise (OutOfDeviceMemory if no_room else ModelError)(text)
 
     def _autocast(self) -> Any:
         import torch
@@ -148,7 +153,7 @@ def _array(tensor: Any) -> Tensor:
     return array
 
 
-def _load(path: str, kind: Format) -> LoadedModule:
+def _load(path: str, kind: Format, device: Any) -> LoadedModule:
     if kind is Format.HUGGINGFACE:
         from batchdet.model.loaders import huggingface
 
@@ -160,5 +165,5 @@ def _load(path: str, kind: Format) -> LoadedModule:
     if kind in (Format.TORCHSCRIPT, Format.EXPORTED):
         from batchdet.model.loaders import torchscript
 
-        return torchscript.load(path) if kind is Format.TORCHSCRIPT else torchscript.load_exported(path)
+        return torchscript.load(path) if kind is Format.TORCHSCRIPT else torchscript.load_exported(path, device)
     raise ModelError(f"PyTorch runs no file that is {kind.words}")

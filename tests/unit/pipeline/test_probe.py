@@ -9,6 +9,8 @@ from PIL import Image
 from batchdet.errors import ModelError
 from batchdet.forecast import trial_of
 from batchdet.model.detector import open_detector
+from batchdet.model.runtimes import onnxruntime
+from batchdet.pipeline import canary
 from batchdet.pipeline import probe as probe_module
 from batchdet.pipeline.probe import Probe
 from batchdet.pipeline.samples import ReadSamples, Sample
@@ -91,6 +93,26 @@ def test_a_probe_beside_a_ray_that_starts_finds_what_one_on_a_worker_does(tmp_pa
     assert (found.model.rehearsed, found.model.placement) == (here.rehearsed, here.placement)
     assert found.model.alone is not None
     assert found.model.alone.images == 3
+
+
+@pytest.mark.parametrize("gain", [0.0, 100.0])
+def test_a_gpu_computes_in_half_width_where_that_agrees_and_is_quicker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    """With the CPU in the GPU's place, where fp16 is never quicker."""
+    place = onnxruntime.Place("CPUExecutionProvider", "cpu", True)
+    monkeypatch.setattr(onnxruntime, "CUDA", place)
+    monkeypatch.setattr(canary, "MIN_GAIN", gain)
+    monkeypatch.setattr(canary, "MIN_BOXES", 3)
+    asked = trial(tmp_path, "builtin:sample")
+    compute = asked.spec.compute.model_copy(update={"batch_rows": 2})
+    found = replace(asked, spec=asked.spec.model_copy(update={"compute": compute}), may_differ=True).load("gpu")
+    assert found.canary["arithmetic"]["matched"] > 0.98
+    assert (found.runtime, found.precision) == ("onnxruntime", "fp32" if gain else "fp16")
+    start = "onnxruntime in fp32, because of fp16: it takes" if gain else "onnxruntime in fp16: "
+    assert found.choices["model"].startswith(start)
+    assert found.alone is not None
+    assert found.alone.batch_rows == 2
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -30,6 +30,14 @@ def test_gpu_actors_fit(gpus: int, cpus: float, actors: str | int) -> None:
     assert workers.threads >= 1
 
 
+@pytest.mark.parametrize(("gpus", "actors", "share", "per_device"), [(2, 3, 0.5, 2), (2, 5, 0.33, 3), (2, 2, 1.0, 1)])
+def test_actors_fit_gpus_that_they_do_not_divide(gpus: int, actors: int, share: float, per_device: int) -> None:
+    workers = plan_workers(ComputeSpec(actors=actors), cluster(32, gpus=gpus), "gpu", "why")
+    assert workers.actor_gpus == share
+    assert gpus * int(1 / share) >= actors, "each finds room on one GPU"
+    assert workers.pool.per_device == per_device
+
+
 def test_the_gpu_node_with_the_fewest_cores_decides() -> None:
     workers = plan_workers(ComputeSpec(), cluster(4, 96, gpus=(8, 0)), "gpu", "why")
     assert workers.actors == 8, "half a core per GPU is not enough for two"
