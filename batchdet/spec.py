@@ -169,8 +169,8 @@ class ModelSpec(_Part):
     precision: PrecisionName = Field(
         "auto",
         description="Number format of the arithmetic; bf16 (OpenVINO, on processors that have it) is faster and moves "
-        "scores by about 0.01. auto takes it for larger jobs where its boxes agree on some of the job's own images. "
-        "fp16 is for GPUs.",
+        "scores by about 0.01. auto takes it for larger jobs where its boxes agree on some of the job's own images; "
+        "likewise fp16 on GPUs, by ONNX Runtime. fp32 is without TF32.",
     )
     silu: SiluName = Field(
         "auto",
