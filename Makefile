@@ -36,8 +36,10 @@ quickstart: $(VENV)/.base ## make a sample data set, label it, show and evaluate
 	@echo; echo '$$ batchdet show quickstart/labels --pictures quickstart/pictures'
 	@$(BIN)/batchdet show quickstart/labels --pictures quickstart/pictures
 
+# two workers, on one of which is the Ray that tests share; WORKERS= runs all in one process
+WORKERS ?= -n 2
 test: $(VENV)/.dev ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not fault'

@@ -63,10 +63,13 @@ def average_precision(found: Mapping[str, Detections], shared: Path) -> tuple[fl
             )
         ]
         evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+        # of objects of all sizes and with up to 100 boxes; by size and with fewer boxes nobody asks
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.params.maxDets = [100]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return float(evaluation.stats[0]), float(evaluation.stats[1])
+    precision = evaluation.eval["precision"]  # by IoU threshold (0.5, 0.55, ...), recall, class, size, number of boxes
+    return tuple(float(each[each > -1].mean()) for each in (precision, precision[0]))
 
 
 def as_rows(found: Mapping[str, Detections], threshold: float) -> dict[str, Rows]:

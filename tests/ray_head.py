@@ -29,6 +29,11 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
+def dies_with_us() -> list[str]:
+    """Return what goes before a command, so that it ends with this process, however that ends."""
+    return [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid())]
+
+
 @dataclass(frozen=True)
 class RayHead:
     """A running head.
@@ -68,7 +73,7 @@ def start_ray_head(num_cpus: int = 2, env: dict[str, str] | None = None) -> Iter
     with tempfile.TemporaryDirectory(prefix="bdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         gcs, dashboard, client, agent, metrics, listen = free_ports(6)
-        command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), sys.executable]
+        command = [*dies_with_us(), sys.executable]
         command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--num-cpus", str(num_cpus)]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]

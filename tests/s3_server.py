@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ray_head import dies_with_us
+
 _DEADLINE_S = 60.0
 _ACCESS_KEY = "batchdet-test"
 _SECRET_KEY = "batchdet-test-secret"
@@ -100,7 +102,7 @@ def _start(binary: str, folder: Path, tries: int = 3) -> "tuple[subprocess.Popen
         names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
         ports = dict(zip([*names, "s3.port", "s3.port.grpc"], _free_ports(8), strict=True))
         command = [
-            binary, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
+            *dies_with_us(), binary, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}",
             f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-master.telemetry=false",
             "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={folder / 's3.sock'}",
             f"-filer.localSocket={folder / 'filer.sock'}",

@@ -54,9 +54,16 @@ def test_an_image_is_itself_at_another_size_and_others_are_not(shared: Path) -> 
     assert np.median(others) < np.median(same) - 0.1
 
 
+@pytest.fixture(scope="module")
+def plain(shared: Path) -> dict[str, Detections]:
+    """What is found where nobody asks for features."""
+    return detect_all(opened(shared, "yolo26n"), shared, first=12)
+
+
 @pytest.mark.parametrize("kind", ["image", "boxes"])
-def test_runtimes_agree_and_taps_change_nothing(shared: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = detect_all(opened(shared, "yolo26n"), shared, first=12)
+def test_runtimes_agree_and_taps_change_nothing(
+    shared: Path, plain: dict[str, Detections], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     by_ort = detect_all(opened(shared, "yolo26n", features=kind), shared, first=12)
     by_openvino = detect_all(opened(shared, "yolo26n", features=kind, runtime="openvino"), shared, 1, first=12)
     monkeypatch.setattr(onnxruntime, "CPU", onnxruntime.Place("CPUExecutionProvider", "cpu", True))

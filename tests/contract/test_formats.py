@@ -1,5 +1,6 @@
 """One net in every format it can come in gives the same detections."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield folder
 
 
+@functools.cache
 def detector(folder: Path, ending: str) -> Detector:
+    """Open the net in one of its formats, once for all tests."""
     uri = BUILTIN_SAMPLE if ending == "onnx" else str(folder / f"net.{ending}")
     canvas = CanvasSpec(size_px=SIDE_PX if ending == "onnx" else None)
     return open_detector(ModelSpec(uri=uri, score_threshold=0.0, trusted=True, canvas=canvas))

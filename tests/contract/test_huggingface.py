@@ -1,5 +1,6 @@
 """Hugging Face folders give what the library itself gives: the same numbers in, the same detections out."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def spec(folder: Path, **more: Any) -> ModelSpec:
     return ModelSpec(uri=str(folder), score_threshold=0.0, max_detections=1000, **more)
 
 
+@functools.cache
+def plain(folder: Path) -> Detector:
+    """Open a folder without further settings, once for all tests."""
+    return open_detector(spec(folder))
+
+
 def image(size: tuple[int, int]) -> Any:
     """Noise, of which every way of resizing makes something else."""
     return np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
@@ -55,7 +62,7 @@ def test_images_get_the_canvas_and_the_numbers_of_the_library(
 ) -> None:
     from batchdet.decode.canvas import paint
 
-    detector = open_detector(spec(folders / model_type))
+    detector = plain(folders / model_type)
     pixels = image(size)
     wanted = processor_of(folders / model_type, model_type)(images=pixels, return_tensors="np")["pixel_values"]
     letterbox = detector.letterbox(*size)
@@ -70,7 +77,7 @@ def test_images_get_the_canvas_and_the_numbers_of_the_library(
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_detections_are_those_of_the_library(folders: Path, cache: Any, model_type: str, rows: int) -> None:
-    detector = open_detector(spec(folders / model_type))
+    detector = plain(folders / model_type)
     size = SIZES[0]
     letterbox = detector.letterbox(*size)
     width, height = letterbox.canvas
@@ -94,6 +101,7 @@ def test_detections_are_those_of_the_library(folders: Path, cache: Any, model_ty
         assert len(ours) > 5
 
 
+@functools.cache
 def _as_the_library_has_it(folder: Path) -> Any:
     import transformers
 
@@ -102,7 +110,7 @@ def _as_the_library_has_it(folder: Path) -> Any:
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_card(folders: Path, cache: Any, model_type: str) -> None:
-    detector = open_detector(spec(folders / model_type))
+    detector = plain(folders / model_type)
     card = detector.card
     assert card.family == FAMILIES[model_type]
     assert card.labels == tuple(f"thing {i}" for i in range(CLASSES))

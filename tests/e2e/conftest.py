@@ -29,9 +29,14 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def one_ray(s3: S3Server) -> Iterator[None]:
-    """A Ray that every run of the session shares; it is started after S3, so that its workers know the endpoint."""
-    with ray_session(None):
-        yield
+    """A Ray that every run of the session shares; it is started after S3, so that its workers know the endpoint.
+
+    Its workers are as important as the rest: at nice 15, Ray's default, they would wait for whatever else is tested.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        with ray_session(None):
+            yield
 
 
 def job(source: str | Path, out: str | Path, model: str | Path = "builtin:sample", **parts: Any) -> JobSpec:

@@ -166,15 +166,3 @@ def test_a_finished_job_is_not_done_again_and_an_interrupted_one_goes_on(
     again = run(glob, tmp_path / "out", compute={"segment_rows": 3})
     assert (again.status, again.run_id) == ("nothing_new", first.run_id)
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.parquet")} == before
-
-
-def test_only_new_shards_are_labelled(run: RunJob, good: list[tuple[str, bytes]], tmp_path: Path) -> None:
-    glob = write_shards(str(tmp_path / "in"), good[:12], 2)
-    assert run(glob, tmp_path / "out").images_ok == 12
-    write_shards(str(tmp_path / "more"), good[12:], 1)
-    (tmp_path / "more/shard-000.tar").rename(tmp_path / "in/shard-900.tar")
-    assert run(glob, tmp_path / "out").images_ok == 12
-    assert open_results(str(tmp_path / "out")).images().to_arrow().num_rows == 24
-    other = run(glob, tmp_path / "out", model_={"score_threshold": 0.6})
-    assert other.images_ok == 24
-    assert open_results(str(tmp_path / "out")).images().to_arrow().num_rows == 24

@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from batchdet.cli import main
 from batchdet.sample.dataset import write_sample
 from tests.s3_server import S3Server
 
@@ -29,6 +33,26 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.onnx").write_text("<html>404</html>")
     (folder / "a-file").write_text("")
     return folder
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Run the command line in this process: mistakes that end before any work need no process each."""
+
+    def run_it(*arguments: str | Path) -> SimpleNamespace:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["batchdet", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        printed = capfd.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=printed.out, stderr=printed.err)
+
+    return run_it
 
 
 def check(result: object, status: int, *words: str) -> None:
@@ -64,21 +88,21 @@ def test_wrong_places(
     status: int,
     words: list[str],
     images: Path,
-    cli: Cli,
+    here: Callable[..., SimpleNamespace],
     tmp_path: Path,
     s3: S3Server,
 ) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB % tuple(text.format(images) for text in (source, model, out)))
-    check(cli("run", path, "--json"), status, *words)
+    check(here("run", path, "--json"), status, *words)
 
 
-def test_wrong_key_names_the_line(images: Path, cli: Cli, tmp_path: Path) -> None:
+def test_wrong_key_names_the_line(images: Path, cli: Cli, here: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB % (images, "builtin:sample", tmp_path) + "polcy: {}\n")
     check(cli("run", path), 2, f"{path}:5: polcy: unknown key; did you mean 'policy'?")
-    check(cli("run", tmp_path / "nope.yaml"), 2, "nope.yaml: there is no such job spec")
-    check(cli("run", path, "--set", "x"), 2, "--set x")
+    check(here("run", tmp_path / "nope.yaml"), 2, "nope.yaml: there is no such job spec")
+    check(here("run", path, "--set", "x"), 2, "--set x")
 
 
 def test_a_missing_runtime_names_the_extra(images: Path, cli: Cli, tmp_path: Path) -> None:
@@ -96,7 +120,7 @@ def test_a_missing_runtime_names_the_extra(images: Path, cli: Cli, tmp_path: Pat
     check(cli("run", path, env=env), 5, "batchdet[cpu]")
 
 
-def test_the_whole_tour(images: Path, cli: Cli, tmp_path: Path) -> None:
+def test_the_whole_tour(images: Path, cli: Cli, here: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = tmp_path / "job.yaml"
     path.write_text(JOB % (images / "images", "builtin:sample", out))
@@ -113,19 +137,18 @@ def test_the_whole_tour(images: Path, cli: Cli, tmp_path: Path) -> None:
     assert Path(shown["pictures"]["contact_sheet"]).exists()
     rows = json.loads(cli("query", out, "SELECT count(*) AS n FROM images", "--json").stdout)
     assert rows == [{"n": 6}]
-    assert cli("query", out, "COPY images TO '/tmp/x.csv'").returncode == 2
+    assert here("query", out, "COPY images TO '/tmp/x.csv'").returncode == 2
     assert len(json.loads(cli("status", out, "--json").stdout)["runs"]) == 1
     assert cli("verify", out).returncode == 0
     assert json.loads(cli("schema").stdout)["title"] == "JobSpec"
     assert json.loads(cli("model", "builtin:sample", "--json").stdout)["family"] == "yolo_end2end"
     for command in ["show", "query", "status", "verify"]:
         arguments = [command, tmp_path / "nothing-here", *(["SELECT 1"] if command == "query" else [])]
-        check(cli(*arguments), 2, "nothing-here")
+        check(here(*arguments), 2, "nothing-here")
 
 
 @pytest.mark.fault  # the fault suite interrupts in CI, too
 def test_interrupts_commit_nothing(images: Path, tmp_path: Path) -> None:
-    import signal
     import subprocess
 
     path = tmp_path / "job.yaml"

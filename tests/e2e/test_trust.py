@@ -14,7 +14,6 @@ from batchdet.results.evaluate import evaluate
 from batchdet.results.verify import inspect_output
 from batchdet.sample.dataset import write_sample
 from batchdet.table.lease import Lease
-from batchdet.table.manifest import committed_runs
 from tests.ray_head import RayHead
 
 from .conftest import REPOSITORY, Cli, RunJob, clean_environment, job, sample_images, write_shards, yaml_of
@@ -60,22 +59,6 @@ def test_an_unfinished_run_goes_on_although_the_source_has_grown(
     assert open_results(str(tmp_path / "out")).images().to_arrow().num_rows == 18
     assert inspect_output(str(tmp_path / "out")).problems == []
     assert (tmp_path / "out/_SUCCESS").read_text().strip() == second.run_id
-
-
-def test_fresh_goes_on_where_a_fresh_run_stopped(
-    run: RunJob, images: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    glob = write_shards(str(tmp_path / "in"), images[:9], 1)
-    first = run(glob, tmp_path / "out", compute={"segment_rows": 3})
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            run(glob, tmp_path / "out", compute={"segment_rows": 3}, fresh=True)
-    begun = sorted(p.name for p in (tmp_path / "out/_batchdet/runs").iterdir())
-    second = run(glob, tmp_path / "out", compute={"segment_rows": 3}, fresh=True)
-    assert begun == [first.run_id, second.run_id]
-    assert len(committed_runs(str(tmp_path / "out"))) == 2
-    assert open_results(str(tmp_path / "out")).images().to_arrow().num_rows == 9
 
 
 @pytest.mark.acceptance("S20")

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from batchdet.errors import ClusterError, ModelError
+from batchdet.job import run_job
+from batchdet.specfile import load_job
 from batchdet.table.manifest import committed_runs, list_runs, run_folder
 from batchdet.table.staging import list_staged
 from tests import tiny_onnx
@@ -103,22 +105,15 @@ def job(shards: str, tmp_path: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tables, float]:
-    """What the job gives when nobody disturbs it, and how many seconds it takes."""
+def truth(one_ray: None, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """What the job gives when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "job.yaml").write_text(JOB % (shards, folder / "out"))
-    started = time.monotonic()
-    done = run_to_end(["run", folder / "job.yaml"], folder)
-    assert done.returncode == 0, done.stderr
+    run_job(load_job(str(folder / "job.yaml")))
     tables = read_tables(folder / "out")
     assert tables.images.num_rows == IMAGES
     assert tables.detections.num_rows > IMAGES
-    return tables, time.monotonic() - started
-
-
-@pytest.fixture
-def truth(undisturbed: tuple[Tables, float]) -> Tables:
-    return undisturbed[0]
+    return tables
 
 
 def crash(job: Job, point: str, first: Path) -> None:
@@ -170,9 +165,11 @@ def test_a_driver_killed_at_each_point(point: str, job: Job, truth: Tables, tmp_
 @pytest.mark.fault
 @pytest.mark.timeout(1800)
 @pytest.mark.acceptance("R1")
-def test_a_driver_killed_at_twenty_random_times(job: Job, undisturbed: tuple[Tables, float], tmp_path: Path) -> None:
+def test_a_driver_killed_at_twenty_random_times(job: Job, truth: Tables, tmp_path: Path) -> None:
     """The kills pile up on one output until a run gets through; then the next begins, so that each kill counts."""
-    truth, wall_s = undisturbed
+    with Driver([*job.command, "--set", f"output.uri={tmp_path / 'undisturbed'}"], job.folder) as driver:
+        assert driver.wait() == 0, driver.stderr
+        wall_s = time.monotonic() - driver.started
     chance, kills, rounds = random.Random(SEED), 0, 0
     while kills < 20:
         with Driver(job.command, job.folder, f"decode=count:{tmp_path / 'decoded'}") as driver:

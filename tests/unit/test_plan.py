@@ -17,7 +17,7 @@ from batchdet.plan import plan_job
 from batchdet.results.query import query
 from batchdet.results.status import status
 from batchdet.results.verify import inspect_output
-from batchdet.table.manifest import run_folder
+from batchdet.table.manifest import committed_runs, list_runs, run_folder
 from tests import tiny_onnx
 from tests.e2e.conftest import pack_tar
 from tests.without_ray import broken, job, labelled, without_ray
@@ -44,6 +44,7 @@ def run(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Run a job from ``in`` to ``out``; ids are given by a clock of our own, for several runs fall into a second."""
     count = iter(range(10_000))
     monkeypatch.setattr("batchdet.job.new_run_id", lambda _: f"20261123-12{next(count):04d}-abcd")
+    monkeypatch.setattr("batchdet.results.changes._MAX_TEXT", 500)  # the folders of tests may have long names
     broken.clear()
 
     def run_it(source: Path | str | None = None, fresh: bool = False, **parts: Any) -> Run:
@@ -407,6 +408,24 @@ class TestWhy:
         assert (
             plan.why == f"a new run, because the unfinished run {unfinished} cannot go on: it was begun without --fresh"
         )
+
+    def test_fresh_goes_on_where_a_fresh_run_stopped(
+        self, run: RunIt, stopped: Any, told: Told, tmp_path: Path
+    ) -> None:
+        write(tmp_path / "in", **{f"i{n}": str(n) for n in range(9)})
+        first = run()
+        context = stopped(1)
+        with pytest.raises(KeyboardInterrupt):
+            run(fresh=True)
+        context.__exit__(None, None, None)
+        assert len(labelled) == 3
+        begun = list_runs(str(tmp_path / "out"))
+        second = run(fresh=True)
+        assert len(labelled) == 6
+        assert told.texts[1] == f"run {second.run_id} goes on where it stopped"
+        assert begun == [first.run_id, second.run_id]
+        assert len(committed_runs(str(tmp_path / "out"))) == 2
+        assert set(members(tmp_path / "out").values()) == {second.run_id}
 
     def test_a_run_whose_images_a_newer_one_labelled_does_not_go_on(
         self, run: RunIt, told: Told, unfinished: str, tmp_path: Path
