@@ -29,23 +29,24 @@ def test_gpu_runs_find_what_cpu_runs_find(tmp_path: Path) -> None:
     files = [(p.name, p.read_bytes()) for p in sorted((tmp_path / "sample").rglob("*.jpg"))]
     files[7] = (files[7][0], files[7][1][:200])
     glob = write_shards(str(tmp_path / "in"), files, 2)
-    ways: dict[str, dict[str, Any]] = {
-        "cpu": {"device": "cpu"},
-        "cpu-stage": {"device": "cpu", "decode": "stage"},
-        "auto": {},
-        "two": {"device": "gpu", "actors": 2, "batch_rows": 4},
-        "stage": {"device": "gpu", "actors": 2, "decode": "stage", "batch_rows": 4},
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "cpu": ("square", {"device": "cpu"}),
+        "auto": ("auto", {}),
+        "two": ("auto", {"device": "gpu", "actors": 2, "batch_rows": 4}),
+        "cpu-stage": ("rectangle", {"device": "cpu", "decode": "stage"}),
+        "stage": ("rectangle", {"device": "gpu", "actors": 2, "decode": "stage", "batch_rows": 4}),
     }
+    model = {"uri": "builtin:sample", "runtime": "onnxruntime", "precision": "fp32"}
     jobs = [
         {
             "name": name,
             "source": {"uri": glob},
-            "model": {"uri": "builtin:sample", "runtime": "onnxruntime", "precision": "fp32"},
+            "model": model | {"canvas": {"shape": shape}},
             "compute": {"segment_rows": 16} | compute,
             "output": {"uri": str(tmp_path / name)},
             "policy": {"max_failed_fraction": 0.1},
         }
-        for name, compute in ways.items()
+        for name, (shape, compute) in ways.items()
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     paths = {"PYTHONPATH": os.pathsep.join((str(FAKE), str(REPOSITORY)))}
@@ -64,7 +65,8 @@ def test_gpu_runs_find_what_cpu_runs_find(tmp_path: Path) -> None:
     assert chosen["auto"]["choices"]["device"] == "gpu: the cluster has 1 GPUs"
     assert chosen["auto"]["choices"]["actors"] == "1: one per GPU, fewer than 4 cores per GPU"
     assert chosen["auto"]["choices"]["decode"].startswith("actor: 2 cores")
+    assert chosen["auto"]["choices"]["canvas"].startswith("square, 320 x 320 px: square canvases, as this runtime")
     rows = {name: open_results(str(tmp_path / name)).sql(SQL).fetchall() for name in ways}
     assert len(rows["cpu"]) > 100
-    for name in ways:
-        assert rows[name] == rows["cpu"], name
+    assert rows["auto"] == rows["two"] == rows["cpu"], "CUDA takes squares"
+    assert rows["stage"] == rows["cpu-stage"] != rows["cpu"], "unless it is told otherwise"
