@@ -18,7 +18,7 @@ class Rehearsed:
         outputs: Names, number types and shapes of what one run gives.
         fixed_batch: Images that each run must be given; None where that is free.
         shape: ``square``, ``rectangle``, ``fixed`` or ``own``: canvases that work.
-        notes: What does not work although the file declares it.
+        notes: What is not used although the file declares it, and why.
     """
 
     outputs: tuple[TensorInfo, ...]

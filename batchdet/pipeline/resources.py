@@ -133,9 +133,14 @@ def _cpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
     return replace(workers, actor_cpus=share, decoders=max(1, min(room - actors, actors)), decoder_cpus=share)
 
 
+def gpu_batch_rows(compute: ComputeSpec) -> int:
+    """Say how many images a GPU is given at once."""
+    return GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
+
+
 def largest_batch(compute: ComputeSpec) -> int:
     """Say how many images a run of the model may be given, in whatever process of a job: TensorRT builds for that."""
-    return max(GPU_BATCH_ROWS, 0 if compute.batch_rows == "auto" else compute.batch_rows)
+    return max(GPU_BATCH_ROWS, gpu_batch_rows(compute))
 
 
 def choose_segment_rows(workers: Workers, alone: Alone | None, images: int | None) -> tuple[int, str]:
@@ -205,7 +210,7 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
             "CPU cores"
         )
     threads = max(_GPU_ACTOR_MIN_THREADS, min(_GPU_ACTOR_MAX_CPUS, math.floor(cpus)))
-    batch_rows = GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
+    batch_rows = gpu_batch_rows(compute)
     if compute.batch_rows == "auto":
         choices["batch_rows"] = f"{batch_rows}: fills a GPU with a small detector"
     room, used = _cores(capacity), actors * threads

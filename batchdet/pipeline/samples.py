@@ -20,7 +20,7 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.canary import Clock, Way
-from batchdet.pipeline.resources import GPU_BATCH_ROWS
+from batchdet.pipeline.resources import gpu_batch_rows
 from batchdet.records.schema import MEMBERS
 from batchdet.records.segment import Segment
 from batchdet.roofline import Alone, Spread
@@ -177,9 +177,7 @@ def clock_of(device: Device) -> Clock:
 
 def rows_of(device: Device, compute: ComputeSpec) -> int:
     """Say how many images at once show what one takes: larger batches bring nothing on CPUs, and are all on GPUs."""
-    if device == "cpu":
-        return 1
-    return GPU_BATCH_ROWS if compute.batch_rows == "auto" else compute.batch_rows
+    return 1 if device == "cpu" else gpu_batch_rows(compute)
 
 
 def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Alone | None:

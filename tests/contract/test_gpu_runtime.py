@@ -215,48 +215,17 @@ def test_engines_are_kept_by_all_that_they_depend_on() -> None:
         assert Path(folder).stat().st_mode & 0o777 == 0o700
 
 
-def test_tensorrt_opens_the_graph_that_takes_canvases_with_its_engines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As far as it goes without a GPU: which sessions are asked for, and with what."""
-    asked: list[tuple[Any, tuple[Any, ...]]] = []
-    package = importlib.import_module("onnxruntime")
+Opened = list[tuple[Any, tuple[Any, ...]]]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """Have TensorRT's sessions be opened with the CPU provider; what was asked for: model and providers, in order."""
+    asked: Opened = []
     real = onnxruntime.OnnxRuntime._open
 
     def opens(self: Any, model: Any, *providers: Any) -> Any:
         asked.append((model, providers))
-        return real(self, model, "CPUExecutionProvider")
-
-    monkeypatch.setattr(onnxruntime.OnnxRuntime, "_open", opens)
-    monkeypatch.setattr(package, "get_available_providers", lambda: [tensorrt.PROVIDER])
-    monkeypatch.setattr(tensorrt, "version", lambda: "10.9")
-    monkeypatch.setattr(tensorrt, "gpu", lambda: "H100, 9.0")
-    path = tiny_onnx.convolution(tmp_path / "m.onnx")
-    place = Place(tensorrt.PROVIDER, "cuda", True)
-    runtime = onnxruntime.OnnxRuntime(str(path), {"stride": "2"}, place, 1, "fp16", 16)
-    assert runtime.name.endswith(", TensorRT 10.9")
-    assert asked == [(str(path), ("CUDAExecutionProvider",))], "to look at the outputs, no engine is built"
-    runtime.take_canvases("images", Preprocess(scale=1.0))
-    monkeypatch.setattr(runtime, "_run_bound", lambda feeds, names: [np.zeros(1)] * len(names))
-    canvases = {"images": np.zeros((2, 64, 64, 3), np.uint8)}
-    runtime.run(canvases)
-    runtime.run(canvases)
-    ((_, (chosen, behind)),) = asked[1:]
-    assert chosen[0] == tensorrt.PROVIDER
-    assert behind == "CUDAExecutionProvider"
-    assert chosen[1]["trt_profile_max_shapes"].startswith("images_canvases:16x64x64x3,")
-    assert Path(chosen[1]["trt_engine_cache_path"]).parent == tmp_path / "cache/engines"
-
-
-@pytest.fixture
-def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Have TensorRT's sessions be opened with the CPU provider; the settings of each, in order."""
-    asked: list[dict[str, Any]] = []
-    real = onnxruntime.OnnxRuntime._open
-
-    def opens(self: Any, model: Any, *providers: Any) -> Any:
-        if not isinstance(providers[0], str):
-            asked.append(providers[0][1])
         return real(self, model, "CPUExecutionProvider")
 
     monkeypatch.setattr(onnxruntime.OnnxRuntime, "_open", opens)
@@ -270,15 +239,39 @@ def by_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> onnxruntime.
     """Make a runtime that would compute by TensorRT; running it is left to the test."""
     monkeypatch.setattr(onnxruntime, "TENSORRT", Place(tensorrt.PROVIDER, "cuda", True))
     path = tiny_onnx.convolution(tmp_path / "m.onnx")
-    runtime = onnxruntime.OnnxRuntime(str(path), {"stride": "2"}, onnxruntime.TENSORRT, 1, "fp16", 16)
+    return onnxruntime.OnnxRuntime(str(path), {"stride": "2"}, onnxruntime.TENSORRT, 1, "fp16", 16)
+
+
+def engines(opened: Opened) -> list[dict[str, Any]]:
+    """Settings of the sessions that compute; the first shows the outputs, and builds no engine."""
+    return [providers[0][1] for _, providers in opened[1:]]
+
+
+def test_tensorrt_opens_the_graph_that_takes_canvases_with_its_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened
+) -> None:
+    """As far as it goes without a GPU: which sessions are asked for, and with what."""
+    runtime = by_tensorrt(tmp_path, monkeypatch)
+    assert runtime.name.endswith(", TensorRT 10.9")
+    path = tmp_path / "m.onnx"
+    assert opened == [(str(path), ("CUDAExecutionProvider",))], "to look at the outputs, no engine is built"
     runtime.take_canvases("images", Preprocess(scale=1.0))
-    return runtime
+    monkeypatch.setattr(runtime, "_run_bound", lambda feeds, names: [np.zeros(1)] * len(names))
+    canvases = {"images": np.zeros((2, 64, 64, 3), np.uint8)}
+    runtime.run(canvases)
+    runtime.run(canvases)
+    ((_, (chosen, behind)),) = opened[1:]
+    assert chosen[0] == tensorrt.PROVIDER
+    assert behind == "CUDAExecutionProvider"
+    assert chosen[1]["trt_profile_max_shapes"].startswith("images_canvases:16x64x64x3,")
+    assert Path(chosen[1]["trt_engine_cache_path"]).parent == tmp_path / "cache/engines"
 
 
 def test_a_session_of_tensorrt_that_failed_is_not_used_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[dict[str, Any]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
     runtime = by_tensorrt(tmp_path, monkeypatch)
+    runtime.take_canvases("images", Preprocess(scale=1.0))
 
     def fits(feeds: Any, names: Any) -> list[Any]:
         if len(feeds["images_canvases"]) > 2:
@@ -292,13 +285,15 @@ def test_a_session_of_tensorrt_that_failed_is_not_used_again(
         runtime.run({"images": np.zeros((4, 32, 32, 3), np.uint8)})
     runtime.run({"images": np.zeros((2, 32, 32, 3), np.uint8)})
     assert runtime._session is not first
-    assert engines[0] == engines[1], "the same engine serves again, whatever shape comes first"
+    first_engine, second_engine = engines(opened)
+    assert first_engine == second_engine, "the same engine serves again, whatever shape comes first"
 
 
 def test_tensorrt_does_without_profiles_where_it_wants_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[dict[str, Any]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
     runtime = by_tensorrt(tmp_path, monkeypatch)
+    runtime.take_canvases("images", Preprocess(scale=1.0))
     opens = onnxruntime.OnnxRuntime._open
 
     def refuses(self: Any, model: Any, *providers: Any) -> Any:
@@ -309,7 +304,7 @@ def test_tensorrt_does_without_profiles_where_it_wants_others(
     monkeypatch.setattr(onnxruntime.OnnxRuntime, "_open", refuses)
     monkeypatch.setattr(runtime, "_run_bound", lambda feeds, names: [np.zeros(1)] * len(names))
     runtime.run({"images": np.zeros((2, 64, 64, 3), np.uint8)})
-    assert [sorted(each) for each in engines] == [
+    assert [sorted(each) for each in engines(opened)] == [
         [
             "trt_engine_cache_enable",
             "trt_engine_cache_path",

@@ -6,7 +6,7 @@ and scores channel-first, transposes the whole and splits it again, after a sigm
 rows. Each rewrite here is an identity, and the same numbers come out, bit for bit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -41,7 +41,7 @@ def take_rows(model: Any, name: str) -> bool:
     rows = ops.parameter(PartialShape([batch, height, row]), Type.u8)
     rows.set_friendly_name(canvas.get_node().get_friendly_name())
     pixels = ops.reshape(ops.convert(rows, users[0].get_output_element_type(0)), _axes(0, 0, -1, _COLOURS), True)
-    _move_users(users[0].output(0), pixels)
+    users[0].output(0).replace(pixels.output(0))
     names = canvas.get_names()
     canvas.get_tensor().set_names(set())
     rows.output(0).get_tensor().set_names(names)
@@ -85,7 +85,7 @@ def _split_before_join(split: Any) -> bool:
     if joined.get_attributes()["axis"] not in (1, -2) or sizes != [_size(part, 2) for part in split.outputs()]:
         return False
     for part, side in zip(split.outputs(), sides, strict=True):
-        _move_users(part, ops.transpose(side, _axes(*_LAST_TWO_SWAPPED)))
+        part.replace(ops.transpose(side, _axes(*_LAST_TWO_SWAPPED)).output(0))
     return True
 
 
@@ -109,7 +109,7 @@ def _transpose_before_join(turned: Any) -> bool:
         for each in rows
     ]
     flat = ops.concat(points, 1)
-    _move_users(turned.output(0), ops.sigmoid(flat) if gate is not joined else flat)
+    turned.output(0).replace((flat if gate is joined else ops.sigmoid(flat)).output(0))
     return True
 
 
@@ -122,9 +122,10 @@ def _sigmoid_after_choice(chosen: Any) -> bool:
         return False
     chosen.input(0).replace_source_output(_node(chosen, 0).input_value(0))
     if kind != "ShapeOf":
-        users = chosen.output(0).get_target_inputs()
+        users = chosen.output(0).get_target_inputs()  # before the sigmoid is one of them
         gate = ops.sigmoid(chosen)
-        _connect(users, gate)
+        for user in users:
+            user.replace_source_output(gate.output(0))
     return True
 
 
@@ -159,12 +160,3 @@ def _size(value: Any, axis: int) -> int | None:
 
 def _axes(*numbers: int | None) -> Any:
     return np.array(numbers, np.int64)
-
-
-def _move_users(old: Any, new: Any) -> None:
-    _connect(old.get_target_inputs(), new)
-
-
-def _connect(users: Iterable[Any], node: Any) -> None:
-    for user in users:
-        user.replace_source_output(node.output(0))

@@ -164,7 +164,7 @@ class OnnxRuntime:
         """Drop all class scores but the best on a GPU; behind :meth:`take_canvases`, before the first run with them."""
         if self._graph is None:
             return False
-        self._graph, self._session = best_class_graph(self._graph, name, axis, first), None
+        self._graph = best_class_graph(self._graph, name, axis, first)
         self._renamed[name] = best_of(name)
         return True
 
@@ -229,9 +229,8 @@ class OnnxRuntime:
             chosen = tensorrt.settings(folder, self.precision == "fp16", name, others, profile)
             try:
                 return self._open(graph, (self.provider, chosen), CUDA.provider)
-            except (
-                ModelError
-            ):  # where it leaves out a node inside, it wants a profile for tensors that have no name here
+            except ModelError:
+                # where it leaves out a node inside, it wants a profile for tensors that have no name here
                 chosen = {key: value for key, value in chosen.items() if not key.startswith("trt_profile_")}
                 return self._open(graph, (self.provider, chosen), CUDA.provider)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -183,12 +184,16 @@ class OpenVino:
                         return compiled
             return self._core.import_model(blob, self.provider, self._settings)
 
+    @functools.cached_property
+    def _made_of(self) -> tuple[str, ...]:
+        """Digests of the model's file, and of the code that makes graphs of it."""
+        return tuple(digest_of(file) for file in (self._path, __file__, channels_last.__file__, silu.__file__))
+
     def _key(self, canvas: tuple[int, int] | None) -> str:
         """Name a graph by all that it is made of."""
         settings = sorted(self._settings.items())
-        made_by = [digest_of(file) for file in (__file__, channels_last.__file__, silu.__file__)]
         polynomial = self._polynomial and canvas is not None
-        facts = (self._build, self._machine, digest_of(self._path), settings, self._steps, made_by, polynomial, canvas)
+        facts = (self._build, self._machine, self._made_of, settings, self._steps, polynomial, canvas)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 

@@ -62,7 +62,7 @@ def approximate(model: Any) -> int:
     """
     found = list(silus(model))
     for node, x in found:
-        _replace(node, _polynomial(x))
+        node.output(0).replace(_polynomial(x).output(0))
     if found:
         model.validate_nodes_and_infer_types()
     return len(found)
@@ -81,15 +81,6 @@ def _polynomial(x: Any) -> Any:
     for coefficient in COEFFICIENTS[-2::-1]:
         total = ops.add(ops.multiply(square, total), constant(coefficient))
     return ops.multiply(x, ops.add(ops.multiply(bounded, total), constant(0.5)))
-
-
-def _replace(old: Any, new: Any) -> None:
-    new.set_friendly_name(old.get_friendly_name())
-    names = old.output(0).get_names()
-    for target in old.output(0).get_target_inputs():
-        target.replace_source_output(new.output(0))
-    old.output(0).get_tensor().set_names(set())
-    new.output(0).get_tensor().set_names(names)
 
 
 def _kind(output: Any) -> str:
