@@ -13,7 +13,7 @@ import pytest
 
 from batchdet import storage
 from batchdet.errors import OutputLocked
-from batchdet.table.lease import Lease, live_holder
+from batchdet.table.lease import Lease, _process, live_holder
 from tests.s3_server import S3Server
 
 
@@ -80,6 +80,8 @@ def test_an_owner_that_is_stopped_is_taken_over_and_fenced(tmp_path: Path) -> No
     owner = _owner(tmp_path)
     assert owner.pid is not None
     os.kill(owner.pid, signal.SIGSTOP)
+    while _process(owner.pid)[0] not in {"T", "t"}:  # on a busy machine that takes a moment
+        time.sleep(0.01)
     with Lease(str(tmp_path), stale_s=0.5) as taken:
         os.kill(owner.pid, signal.SIGCONT)
         owner.join(60)
