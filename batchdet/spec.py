@@ -30,7 +30,7 @@ FAMILY_GROUP = "batchdet.families"
 """The group of entry points by which installed packages offer families of their own."""
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
 FeatureKind = Literal["none", "image", "boxes"]
-SiluName = Literal["auto", "exact", "polynomial"]
+SiluName = Literal["auto", "exact", "rational"]
 DecodeName = Literal["auto", "full", "reduced"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -174,8 +174,8 @@ class ModelSpec(_Part):
     )
     silu: SiluName = Field(
         "auto",
-        description="polynomial computes SiLU, the activation of most YOLOs, in OpenVINO's model.canvas.graphs by a "
-        "polynomial: a third faster, and scores move by about 0.002. auto takes it like bf16.",
+        description="rational computes SiLU, the activation of most YOLOs, in OpenVINO's model.canvas.graphs by a "
+        "rational function: a third faster, and scores move by about 0.002. auto takes it like bf16.",
     )
     preprocess: PreprocessSpec = Field(
         default_factory=PreprocessSpec,

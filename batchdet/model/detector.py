@@ -109,7 +109,7 @@ class Detector:
 
     @property
     def silus(self) -> int:
-        """SiLUs of the model that may be computed by a polynomial."""
+        """SiLUs of the model that may be computed by a rational function."""
         return self._runtime.silus
 
     @property

@@ -39,7 +39,7 @@ class LoadedModel:
         runtime: What the actors run it with.
         precision: Number format of their arithmetic.
         graphs: Canvases with graphs of their own, ``WIDTHxHEIGHT``.
-        silu: ``exact``, or ``polynomial`` in those graphs.
+        silu: ``exact``, or ``rational`` in those graphs.
         decode: ``full`` or ``reduced``.
         choices: What ``auto`` chose -> why.
         canary: ``arithmetic`` and ``decode`` -> what comparing a lossy way with the exact one gave, see
@@ -180,13 +180,13 @@ class Trial:
         if local.format is not Format.ONNX and asked.runtime == "auto":
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
             return exact, exact, f"torch: nothing else runs {local.format.words}"
-        polynomial = asked.silu == "polynomial"
-        if asked.runtime == "auto" and (asked.precision == "bf16" or polynomial):
+        rational = asked.silu == "rational"
+        if asked.runtime == "auto" and (asked.precision == "bf16" or rational):
             exact = load("openvino", "fp32" if asked.precision == "auto" else asked.precision)
-            return exact, exact, f"openvino: {'the polynomial for SiLU' if polynomial else 'bf16'} is its own"
+            return exact, exact, f"openvino: {'a rational function for SiLU' if rational else 'bf16'} is its own"
         exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
         exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
-        if asked.precision != "auto" or polynomial or asked.runtime in ("onnxruntime", "torch"):
+        if asked.precision != "auto" or rational or asked.runtime in ("onnxruntime", "torch"):
             why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
             return exact, exact, why
         unchanged = f"{exact_runtime} in fp32"
@@ -195,7 +195,7 @@ class Trial:
         try:
             for fast in self._on_gpu(load, exact) if device == "gpu" else self._quicker(load, exact, images):
                 agreement = tried("arithmetic", Way(exact), Way(fast))
-                how = f"{fast.spec.precision}{', SiLU by a polynomial' if fast.spec.silu == 'polynomial' else ''}"
+                how = f"{fast.spec.precision}{', SiLU by a rational function' if fast.spec.silu == 'rational' else ''}"
                 if not agreement.objection:
                     gain = f"{agreement.gain:.1f} times as fast as {unchanged}"
                     return exact, fast, f"{fast.spec.runtime} in {how}: {gain}; {agreement.words}"
@@ -229,13 +229,13 @@ class Trial:
                 raise
             plain = load("openvino", "fp32", exact, "exact")
         if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
-            by_polynomial = load("openvino", plain.spec.precision, exact, "polynomial")
+            by_ratio = load("openvino", plain.spec.precision, exact, "rational")
             quicker = False
             with contextlib.suppress(ImageError):
-                ways = Way(plain), Way(by_polynomial)
+                ways = Way(plain), Way(by_ratio)
                 quicker = is_quicker(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
             if quicker:
-                yield by_polynomial
+                yield by_ratio
         yield plain
 
     def _choose_decoding(

@@ -144,13 +144,13 @@ def test_large_photographs_are_decoded_smaller_where_the_boxes_agree(
 
 
 @pytest.mark.fault
-def test_a_polynomial_for_silu_that_the_spec_asks_for(
+def test_a_rational_silu_that_the_spec_asks_for(
     run: RunJob, photographs: list[tuple[str, bytes]], shared: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
     glob = write_shards(str(tmp_path / "in"), photographs[:10], 1)
     scores = {}
-    for silu in ("exact", "polynomial"):
+    for silu in ("exact", "rational"):
         model = {"runtime": "openvino", "precision": "fp32", "silu": silu, "canvas": {"graphs": ["640x480", "640x448"]}}
         done = run(glob, tmp_path / silu, shared / "models/yolo26n.onnx", model_=model)
         assert lineage_of(done).computed["silu"] == silu

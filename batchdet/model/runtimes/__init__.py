@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Tensor = npt.NDArray[Any]
 Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Silu = Literal["exact", "polynomial"]
+Silu = Literal["exact", "rational"]
 _NO_MEMORY: Final = (
     "out of memory",
     "failed to allocate memory",
@@ -69,7 +69,7 @@ class Runtime(Protocol):
 
     @property
     def silus(self) -> int:
-        """SiLUs that the runtime can compute by a polynomial, see :mod:`batchdet.model.runtimes.silu`."""
+        """SiLUs that the runtime can compute by a rational function, see :mod:`batchdet.model.runtimes.silu`."""
 
     @property
     def batch_rows(self) -> int | None:
@@ -178,17 +178,17 @@ def load_runtime(
         precision: Of the arithmetic; ``bf16`` is OpenVINO's and PyTorch's, ``fp16`` a GPU's.
         own_graphs: OpenVINO: canvases ``(width_px, height_px)`` for which a graph of its own is compiled.
         largest_batch: No ``run`` is given more images.
-        silu: ``polynomial`` is OpenVINO's, for ``own_graphs``.
+        silu: ``rational`` is OpenVINO's, for ``own_graphs``.
 
     Raises:
         MissingExtra: The runtime's package is not installed.
         ClusterError: ``gpu`` or ``bf16`` was asked for and is not to be had.
-        SpecError: The runtime has no such precision, or no polynomial.
+        SpecError: The runtime has no such precision, or no rational function.
         ModelError: The file cannot be loaded.
     """
     kind = format_of(path)
-    if silu == "polynomial" and name != "openvino":
-        raise SpecError("model.silu: polynomial needs model.runtime: openvino, or both auto")
+    if silu == "rational" and name != "openvino":
+        raise SpecError("model.silu: rational needs model.runtime: openvino, or both auto")
     fitting = ("onnxruntime", "openvino", "tensorrt") if kind is Format.ONNX else ("torch",)
     if name not in ("auto", *fitting):
         raise SpecError(f"model.runtime: {name} does not run {kind.words}; take auto or {', '.join(fitting)}")
@@ -213,7 +213,7 @@ def load_runtime(
             raise SpecError("model.precision: fp16 needs model.runtime: onnxruntime or tensorrt, on a GPU")
         from batchdet.model.runtimes.openvino import OpenVino
 
-        return OpenVino(path, metadata, device, threads, precision, own_graphs, silu == "polynomial")
+        return OpenVino(path, metadata, device, threads, precision, own_graphs, silu == "rational")
     raise ValueError(f"no runtime {name!r}")
 
 

@@ -38,7 +38,7 @@ class OpenVino:
         threads: Threads of one ``run``.
         precision: Of the arithmetic; ``bf16`` needs a processor that has it.
         own_graphs: Canvases ``(width_px, height_px)`` that have graphs of their own, see :meth:`take_canvases`.
-        polynomial: In those graphs SiLU is a polynomial, see :mod:`batchdet.model.runtimes.silu`.
+        rational: In those graphs SiLU is a rational function, see :mod:`batchdet.model.runtimes.silu`.
     """
 
     provider = "CPU"
@@ -54,7 +54,7 @@ class OpenVino:
         threads: int,
         precision: Precision = "fp32",
         own_graphs: Collection[tuple[int, int]] = (),
-        polynomial: bool = False,
+        rational: bool = False,
     ) -> None:
         try:
             import openvino
@@ -77,7 +77,7 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,
         }
         self._own_graphs = frozenset(own_graphs)
-        self._polynomial = polynomial
+        self._rational = rational
         self._canvas_input = ""
         self._takes_rows = False
         self._requests: dict[tuple[int, int] | None, Any] = {}
@@ -159,30 +159,35 @@ class OpenVino:
     def _request(self, canvas: tuple[int, int] | None, feeds: Mapping[str, Tensor]) -> Any:
         """Return what computes these inputs, compiled when it is first wanted."""
         if canvas not in self._requests:
-            model = self._model
-            if canvas is not None:
-                model = model.clone()
-                model.reshape({port: list(feeds[port.any_name].shape) for port in model.inputs})
-                if self._polynomial:
-                    silu.approximate(model)
-            self._requests[canvas] = self._compiled(model, canvas).create_infer_request()
+            shapes = {name: array.shape for name, array in feeds.items()}
+            self._requests[canvas] = self._compiled(canvas, shapes).create_infer_request()
         return self._requests[canvas]
 
-    def _compiled(self, model: Any, canvas: tuple[int, int] | None) -> Any:
+    def _compiled(self, canvas: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """Compile a graph, or read it back where this node has compiled it before."""
         with _own_signal_stack():
             if os.path.getsize(self._path) > _KEPT_MAX_BYTES:
-                return self._core.compile_model(model, self.provider, self._settings)
+                return self._compile(canvas, shapes)
             key = self._key(canvas)
             blob = read_engine(key, _BLOB)
             if blob is None:
                 with engine_folder(key) as folder:
                     blob = read_engine(key, _BLOB)  # another process may have been faster
                     if blob is None:
-                        compiled = self._core.compile_model(model, self.provider, self._settings)
+                        compiled = self._compile(canvas, shapes)
                         write_engine(folder, _BLOB, compiled.export_model().getvalue())
                         return compiled
             return self._core.import_model(blob, self.provider, self._settings)
+
+    def _compile(self, canvas: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Compile the graph of a canvas, whose inputs have these shapes; the one for all others for None."""
+        model = self._model
+        if canvas is not None:
+            model = model.clone()
+            model.reshape({port: list(shapes[port.any_name]) for port in model.inputs})
+            if self._rational:
+                silu.approximate(model)
+        return self._core.compile_model(model, self.provider, self._settings)
 
     @functools.cached_property
     def _made_of(self) -> tuple[str, ...]:
@@ -192,8 +197,8 @@ class OpenVino:
     def _key(self, canvas: tuple[int, int] | None) -> str:
         """Name a graph by all that it is made of."""
         settings = sorted(self._settings.items())
-        polynomial = self._polynomial and canvas is not None
-        facts = (self._build, self._machine, self._made_of, settings, self._steps, polynomial, canvas)
+        rational = self._rational and canvas is not None
+        facts = (self._build, self._machine, self._made_of, settings, self._steps, rational, canvas)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
