@@ -3,6 +3,7 @@
 make bench                                                    everything; about 25 minutes on 2 cores
 make bench BENCH="--only batchdet,daft --images 480"          some of it
 make bench BENCH="--batchdet-set model.runtime=openvino"      another row of batchdet, with other settings
+make bench BENCH="--without-bf16"                             all of them as on a processor without bf16
 
 The 120 photographs of the shared data are packed several times over under different names, as tar shards for batchdet
 and as files for the others, which read files. Every contender is a fresh process, counted from its start to its exit,
@@ -124,11 +125,13 @@ class Bench:
     Args:
         work: Folder for images, models, results and logs.
         python: The alternatives' interpreter.
+        bf16: OpenVINO may use it, where the processor has it.
         names: Name of each packed image -> name of the photograph.
     """
 
     work: Path
     python: Path
+    bf16: bool = True
     names: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -191,8 +194,10 @@ class Bench:
             command = [str(self.python), str(HERE / "contenders" / one.script), "--images", str(images / "files")]
             command += ["--model", str(model), "--output", str(output)]
         env = self.environment() | one.env | {"BENCH_TICKS": str(ticks)}
+        path = [] if self.bf16 else [HERE / "no_bf16"]
         if one.script is None:
-            env["PYTHONPATH"] = str(HERE.parent)  # its Ray workers import it from here, installed or not
+            path.append(HERE.parent)  # its Ray workers import it from here, installed or not
+        env["PYTHONPATH"] = os.pathsep.join(map(str, path))
         busy, shm = busy_share(), _shm_used()
         staged: dict[str, float] = {}
         began_s: float | None = None
@@ -377,7 +382,7 @@ def table(report: dict[str, Any]) -> str:
     runs = "one run" if report["repeats"] == 1 else f"{report['repeats']} runs"
     lines = [
         f"{report['images']:,} photographs ({report['bytes'] / 2**20:,.0f} MiB), {runs} each, in turn; "
-        f"{one_line(report['machine'])}.",
+        f"{one_line(report['machine'])}{'' if report['bf16'] else ', OpenVINO without bf16'}.",
         "",
         "| | start to exit, s | images/s | steady images/s | × fastest alternative | peak MiB | its boxes in the "
         "reference, and the reverse | AP from score 0.25 | AP |",
@@ -469,6 +474,7 @@ def _options() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="one more row: batchdet with these settings; may be given several times",
     )
+    parser.add_argument("--without-bf16", action="store_true", help="OpenVINO as on a processor that has none")
     parser.add_argument("--python", type=Path, default=Path(".venv-bench/bin/python"), help="the alternatives' own")
     parser.add_argument("--work", type=Path, help="keep images, outputs and logs here; a temporary folder without it")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of compare.json and compare.svg")
@@ -487,7 +493,7 @@ def main() -> int:
     rows = [row for row in rows if not wanted or row.group in wanted]
     truth = SHARED / "images/coco120/instances.json"
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench((options.work or Path(temporary)).absolute(), options.python.absolute())
+        bench = Bench((options.work or Path(temporary)).absolute(), options.python.absolute(), not options.without_bf16)
         say(f"packing {options.images:,} images and preparing models")
         bench.pack(options.images, options.photographs)
         bench.models({row.model for row in rows}, bench.environment())
@@ -505,6 +511,7 @@ def main() -> int:
         "images": options.images,
         "bytes": size,
         "repeats": options.repeats,
+        "bf16": bench.bf16,
         "machine": host,
         "versions": {
             "batchdet": versions(sys.executable, ("batchdet", *_PACKAGES, "opencv-python-headless", "simplejpeg")),
@@ -515,11 +522,12 @@ def main() -> int:
         },
         "contenders": summary(rows, options.images),
     }
-    write_json(options.results / "compare.json", report)
+    name = "compare" if bench.bf16 else "compare_without_bf16"
+    write_json(options.results / f"{name}.json", report)
     text = table(report)
     print(text)
-    write_readme(options.readme, "compare.py", f"{text}\n\n![images/s of each](results/compare.svg)")
-    plot.compare(report, options.results / "compare.svg")
+    write_readme(options.readme, "compare.py" if bench.bf16 else "compare.py --without-bf16", f"{text}\n\n![images/s of each](results/{name}.svg)")
+    plot.compare(report, options.results / f"{name}.svg")
     return int(any(row.failure for row in rows))
 
 

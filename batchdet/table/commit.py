@@ -6,12 +6,14 @@ same command repairs a crash at any step.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.csv
 
 from batchdet import storage
 from batchdet.errors import OutputLocked, TooManyFailures
@@ -22,6 +24,11 @@ from batchdet.table.gather import ExpectedShard, Gathered, gather
 from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import TABLES, Manifest, run_folder
 from batchdet.table.staging import staged_folder
+
+FAILED_LIST: Final = "failed.csv"
+"""In the folder of a run that was not committed because too many images failed: which, and why."""
+_NAMED: Final = 3
+"""Failed images that the message itself names."""
 
 
 def commit_run(
@@ -69,7 +76,7 @@ def commit_run(
     gathered = gather(out, spec, lineage, shards, carried, labels, progress)
     failpoint("commit.gather.after")
     counts = gathered.stats.to_dict()["images"]
-    _check_failures(spec, counts, gathered, retried)
+    _check_failures(spec, folder, counts, gathered, retried)
     check_lease()
     if resumed:
         _remove_strays(out, run_id, gathered)
@@ -136,13 +143,14 @@ def finish_commit(out: str, run_id: str) -> None:
     for left_over in (staged_folder(out, run_id), storage.join(folder, "parts")):
         storage.persist(lambda left_over=left_over: storage.delete_folder(left_over))  # type: ignore[misc]
         failpoint("commit.clean_up")
+    storage.persist(lambda: storage.delete([storage.join(folder, FAILED_LIST)]))
 
 
 def is_finished(out: str, run_id: str) -> bool:
     """Tell whether nothing of a committed run's commit is left to do."""
     folder = run_folder(out, run_id)
     names = storage.list_names(folder)
-    return "_SUCCESS" in names and not {"staged", "parts"} & set(names)
+    return "_SUCCESS" in names and not {"staged", "parts", FAILED_LIST} & set(names)
 
 
 def mark_newest(out: str, run_id: str) -> None:
@@ -179,7 +187,9 @@ def _rate(images: int, wall_s: float) -> float:
     return round(images / wall_s, 3) if wall_s > 0 else 0.0
 
 
-def _check_failures(spec: JobSpec, counts: dict[str, Any], gathered: Gathered, retried: tuple[int, int]) -> None:
+def _check_failures(
+    spec: JobSpec, folder: str, counts: dict[str, Any], gathered: Gathered, retried: tuple[int, int]
+) -> None:
     """Stop the commit when too much failed; a shard whose end could not be read counts as a shard, not as one image.
 
     As many images and shards as are tried again may fail again: their failure was committed before.
@@ -195,8 +205,21 @@ def _check_failures(spec: JobSpec, counts: dict[str, Any], gathered: Gathered, r
     elif gathered.shards and (gathered.broken_shards - shards) / gathered.shards > allowed:
         what = f"{gathered.broken_shards} of {gathered.shards} shards could not be read to their end"
     if what:
+        named = _list_failures(storage.join(folder, FAILED_LIST), gathered, failed)
         storage.delete(gathered.retriable)
         raise TooManyFailures(
-            f"{what}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or raise it, "
+            f"{what}{named}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or raise it, "
             "and run the same command again: what succeeded is kept"
         )
+
+
+def _list_failures(uri: str, gathered: Gathered, failed: int) -> str:
+    """Write which images failed to a file, and name the first of them, as the rest of a sentence."""
+    failures = pa.concat_tables(gathered.failures)
+    text = io.BytesIO()
+    pyarrow.csv.write_csv(failures, text)
+    _put(uri, text.getvalue())
+    first = ", ".join(failures["uri"].slice(0, _NAMED).to_pylist())
+    more = f" and {failed - _NAMED} more" if failed > _NAMED else ""
+    listed = f"the first {failures.num_rows} are listed" if failures.num_rows < failed else "listed"
+    return f": {first}{more}, {listed} with the reasons in {uri}"

@@ -21,6 +21,9 @@ from batchdet.table.parts import PartWriter
 from batchdet.table.staging import StagedShard, list_staged, read_staged
 
 _READ_AHEAD: Final = 8
+FAILURES_KEPT: Final = 10_000
+"""Failed images that are remembered one by one; what is counted has no such bound."""
+_FAILURE: Final = ("uri", "error_code", "error_message")
 RUN_DATE: Final = "run_date"
 
 
@@ -51,6 +54,8 @@ class Gathered:
         detections: Part files of the detections table.
         unread_uris: Shards that could not be opened at all.
         retriable: Staged files with failures that another try may mend.
+        failures: ``uri``, ``error_code`` and ``error_message`` of the first failed images, :data:`FAILURES_KEPT` or a
+            segment more.
         broken_shards: Shards whose end could not be read, so that the number of their images is not known.
         shards: Shards in all.
     """
@@ -60,6 +65,7 @@ class Gathered:
     detections: list[PartFile] = field(default_factory=list)
     unread_uris: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
+    failures: list[pa.Table] = field(default_factory=list)
     broken_shards: int = 0
     shards: int = 0
 
@@ -106,7 +112,10 @@ def gather(
 
 
 def _note_failures(gathered: Gathered, uri: str, segment: LabelledSegment) -> None:
-    codes = pc.unique(segment.images["error_code"]).to_pylist()
+    failed = segment.images.select(_FAILURE).filter(pc.is_valid(segment.images["error_code"]))
+    if failed.num_rows and sum(table.num_rows for table in gathered.failures) < FAILURES_KEPT:
+        gathered.failures.append(failed)
+    codes = pc.unique(failed["error_code"]).to_pylist()
     if RETRIABLE_CODES.intersection(codes):
         gathered.retriable.append(uri)
     if segment.last and segment.images.num_rows:

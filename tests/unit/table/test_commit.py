@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -28,14 +31,14 @@ SHARDS = [
 ]
 
 
-def spec_for(out: Path | str, **changes: object) -> JobSpec:
+def spec_for(out: Path | str, allowed: float = 0.5, **changes: object) -> JobSpec:
     return JobSpec.model_validate(
         {
             "name": "t",
             "source": {"uri": "/data"},
             "model": {"uri": "m.onnx"},
             "output": {"uri": str(out), **changes},
-            "policy": {"max_failed_fraction": 0.5},
+            "policy": {"max_failed_fraction": allowed},
         }
     )
 
@@ -50,9 +53,10 @@ def commit(
     shards: list[ExpectedShard] = SHARDS,
     resumed: bool = False,
     check_lease: Callable[[], None] = lambda: None,
+    allowed: float = 0.5,
     **changes: object,
 ) -> Manifest:
-    spec = spec_for(out, **changes)
+    spec = spec_for(out, allowed, **changes)
     storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
     lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
     labels = [f"class_{i}" for i in range(5)]
@@ -189,11 +193,30 @@ def test_an_image_lost_or_skipped_stops_the_commit(tmp_path: Path, segments: lis
 def test_too_many_failures_commit_nothing_and_keep_what_is_staged(tmp_path: Path, segment: Maker) -> None:
     stage(tmp_path, [segment(0, 0, True, 0, ["ok", "empty", "empty"])])
     with pytest.raises(
-        TooManyFailures, match=r"2 of 3 images failed \(empty 2\); policy.max_failed_fraction allows 0.5"
+        TooManyFailures, match=r"2 of 3 images failed \(empty 2\): .*; policy.max_failed_fraction allows 0.5"
     ):
         commit(tmp_path, SHARDS[:1])
     assert not (tmp_path / "images").exists()
     assert list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].complete
+
+
+@pytest.mark.parametrize(("kept", "words"), [(10_000, "listed"), (4, "the first 4 are listed")])
+def test_which_images_failed_is_said_and_listed(
+    tmp_path: Path, segment: Maker, monkeypatch: pytest.MonkeyPatch, kept: int, words: str
+) -> None:
+    monkeypatch.setattr("batchdet.table.gather.FAILURES_KEPT", kept)
+    both = [segment(0, 0, False, 0, ["ok", *["empty"] * 4]), segment(0, 1, True, 5, ["corrupt", "corrupt"])]
+    stage(tmp_path, both)
+    with pytest.raises(TooManyFailures) as raised:
+        commit(tmp_path, SHARDS[:1])
+    failed = pa.concat_tables(s.images for s in both).filter(pc.field("status") == "failed")["uri"].to_pylist()
+    listed = tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv"
+    assert f": {', '.join(failed[:3])} and 3 more, {words} with the reasons in {listed};" in str(raised.value)
+    rows = pyarrow.csv.read_csv(listed).to_pylist()
+    assert [row["uri"] for row in rows] == failed[: min(kept, 6)]
+    assert {row["error_code"] for row in rows} <= {"empty", "corrupt"}
+    commit(tmp_path, SHARDS[:1], allowed=1.0)
+    assert not listed.exists(), "a committed run's tables say it"
 
 
 def test_empty_shards_give_empty_tables_with_their_columns(tmp_path: Path, segment: Maker) -> None:
