@@ -526,7 +526,11 @@ def main() -> int:
     write_json(options.results / f"{name}.json", report)
     text = table(report)
     print(text)
-    write_readme(options.readme, "compare.py" if bench.bf16 else "compare.py --without-bf16", f"{text}\n\n![images/s of each](results/{name}.svg)")
+    write_readme(
+        options.readme,
+        "compare.py" if bench.bf16 else "compare.py --without-bf16",
+        f"{text}\n\n![images/s of each](results/{name}.svg)",
+    )
     plot.compare(report, options.results / f"{name}.svg")
     return int(any(row.failure for row in rows))
 

@@ -1,6 +1,7 @@
 """How much of a GPU a run uses: end to end, the model alone, decoding alone; by runtime, precision, batch and stage.
 
 make bench-gpu                                                   everything; needs a GPU
+make bench-gpu BENCH="--minutes 8"                               what fits into that time, the usual choices first
 make bench-gpu BENCH="--models yolo26n --batches 64"             some of it
 make bench-gpu BENCH="--device cpu --images 120 --batches 8"     the same code where there is no GPU
 
@@ -14,6 +15,7 @@ results/gpu.json has already, so that a long list can be measured in pieces.
 import argparse
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -33,7 +35,7 @@ from batchdet.errors import BatchdetError
 from batchdet.job import Watcher, run_job
 from batchdet.machine import cpu_limit, run_limited
 from batchdet.model.detector import Detector
-from batchdet.model.runtimes import Device
+from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.session import ray_session
 from batchdet.spec import JobSpec, ModelSpec
 from benchmarks.agreement import COLUMNS, average_precision, by_image
@@ -269,11 +271,11 @@ def table(report: dict[str, Any]) -> str:
 
 
 def rows(options: argparse.Namespace) -> Iterable[Row]:
-    """List what is to be measured."""
-    for words in itertools.product(
-        options.models, options.runtimes, options.precisions, options.batches, options.decode, options.actors
-    ):
-        yield Row(*words)
+    """List what is to be measured: the first of each choice, then what differs from it in one of them, in two, ..."""
+    choices = (options.models, options.runtimes, options.precisions, options.batches, options.decode, options.actors)
+    places = itertools.product(*(range(len(choice)) for choice in choices))
+    for numbers in sorted(places, key=lambda each: (sum(number > 0 for number in each), each)):
+        yield Row(*(choice[number] for choice, number in zip(choices, numbers, strict=True)))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -286,6 +288,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 16, 128])
     parser.add_argument("--decode", nargs="+", default=["actor", "stage"])
     parser.add_argument("--actors", nargs="+", type=int, help="per GPU: 1 2; on a CPU in all: 1")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after so many")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of gpu.json")
     parser.add_argument("--readme", type=Path, help="where the table goes; benchmarks/README.md, on a CPU nowhere")
     options = parser.parse_args(arguments)
@@ -313,19 +316,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows": earlier.get("rows", {}) if earlier.get("device") == name else {},
     }
     options.results.mkdir(parents=True, exist_ok=True)
-    failed = 0
+    wanted, failed, until = list(rows(options)), 0, time.monotonic() + options.minutes * 60
     with tempfile.TemporaryDirectory() as work, ray_session(None) as capacity:
         bench = Bench(Path(work), options.device, int(capacity.gpus), options.images)
         bench.pack()
-        for row in rows(options):
-            say(f"{row.key} on {name}")
+        for number, row in enumerate(wanted):
+            if time.monotonic() > until:
+                say(f"{options.minutes:g} minutes are over: {len(wanted) - number} of {len(wanted)} rows are left out")
+                break
+            say(f"[{number + 1}/{len(wanted)}] {row.key} on {name}")
             try:
                 report["rows"][row.key] = bench.measure(row)
                 say(f"    {report['rows'][row.key]['images_per_s']} images/s")
-            except BatchdetError as error:
+            except Exception as error:  # one row's misfortune is not the others'
                 failed += 1
-                report["rows"][row.key] = {"failure": error.message}
-                say(f"    not to be had: {error.message}")
+                why = (
+                    error.message if isinstance(error, BatchdetError) else f"{type(error).__name__}: {one_line(error)}"
+                )
+                report["rows"][row.key] = {"failure": why}
+                say(f"    not to be had: {why}")
             found.write_text(json.dumps(report, indent=1) + "\n")
     text = table(report)
     print(text)

@@ -39,6 +39,17 @@ def test_the_script_measures_on_the_cpu(one_ray: None, shared: Path, tmp_path: P
     assert "old" not in text
 
 
+def test_the_usual_choices_come_first() -> None:
+    pytest.importorskip("pycocotools")
+    from benchmarks import gpu
+
+    every = [row.key for row in gpu.rows(gpu._options([]))]
+    assert len(every) == len(set(every)) == 144
+    assert every[0] == "yolo26n onnxruntime fp32 64 actor 1"
+    differing = [sum(a != b for a, b in zip(every[0].split(), key.split(), strict=True)) for key in every]
+    assert differing == sorted(differing)
+
+
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocotools")
     from benchmarks import gpu

@@ -1,14 +1,15 @@
 """SiLU, the activation of most YOLOs, as a rational function in OpenVINO's graphs.
 
 x * sigmoid(x) takes an exponential and a division for each number: 44 % of the time of yolo26n in bf16 on a CPU with
-AMX. Here sigmoid(x) - 1/2 is an odd rational function (degree 3 over degree 4) on [-8, 8], and 1/2 with x's sign beyond,
-all in float32. SiLU is then wrong by 0.0004 at most between -2 and 2, where nearly all numbers lie, by 0.003 elsewhere.
-What bf16 itself rounds is more: 4 by 0.008. A polynomial as near needs degree 19, twice the nodes: OpenVINO takes twice
-as long to compile them and a tenth longer to compute.
+AMX. Here sigmoid(x) - 1/2 is an odd rational function (degree 3 over degree 4) on [-8, 8], and 1/2 with x's sign
+beyond, all in float32. SiLU is then wrong by 0.0004 at most between -2 and 2, where nearly all numbers lie, by 0.003
+elsewhere. What bf16 itself rounds is more: 4 by 0.008. A polynomial as near needs degree 19 and twice the nodes:
+OpenVINO takes twice as long to compile them, and a tenth longer to compute.
 
-Source: a weighted minimax fit, linearised as in C. K. Sanathanan and J. Koerner, "Transfer Function Synthesis as a Ratio
-of Two Complex Polynomials", 1963, with the weights of Lawson's iteration (C. L. Lawson, "Contributions to the Theory of
-Linear Least Maximum Approximation", 1961), and the value 1/2 at the limit held fast, so that the whole is continuous.
+Source: a weighted minimax fit, linearised as in C. K. Sanathanan and J. Koerner, "Transfer Function Synthesis as a
+Ratio of Two Complex Polynomials", 1963, with the weights of Lawson's iteration (C. L. Lawson, "Contributions to the
+Theory of Linear Least Maximum Approximation", 1961), and the value 1/2 at the limit held fast, so that the whole is
+continuous.
 """
 
 from collections.abc import Iterator
