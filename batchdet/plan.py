@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from batchdet.results.changes import name_changes, name_cut_change, name_source_
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
-from batchdet.spec import JobSpec
+from batchdet.spec import JobSpec, SiluName
 from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage, fingerprint
 from batchdet.table.manifest import Manifest, committed_runs, run_folder
@@ -234,6 +234,8 @@ def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool)
         return name_changes(job.out, run.run_id, job.spec, job.source_format, job.model_sha256)
     if run.lineage.cut != cut_of(job.spec):
         return name_cut_change(job.out, run.run_id, job.spec)
+    if (silu := run.lineage.computed.get("silu", "exact")) not in get_args(SiluName):
+        return f"its SiLU is computed by {silu}, which this version has not"
     if run.ended or run.inventory is None:
         return run.ended
     gone = run.inventory.without(inventory.objects).objects.num_rows

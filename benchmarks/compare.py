@@ -382,7 +382,7 @@ def table(report: dict[str, Any]) -> str:
     runs = "one run" if report["repeats"] == 1 else f"{report['repeats']} runs"
     lines = [
         f"{report['images']:,} photographs ({report['bytes'] / 2**20:,.0f} MiB), {runs} each, in turn; "
-        f"{one_line(report['machine'])}{'' if report['bf16'] else ', OpenVINO without bf16'}.",
+        f"{one_line(report['machine'])}{'' if report['bf16'] else ', with bf16 hidden from OpenVINO'}.",
         "",
         "| | start to exit, s | images/s | steady images/s | × fastest alternative | peak MiB | its boxes in the "
         "reference, and the reverse | AP from score 0.25 | AP |",

@@ -9,7 +9,7 @@ Each row is a run of a job over the photographs of the shared data, packed sever
 that lives as long as this script. "End to end" counts from the first to the last tenth of the images (from the start of
 labelling, model loading included, where a run has too few segments to tell). "Model alone" is one process that gives
 batches of canvases to the detector, "decoding alone" all cores that decode and paint. Rows are added to those that
-results/gpu.json has already, so that a long list can be measured in pieces.
+results/gpu.json has already, those that it has not first, so that a long list can be measured in pieces.
 """
 
 import argparse
@@ -316,7 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows": earlier.get("rows", {}) if earlier.get("device") == name else {},
     }
     options.results.mkdir(parents=True, exist_ok=True)
-    wanted, failed, until = list(rows(options)), 0, time.monotonic() + options.minutes * 60
+    wanted = sorted(rows(options), key=lambda row: "images_per_s" in report["rows"].get(row.key, {}))
+    failed, until = 0, time.monotonic() + options.minutes * 60
     with tempfile.TemporaryDirectory() as work, ray_session(None) as capacity:
         bench = Bench(Path(work), options.device, int(capacity.gpus), options.images)
         bench.pack()
@@ -333,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 why = (
                     error.message if isinstance(error, BatchdetError) else f"{type(error).__name__}: {one_line(error)}"
                 )
-                report["rows"][row.key] = {"failure": why}
+                if "images_per_s" not in report["rows"].get(row.key, {}):
+                    report["rows"][row.key] = {"failure": why}
                 say(f"    not to be had: {why}")
             found.write_text(json.dumps(report, indent=1) + "\n")
     text = table(report)

@@ -24,7 +24,7 @@ MAX_SCORE_DIFFERENCE: Final = 0.03
 MIN_GAIN: Final = 1.1
 """A way that is hardly faster is not worth a difference."""
 _MIN_LEAD: Final = 1.03
-"""Of two lossy ways the quicker one is taken, if it is so by more than what timing itself is off."""
+"""Of two ways the second is tried first, if it is the quicker one by more than what timing itself is off."""
 _RUNS: Final = 4
 _MARGIN: Final = 0.05
 """Boxes nearer to the threshold may fall on either side of it."""
@@ -165,7 +165,7 @@ def compare(
 
 
 def is_quicker(plain: Way, other: Way, image: Any, max_pixels: int, clock: Clock) -> bool:
-    """Tell whether the model takes less the other way, for one image, by the best of a few runs each.
+    """Tell whether the model takes less time the other way, for one image, by the best of a few runs each.
 
     Args:
         plain: One way.

@@ -229,13 +229,13 @@ class Trial:
                 raise
             plain = load("openvino", "fp32", exact, "exact")
         if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
-            by_ratio = load("openvino", plain.spec.precision, exact, "rational")
+            rational = load("openvino", plain.spec.precision, exact, "rational")
             quicker = False
             with contextlib.suppress(ImageError):
-                ways = Way(plain), Way(by_ratio)
+                ways = Way(plain), Way(rational)
                 quicker = is_quicker(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
             if quicker:
-                yield by_ratio
+                yield rational
         yield plain
 
     def _choose_decoding(

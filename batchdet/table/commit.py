@@ -20,15 +20,15 @@ from batchdet.errors import OutputLocked, TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.records.schema import SCHEMA_VERSION
 from batchdet.spec import JobSpec
-from batchdet.table.gather import ExpectedShard, Gathered, gather
+from batchdet.table.gather import ExpectedShard, Failures, Gathered, gather
 from batchdet.table.lineage import Lineage, now
-from batchdet.table.manifest import TABLES, Manifest, run_folder
+from batchdet.table.manifest import FAILED_LIST, TABLES, Manifest, run_folder
 from batchdet.table.staging import staged_folder
 
-FAILED_LIST: Final = "failed.csv"
-"""In the folder of a run that was not committed because too many images failed: which, and why."""
 _NAMED: Final = 3
 """Failed images that the message itself names."""
+_NAME_MAX: Final = 200
+"""Characters of each of them there."""
 
 
 def commit_run(
@@ -76,8 +76,8 @@ def commit_run(
     gathered = gather(out, spec, lineage, shards, carried, labels, progress)
     failpoint("commit.gather.after")
     counts = gathered.stats.to_dict()["images"]
-    _check_failures(spec, folder, counts, gathered, retried)
     check_lease()
+    _check_failures(spec, folder, counts, gathered, retried)
     if resumed:
         _remove_strays(out, run_id, gathered)
     for part in (*gathered.images, *gathered.detections):
@@ -143,7 +143,8 @@ def finish_commit(out: str, run_id: str) -> None:
     for left_over in (staged_folder(out, run_id), storage.join(folder, "parts")):
         storage.persist(lambda left_over=left_over: storage.delete_folder(left_over))  # type: ignore[misc]
         failpoint("commit.clean_up")
-    storage.persist(lambda: storage.delete([storage.join(folder, FAILED_LIST)]))
+    if FAILED_LIST in storage.persist(lambda: storage.list_names(folder)):
+        storage.persist(lambda: storage.delete([storage.join(folder, FAILED_LIST)]))
 
 
 def is_finished(out: str, run_id: str) -> bool:
@@ -198,28 +199,34 @@ def _check_failures(
     allowed = spec.policy.max_failed_fraction
     listed, failed = counts["listed"], counts["failed"]
     images, shards = retried
-    what = ""
+    what, which = "", gathered.failures
     if listed and (failed - images) / listed > allowed:
         codes = ", ".join(f"{code} {n}" for code, n in counts["by_error_code"].items())
         what = f"{failed} of {listed} images failed ({codes})"
-    elif gathered.shards and (gathered.broken_shards - shards) / gathered.shards > allowed:
-        what = f"{gathered.broken_shards} of {gathered.shards} shards could not be read to their end"
+    elif gathered.shards and (gathered.broken_shards.count - shards) / gathered.shards > allowed:
+        which = gathered.broken_shards
+        what = f"{which.count} of {gathered.shards} shards could not be read to their end"
     if what:
-        named = _list_failures(storage.join(folder, FAILED_LIST), gathered, failed)
         storage.delete(gathered.retriable)
+        named = _list_failures(storage.join(folder, FAILED_LIST), which)
         raise TooManyFailures(
-            f"{what}{named}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or raise "
+            f"{what}: {named}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or raise "
             "it, and run the same command again: what succeeded is kept"
         )
 
 
-def _list_failures(uri: str, gathered: Gathered, failed: int) -> str:
-    """Write which images failed to a file, and name the first of them, as the rest of a sentence."""
-    failures = pa.concat_tables(gathered.failures)
+def _list_failures(uri: str, which: Failures) -> str:
+    """Write what failed to a file, and name the first of it, as a part of a sentence."""
     text = io.BytesIO()
-    pyarrow.csv.write_csv(failures, text)
+    pyarrow.csv.write_csv(pa.Table.from_pylist(which.first), text)
     _put(uri, text.getvalue())
-    first = ", ".join(failures["uri"].slice(0, _NAMED).to_pylist())
-    more = f" and {failed - _NAMED} more" if failed > _NAMED else ""
-    listed = f"the first {failures.num_rows} are listed" if failures.num_rows < failed else "listed"
-    return f": {first}{more}, {listed} with the reasons in {uri}"
+    first = ", ".join(_short(row["uri"]) for row in which.first[:_NAMED])
+    more = f" and {which.count - _NAMED} more" if which.count > _NAMED else ""
+    listed = f"the first {len(which.first)} are listed" if len(which.first) < which.count else "listed"
+    return f"{first}{more}, {listed} with the reasons in {uri}"
+
+
+def _short(name: str) -> str:
+    """Put a name on one line."""
+    name = " ".join(name.split())
+    return name if len(name) <= _NAME_MAX else f"{name[: _NAME_MAX - 3]}..."

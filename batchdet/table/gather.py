@@ -24,6 +24,8 @@ _READ_AHEAD: Final = 8
 FAILURES_KEPT: Final = 10_000
 """Failed images that are remembered one by one; what is counted has no such bound."""
 _FAILURE: Final = ("uri", "error_code", "error_message")
+_TEXT_MAX: Final = 500
+"""Of each text that is remembered of them; a member of a tar may have a name of a megabyte."""
 RUN_DATE: Final = "run_date"
 
 
@@ -45,6 +47,27 @@ class ExpectedShard:
 
 
 @dataclass
+class Failures:
+    """What failed: how many in all, and the first of them.
+
+    Args:
+        count: In all.
+        first: ``uri``, ``error_code`` and ``error_message`` of at most :data:`FAILURES_KEPT`, each cut to 500
+            characters.
+    """
+
+    count: int = 0
+    first: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, rows: pa.Table) -> None:
+        """Count rows of an images table, and remember them while there is room."""
+        self.count += rows.num_rows
+        room = FAILURES_KEPT - len(self.first)
+        for row in rows.select(_FAILURE).slice(0, room).to_pylist():
+            self.first.append({name: (text or "")[:_TEXT_MAX] for name, text in row.items()})
+
+
+@dataclass
 class Gathered:
     """What the one pass over the staged segments gave.
 
@@ -54,9 +77,8 @@ class Gathered:
         detections: Part files of the detections table.
         unread_uris: Shards that could not be opened at all.
         retriable: Staged files with failures that another try may mend.
-        failures: ``uri``, ``error_code`` and ``error_message`` of the first failed images, :data:`FAILURES_KEPT` or a
-            segment more.
-        broken_shards: Shards whose end could not be read, so that the number of their images is not known.
+        failures: Failed images.
+        broken_shards: Rows that stand for shards whose end could not be read; how many images they have is not known.
         shards: Shards in all.
     """
 
@@ -65,8 +87,8 @@ class Gathered:
     detections: list[PartFile] = field(default_factory=list)
     unread_uris: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
-    failures: list[pa.Table] = field(default_factory=list)
-    broken_shards: int = 0
+    failures: Failures = field(default_factory=Failures)
+    broken_shards: Failures = field(default_factory=Failures)
     shards: int = 0
 
 
@@ -112,18 +134,19 @@ def gather(
 
 
 def _note_failures(gathered: Gathered, uri: str, segment: LabelledSegment) -> None:
-    failed = segment.images.select(_FAILURE).filter(pc.is_valid(segment.images["error_code"]))
-    if failed.num_rows and sum(table.num_rows for table in gathered.failures) < FAILURES_KEPT:
-        gathered.failures.append(failed)
+    failed = segment.images.filter(pc.is_valid(segment.images["error_code"]))
+    gathered.failures.add(failed)
     codes = pc.unique(failed["error_code"]).to_pylist()
     if RETRIABLE_CODES.intersection(codes):
         gathered.retriable.append(uri)
     if segment.last and segment.images.num_rows:
-        end = segment.images.slice(segment.images.num_rows - 1).to_pylist()[0]
+        last = segment.images.slice(segment.images.num_rows - 1)
+        end = last.to_pylist()[0]
         whole_shard_lost = end["error_code"] == "unreadable" and end["member"] == ""
         if whole_shard_lost:
             gathered.unread_uris.append(end["shard_uri"])
-        gathered.broken_shards += whole_shard_lost or end["error_code"] in SHARD_CODES
+        if whole_shard_lost or end["error_code"] in SHARD_CODES:
+            gathered.broken_shards.add(last)
 
 
 def _take_once(

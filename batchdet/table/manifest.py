@@ -14,6 +14,8 @@ from batchdet.errors import OutputError
 
 TABLES: Final = ("images", "detections")
 RUNS_FOLDER: Final = "_batchdet/runs"
+FAILED_LIST: Final = "failed.csv"
+"""In the folder of a run that was not committed because too much failed: what, and why."""
 _READERS: Final = 8
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]

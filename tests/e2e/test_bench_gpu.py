@@ -1,11 +1,13 @@
 """`make bench-gpu` where there is no GPU: the same script on the CPU, and one sentence without that."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
 from batchdet import machine
+from batchdet.pipeline.session import Capacity
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +50,36 @@ def test_the_usual_choices_come_first() -> None:
     assert every[0] == "yolo26n onnxruntime fp32 64 actor 1"
     differing = [sum(a != b for a, b in zip(every[0].split(), key.split(), strict=True)) for key in every]
     assert differing == sorted(differing)
+
+
+def test_a_row_s_failure_is_its_own_and_no_row_is_begun_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycocotools")
+    from benchmarks import gpu
+
+    begun: list[str] = []
+
+    def measure(bench: gpu.Bench, row: gpu.Row) -> dict[str, object]:
+        begun.append(row.key)
+        if len(begun) > 1:
+            raise RuntimeError("the device is lost")
+        return {"images_per_s": 5}
+
+    monkeypatch.setattr(gpu, "ray_session", lambda address: contextlib.nullcontext(Capacity(2, 0, 1, (2,), (0,))))
+    monkeypatch.setattr(gpu.Bench, "pack", lambda bench: None)
+    monkeypatch.setattr(gpu.Bench, "measure", measure)
+    monkeypatch.setattr(gpu, "table", lambda report: "")
+    what = ["--device", "cpu", "--models", "yolo26n", "--batches", "4", "8", "--results", str(tmp_path)]
+    assert gpu.main(what) == 1
+    first = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row.get("failure") for row in first.values()] == [None, *["RuntimeError: the device is lost"] * 3]
+    gpu.main(what)
+    assert begun[4:] == [*begun[1:4], begun[0]], "what has no figure comes first"
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == first, "a figure stays"
+    gpu.main([*what, "--minutes", "-1"])
+    assert len(begun) == 8
+    assert "minutes are over: 4 of 4 rows are left out" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

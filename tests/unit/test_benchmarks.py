@@ -1,10 +1,13 @@
 """What the benchmarks share; the benchmarks themselves are run by hand (`make bench` and its neighbours)."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.report import markdown, steady, write_readme
+from benchmarks.report import HERE, markdown, steady, write_readme
 
 
 @pytest.mark.parametrize("points", [[], [(0.0, 8)] * 3])
@@ -35,3 +38,16 @@ def test_a_table_replaces_what_its_script_wrote_and_nothing_else(tmp_path: Path)
         *("", "", "<!-- a.py writes from here -->", "new", "<!-- to here -->"),
         *("", "<!-- b.py writes from here -->", "kept", "<!-- to here -->", ""),
     ]
+
+
+def test_bf16_is_hidden_from_all_that_import_openvino() -> None:
+    pytest.importorskip("openvino")
+    code = (
+        "import importlib.util; importlib.util.find_spec('openvino'); import openvino; "
+        "from batchdet.model.runtimes.openvino import has_bf16; print(has_bf16(), openvino.Core.compile_model.__name__)"
+    )
+    path = os.pathsep.join([str(HERE / "no_bf16"), str(HERE.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "compile_in_fp32"]

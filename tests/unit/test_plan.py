@@ -409,6 +409,16 @@ class TestWhy:
             plan.why == f"a new run, because the unfinished run {unfinished} cannot go on: it was begun without --fresh"
         )
 
+    def test_what_another_version_computed_in_its_own_way_does_not_go_on(
+        self, run: RunIt, told: Told, unfinished: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "out/_batchdet/runs" / unfinished / "lineage.json"
+        lineage = json.loads(file.read_text())
+        file.write_text(json.dumps(lineage | {"computed": lineage["computed"] | {"silu": "polynomial"}}))
+        plan = plan_job(job(tmp_path / "in", tmp_path / "out"))
+        assert plan.resume_run_id is None
+        assert plan.why.endswith("cannot go on: its SiLU is computed by polynomial, which this version has not")
+
     def test_fresh_goes_on_where_a_fresh_run_stopped(
         self, run: RunIt, stopped: Any, told: Told, tmp_path: Path
     ) -> None:

@@ -160,10 +160,10 @@ class OpenVino:
         """Return what computes these inputs, compiled when it is first wanted."""
         if canvas not in self._requests:
             shapes = {name: array.shape for name, array in feeds.items()}
-            self._requests[canvas] = self._compiled(canvas, shapes).create_infer_request()
+            self._requests[canvas] = self._kept_or_compiled(canvas, shapes).create_infer_request()
         return self._requests[canvas]
 
-    def _compiled(self, canvas: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def _kept_or_compiled(self, canvas: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """Compile a graph, or read it back where this node has compiled it before."""
         with _own_signal_stack():
             if os.path.getsize(self._path) > _KEPT_MAX_BYTES:

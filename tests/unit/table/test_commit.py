@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,8 +216,24 @@ def test_which_images_failed_is_said_and_listed(
     rows = pyarrow.csv.read_csv(listed).to_pylist()
     assert [row["uri"] for row in rows] == failed[: min(kept, 6)]
     assert {row["error_code"] for row in rows} <= {"empty", "corrupt"}
-    commit(tmp_path, SHARDS[:1], allowed=1.0)
+    manifest = commit(tmp_path, SHARDS[:1], allowed=1.0)
     assert not listed.exists(), "a committed run's tables say it"
+    listed.touch()
+    assert not is_finished(str(tmp_path), manifest.run_id)
+
+
+def test_names_that_fail_are_short_and_on_one_line(tmp_path: Path, segment: Maker) -> None:
+    one = segment(0, 0, True, 0, ["empty"] * 2)
+    names = ["a.tar#x\nerror: disk full.jpg", f"a.tar#{'y' * 10_000}.jpg"]
+    place = one.images.schema.get_field_index("uri")
+    images = one.images.set_column(place, one.images.schema.field("uri"), pa.array(names))
+    stage(tmp_path, [replace(one, images=images)])
+    with pytest.raises(TooManyFailures, match=r": a.tar#x error: disk full.jpg, a.tar#y{191}\.\.\., listed") as raised:
+        commit(tmp_path, SHARDS[:1])
+    assert "\n" not in str(raised.value)
+    listed = (tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv").read_text()
+    assert "y" * 494 in listed
+    assert "y" * 495 not in listed
 
 
 def test_empty_shards_give_empty_tables_with_their_columns(tmp_path: Path, segment: Maker) -> None:
@@ -267,9 +284,21 @@ def test_failures_that_may_be_mended_are_dropped_so_that_they_are_tried_again(tm
 
 
 def test_a_shard_cut_short_counts_as_a_shard_and_not_as_one_image(tmp_path: Path, segment: Maker) -> None:
-    stage(tmp_path, [segment(0, 0, True, 0, ["ok"] * 9 + ["shard_truncated"])])
-    with pytest.raises(TooManyFailures, match="1 of 1 shards could not be read to their end"):
+    cut = segment(0, 0, True, 0, ["ok"] * 4 + ["corrupt"] * 3 + ["ok"] * 9 + ["shard_truncated"])
+    stage(tmp_path, [cut])
+    end = cut.images["uri"][-1].as_py()
+    with pytest.raises(
+        TooManyFailures, match=f"1 of 1 shards could not be read to their end: {re.escape(end)}, listed with"
+    ):
         commit(tmp_path, SHARDS[:1])
+
+
+def test_who_has_lost_the_output_lists_no_failures_there(tmp_path: Path, segment: Maker) -> None:
+    stage(tmp_path, [segment(0, 0, True, 0, ["unreadable"] * 3)])
+    with pytest.raises(OutputLocked):
+        commit(tmp_path, SHARDS[:1], check_lease=taken_over)
+    assert not (tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv").exists()
+    assert list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].complete, "the new owner's"
 
 
 def test_a_shard_that_could_not_be_opened_is_named_in_the_manifest(tmp_path: Path, segment: Maker) -> None:
