@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from batchdet.errors import ImageError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
 from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker, match
@@ -143,3 +144,40 @@ def test_what_a_new_canvas_takes_the_first_time_does_not_count() -> None:
     result = compare(*ways, images, 10**6, 0.25, clock)
     assert result.images == 6
     assert (result.exact_ms, result.fast_ms) == pytest.approx((10, 2))
+
+
+class Disturbed(Fixed):
+    """Takes a quarter longer the first four times."""
+
+    def detect(self, canvases: Any, letterboxes: Any) -> list[Detections]:
+        self._clock.now_s += self._seconds / 4 if len(self.seen) < 4 else 0
+        return super().detect(canvases, letterboxes)
+
+
+def test_a_gain_in_doubt_is_looked_at_again() -> None:
+    clock = Clock()
+    exact, fast = Fixed(found(), 0.01, clock), Disturbed(found(), 0.008, clock)
+    result = compare(Way(cast(Detector, exact)), Way(cast(Detector, fast)), [jpeg(64, 48)] * 9, 10**6, 0.25, clock)
+    assert (result.exact_ms, result.fast_ms) == pytest.approx((10, 8))
+    assert result.objection == ""
+    assert len(exact.seen) == len(fast.seen) == 1 + 3 * 6
+    sure = Fixed(found(), 0.005, clock)
+    compare(Way(cast(Detector, exact)), Way(cast(Detector, sure)), [jpeg(64, 48)] * 9, 10**6, 0.25, clock)
+    assert len(sure.seen) == 1 + 6, "no doubt, no second look"
+
+
+def test_an_image_that_only_one_way_decodes_counts_for_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    exact, fast = (Way(cast(Detector, Fixed(found(), 0.01, clock)), reduce) for reduce in (False, True))
+    decode = Way.canvas
+
+    def canvas(way: Way, data: Any, max_pixels: int) -> Any:
+        clock.now_s += 1 if data == b"half" else 0.001
+        if data == b"half" and way.reduce:
+            raise ImageError("corrupt", "only at half its size")
+        return decode(way, jpeg(64, 48) if data == b"half" else data, max_pixels)
+
+    monkeypatch.setattr(Way, "canvas", canvas)
+    result = compare(exact, fast, [b"half", *[jpeg(64, 48)] * 6, b"half"], 10**6, 0.25, clock)
+    assert result.images == 6
+    assert result.exact_ms == pytest.approx(11)
