@@ -119,7 +119,8 @@ def compare(
     """Label images both ways, in turns, until there are boxes enough.
 
     The gain is that of the last step towards the fast way: of reduced decoding, where it has that, with the fast way's
-    model in both; else of its model. Where that is in doubt, all images are timed twice more, and the least of each counts.
+    model in both; else of its model. Where that is in doubt, all images are timed twice more, and the least of each
+    counts.
 
     Args:
         exact: The exact way.

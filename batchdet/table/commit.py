@@ -210,8 +210,8 @@ def _check_failures(
         storage.delete(gathered.retriable)
         named = _list_failures(storage.join(folder, FAILED_LIST), which)
         raise TooManyFailures(
-            f"{what}: {named}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or raise "
-            "it, and run the same command again: what succeeded is kept"
+            f"{what}: {named}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or "
+            "raise it, and run the same command again: what succeeded is kept"
         )
 
 

@@ -1,5 +1,6 @@
 """What a later run labels, and what it says about it: the real plan, staging and commit, with a labeller of no cost."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
