@@ -13,7 +13,7 @@ from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.canary import Agreement, Way, compare, is_quicker
+from batchdet.pipeline.canary import Agreement, Way, compare, is_slower
 from batchdet.pipeline.resources import largest_batch
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, rows_of
 from batchdet.roofline import Alone
@@ -230,11 +230,11 @@ class Trial:
             plain = load("openvino", "fp32", exact, "exact")
         if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
             rational = load("openvino", plain.spec.precision, exact, "rational")
-            quicker = False
+            slower = True
             with contextlib.suppress(ImageError):
-                ways = Way(plain), Way(rational)
-                quicker = is_quicker(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
-            if quicker:
+                ways = Way(rational), Way(plain)
+                slower = is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
+            if not slower:
                 yield rational
         yield plain
 
