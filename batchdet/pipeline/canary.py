@@ -136,10 +136,8 @@ def compare(
     used: list[Any] = []
     for data in images:
         try:
-            canvases = [look.canvas(data, len(used)) for look in looks]
+            canvases = [look.canvas(data) for look in looks]
         except ImageError:
-            for look in looks:
-                look.decode_s.pop(len(used), None)
             continue
         one, other = (look.detect(*canvas, len(used)) for look, canvas in zip(looks, canvases, strict=True))
         used.append(data)
@@ -163,7 +161,7 @@ def compare(
         for _ in range(_MORE_LOOKS):
             for place, data in enumerate(used):
                 for look in looks:
-                    look.detect(*look.canvas(data, place), place)
+                    look.detect(*look.canvas(data), place)
     return result()
 
 
@@ -177,21 +175,22 @@ class _Look:
         rows: The model is given each image so many times at once.
     """
 
-    def __init__(self, way: Way, max_pixels: int, clock: Clock, rows: int) -> None:
+    def __init__(self, way: Way, max_pixels: int, clock: Clock, rows: int = 1) -> None:
         self.decode_s: dict[int, float] = {}
         self.model_s: dict[int, float] = {}
         self._way, self._max_pixels, self._clock, self._rows = way, max_pixels, clock, rows
+        self._decoded_s = 0.0
         self._warm: set[tuple[int, int]] = set()
 
-    def canvas(self, data: Any, place: int) -> tuple[Pixels, Letterbox]:
-        """Decode an image and place it on its canvas; ``place`` is its number."""
+    def canvas(self, data: Any) -> tuple[Pixels, Letterbox]:
+        """Decode an image and place it on its canvas."""
         started = self._clock()
         painted = self._way.canvas(data, self._max_pixels)
-        self._note(self.decode_s, place, self._clock() - started)
+        self._decoded_s = self._clock() - started
         return painted
 
     def detect(self, canvas: Pixels, letterbox: Letterbox, place: int) -> Detections:
-        """Find what is on it."""
+        """Find what is on a canvas, that of image number ``place``, and note what this and decoding it took."""
         batch, letterboxes = np.repeat(canvas[None], self._rows, axis=0), [letterbox] * self._rows
         if letterbox.canvas not in self._warm:
             self._way.detector.detect(batch, letterboxes)  # the first run on a canvas prepares things
@@ -199,6 +198,7 @@ class _Look:
         started = self._clock()
         (found, *_) = self._way.detector.detect(batch, letterboxes)
         self._note(self.model_s, place, (self._clock() - started) / self._rows)
+        self._note(self.decode_s, place, self._decoded_s)
         return found
 
     @staticmethod
@@ -219,15 +219,12 @@ def is_slower(other: Way, plain: Way, image: Any, max_pixels: int, clock: Clock)
     Raises:
         ImageError: The image cannot be decoded.
     """
-    canvas, letterbox = plain.canvas(image, max_pixels)
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(1 + _RUNS):
-        for way, seconds in zip((plain, other), taken, strict=True):
-            started = clock()
-            way.detector.detect(canvas[None], [letterbox])
-            seconds.append(clock() - started)
-    best = [min(seconds[1:]) for seconds in taken]
-    return best[1] > _SLOWER * best[0]
+    painted = plain.canvas(image, max_pixels)
+    looks = _Look(plain, max_pixels, clock), _Look(other, max_pixels, clock)
+    for _ in range(_RUNS):
+        for look in looks:
+            look.detect(*painted, 0)
+    return looks[1].model_s[0] > _SLOWER * looks[0].model_s[0]
 
 
 def _median_ms(seconds: Mapping[int, float]) -> float:
