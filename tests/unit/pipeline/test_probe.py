@@ -109,7 +109,7 @@ def test_a_gpu_computes_in_half_width_where_that_agrees_and_is_quicker(
     found = replace(asked, spec=asked.spec.model_copy(update={"compute": compute}), may_differ=True).load("gpu")
     assert found.canary["arithmetic"]["matched"] > 0.98
     assert (found.runtime, found.precision) == ("onnxruntime", "fp32" if gain else "fp16")
-    start = "onnxruntime in fp32, because of fp16: it takes" if gain else "onnxruntime in fp16: "
+    start = "onnxruntime in fp32, because of fp16: it is " if gain else "onnxruntime in fp16: "
     assert found.choices["model"].startswith(start)
     assert found.alone is not None
     assert found.alone.batch_rows == 2
