@@ -12,7 +12,7 @@ from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
 from batchdet.places import check_apart, in_full
-from batchdet.plan import Plan, computed, cut_of, plan_job
+from batchdet.plan import Plan, cut_of, plan_job
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
@@ -179,7 +179,7 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
         labelling = time.monotonic()
         if left:
             for segment in label_segments(
-                computed(spec, lineage.computed),
+                spec.as_computed(lineage.computed),
                 out,
                 run_id,
                 plan.shards,

@@ -1,9 +1,9 @@
 """Plans: what a job would do, found out without doing it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from batchdet.results.changes import name_changes, name_cut_change, name_source_
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
-from batchdet.spec import JobSpec, SiluName
+from batchdet.spec import JobSpec, unknown_way
 from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage, fingerprint
 from batchdet.table.manifest import Manifest, committed_runs, run_folder
@@ -234,8 +234,8 @@ def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool)
         return name_changes(job.out, run.run_id, job.spec, job.source_format, job.model_sha256)
     if run.lineage.cut != cut_of(job.spec):
         return name_cut_change(job.out, run.run_id, job.spec)
-    if (silu := run.lineage.computed.get("silu", "exact")) not in get_args(SiluName):
-        return f"its SiLU is computed by {silu}, which this version has not"
+    if unknown := unknown_way(run.lineage.computed):
+        return unknown
     if run.ended or run.inventory is None:
         return run.ended
     gone = run.inventory.without(inventory.objects).objects.num_rows
@@ -280,18 +280,9 @@ def cut_of(spec: JobSpec) -> str:
     return f"{spec.compute.segment_rows} rows, {spec.compute.segment_bytes} bytes, slices of {SLICE_ROWS}"
 
 
-def computed(spec: JobSpec, how: Mapping[str, str]) -> JobSpec:
-    """Fix how the model is computed, as ``lineage.json`` notes it."""
-    graphs = tuple(how.get("graphs", "").split())
-    canvas = spec.model.canvas.model_copy(update={"graphs": graphs, "decode": how.get("decode", "full")})
-    fixed = {"runtime": how["runtime"], "precision": how["precision"], "silu": how.get("silu", "exact")}
-    model = spec.model.model_copy(update=fixed | {"canvas": canvas})
-    return spec.model_copy(update={"model": model})
-
-
 def as_begun(plan: Plan) -> JobSpec:
     """Compute as the run did that goes on, so that one run never mixes two ways."""
-    return computed(plan.spec, plan.begun.computed) if plan.begun else plan.spec
+    return plan.spec.as_computed(plan.begun.computed) if plan.begun else plan.spec
 
 
 def _head_sha256(spec: JobSpec) -> str:

@@ -6,7 +6,8 @@ Each field's text stands in its ``description``, from which ``batchdet schema`` 
 import difflib
 import importlib.metadata
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -213,6 +214,39 @@ class ModelSpec(_Part):
         "or COCO's 80 when the model has 80 classes and no names.",
     )
 
+    def as_computed(self, how: Mapping[str, str]) -> "ModelSpec":
+        """Fix how the model is computed.
+
+        Args:
+            how: As ``lineage.json`` notes it under ``computed``: ``runtime``, ``precision``, ``graphs``, ``silu`` and
+                ``decode``; the last three are missing where there was no choice yet. See :func:`unknown_way`.
+        """
+        graphs = tuple(how.get("graphs", "").split())
+        canvas = self.canvas.model_copy(update={"graphs": graphs, "decode": how.get("decode", "full")})
+        fixed = {"runtime": how["runtime"], "precision": how["precision"], "silu": how.get("silu", "exact")}
+        return self.model_copy(update={**fixed, "canvas": canvas})
+
+
+_WAYS = {
+    "runtime": get_args(RuntimeName),
+    "precision": get_args(PrecisionName),
+    "silu": get_args(SiluName),
+    "decode": get_args(DecodeName),
+}
+
+
+def unknown_way(how: Mapping[str, str]) -> str:
+    """Say what this version does not know of how a model was computed, as half a sentence; "" when it can do the same.
+
+    Args:
+        how: As :meth:`ModelSpec.as_computed` takes it; another version may have written it.
+    """
+    for step, value in how.items():
+        if step != "graphs" and value not in _WAYS.get(step, ()):
+            return f"its model was computed with {step}: {value}, which this version does not know"
+    missing = [step for step in ("runtime", "precision") if step not in how]
+    return f"its lineage.json does not tell the {missing[0]} of its model" if missing else ""
+
 
 class ComputeSpec(_Part):
     """Who does the work."""
@@ -293,3 +327,7 @@ class JobSpec(_Part):
     compute: ComputeSpec = Field(default_factory=ComputeSpec, description="Who does the work.")
     output: OutputSpec = Field(description="Where the tables go.")
     policy: PolicySpec = Field(default_factory=PolicySpec, description="What counts as success.")
+
+    def as_computed(self, how: Mapping[str, str]) -> "JobSpec":
+        """Fix how the model is computed, see :meth:`ModelSpec.as_computed`."""
+        return self.model_copy(update={"model": self.model.as_computed(how)})

@@ -1,5 +1,6 @@
 """The canary: a faster, lossy way of computing is taken only if it finds the same boxes on the job's own images."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -10,9 +11,11 @@ import numpy.typing as npt
 from batchdet.decode.canvas import Pixels, painted
 from batchdet.decode.image import decode_reduced
 from batchdet.errors import ImageError
+from batchdet.failpoint import failpoint
 from batchdet.geometry.boxes import iou_matrix
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
+from batchdet.pipeline.watchdog import ended_after
 from batchdet.records.detections import Detections
 
 Clock = Callable[[], float]
@@ -30,6 +33,9 @@ _RUNS: Final = 5
 _IN_DOUBT: Final = (0.8, 1.3)
 """Gains that one look at each image does not tell from none: beside a Ray that starts, times are off by half."""
 _MORE_LOOKS: Final = 2
+_IMAGE_TIMEOUT_S: Final = 20.0
+_PATIENCE_S: Final = 10.0
+"""A slow model is compared on the images that this allows; one that has not been looked at holds up nobody."""
 _MARGIN: Final = 0.05
 """Boxes nearer to the threshold may fall on either side of it."""
 
@@ -59,6 +65,7 @@ class Way:
         Raises:
             ImageError: It cannot be decoded.
         """
+        failpoint("probe.image", data)
         place = self.detector.letterbox
         rgb, size = decode_reduced(data, max_pixels, lambda size: place(*size).reduction if self.reduce else 1)
         letterbox = place(*size)
@@ -114,12 +121,20 @@ class Agreement:
 
 
 def compare(
-    exact: Way, fast: Way, images: Iterable[Any], max_pixels: int, score_threshold: float, clock: Clock, rows: int = 1
+    exact: Way,
+    fast: Way,
+    images: Iterable[Any],
+    max_pixels: int,
+    score_threshold: float,
+    clock: Clock,
+    rows: int = 1,
+    image_timeout_s: float = _IMAGE_TIMEOUT_S,
 ) -> Agreement:
     """Label images both ways, in turns, until there are boxes enough.
 
     The gain is that of the last step towards the fast way: of reduced decoding, where it has that, with the fast way's
-    model in both; else of its model. Where that is in doubt, all images are timed twice more.
+    model in both; else of its model. Where that is in doubt, all images are timed twice more. After ten seconds no
+    image is begun.
 
     Args:
         exact: The exact way.
@@ -129,18 +144,20 @@ def compare(
         score_threshold: Of both.
         clock: Tells seconds.
         rows: The model is given each image so many times at once, as it will be given so many images.
+        image_timeout_s: This process ends when an image takes longer, both ways together.
     """
     looks = _Look(exact, max_pixels, clock, rows), _Look(fast, max_pixels, clock, rows)
     matches: list[tuple[bool, float]] = []
     used: list[Any] = []
+    end = time.perf_counter() + _PATIENCE_S
     for data in images:
         try:
-            one, other = _look_in_turns(looks, data)
+            one, other = _look_in_turns(looks, data, image_timeout_s)
         except ImageError:
             continue
         used.append(data)
         matches += match(one, other, score_threshold) + match(other, one, score_threshold)
-        if len(matches) >= 3 * MIN_BOXES:
+        if len(matches) >= 3 * MIN_BOXES or time.perf_counter() > end:
             break
     differences = [difference for is_matched, difference in matches if is_matched]
 
@@ -160,7 +177,9 @@ def compare(
 
     if _IN_DOUBT[0] < result().gain < _IN_DOUBT[1]:
         for data in used * _MORE_LOOKS:
-            _look_in_turns(looks, data)
+            if time.perf_counter() > end:
+                break
+            _look_in_turns(looks, data, image_timeout_s)
     return result()
 
 
@@ -206,19 +225,22 @@ class _Look:
         return found
 
 
-def _look_in_turns(looks: Sequence[_Look], data: Any) -> list[Detections]:
+def _look_in_turns(looks: Sequence[_Look], data: Any, timeout_s: float) -> list[Detections]:
     """Label an image each way, one right after the other: on a machine with others on it both meet the same hour.
 
     Raises:
         ImageError: It cannot be decoded one of the ways; nothing is noted then.
     """
-    canvases = [look.canvas(data) for look in looks]
-    for look, (canvas, letterbox, _) in zip(looks, canvases, strict=True):
-        look.warm(canvas, letterbox)
-    return [look.detect(*canvas) for look, canvas in zip(looks, canvases, strict=True)]
+    with ended_after(timeout_s):
+        canvases = [look.canvas(data) for look in looks]
+        for look, (canvas, letterbox, _) in zip(looks, canvases, strict=True):
+            look.warm(canvas, letterbox)
+        return [look.detect(*canvas) for look, canvas in zip(looks, canvases, strict=True)]
 
 
-def is_slower(other: Way, plain: Way, image: Any, max_pixels: int, clock: Clock) -> bool:
+def is_slower(
+    other: Way, plain: Way, image: Any, max_pixels: int, clock: Clock, image_timeout_s: float = _IMAGE_TIMEOUT_S
+) -> bool:
     """Tell whether the model clearly takes more time one way than the other, for one image, by a few runs in turns.
 
     Args:
@@ -227,13 +249,14 @@ def is_slower(other: Way, plain: Way, image: Any, max_pixels: int, clock: Clock)
         image: Encoded.
         max_pixels: It has no more.
         clock: Tells seconds.
+        image_timeout_s: This process ends when a run takes longer, both ways together.
 
     Raises:
         ImageError: The image cannot be decoded.
     """
     looks = _Look(plain, max_pixels, clock), _Look(other, max_pixels, clock)
     for _ in range(_RUNS):
-        _look_in_turns(looks, image)
+        _look_in_turns(looks, image, image_timeout_s)
     return _median(np.divide(looks[1].model_s, looks[0].model_s)) > _SLOWER
 
 

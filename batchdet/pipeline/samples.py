@@ -12,11 +12,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from batchdet.decode.canvas import Pixels
 from batchdet.decode.header import read_header
 from batchdet.errors import BatchdetError, ImageError
-from batchdet.failpoint import failpoint
-from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.canary import Clock, Way
@@ -204,9 +201,9 @@ def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Al
     for sample in samples.images:
         try:
             if not warm:
-                _canvas(way, sample, spec)  # imports its codec
+                way.canvas(sample.data, spec.source.max_pixels)  # imports its codec
             started = clock()
-            canvas, letterbox = _canvas(way, sample, spec)
+            canvas, letterbox = way.canvas(sample.data, spec.source.max_pixels)
             decoded = clock()
         except ImageError:
             continue
@@ -251,11 +248,6 @@ def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Al
 def _vector_bytes(detector: Detector, kind: str) -> int:
     features = detector.features
     return features["size"] * np.dtype(features["type"]).itemsize if features.get("kind") == kind else 0
-
-
-def _canvas(way: Way, sample: Sample, spec: JobSpec) -> tuple[Pixels, Letterbox]:
-    failpoint("probe.image", sample.data)
-    return way.canvas(sample.data, spec.source.max_pixels)
 
 
 class _Groups:

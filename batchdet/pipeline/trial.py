@@ -1,7 +1,6 @@
 """The trial of a model: a process loads it, chooses how the actors shall compute, and times some images of the job."""
 
 import contextlib
-import faulthandler
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +15,7 @@ from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.canary import Agreement, Way, compare, is_slower
 from batchdet.pipeline.resources import largest_batch
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, rows_of
+from batchdet.pipeline.watchdog import ended_after
 from batchdet.roofline import Alone
 from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName, SiluName
 
@@ -24,7 +24,9 @@ _TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 60, "gpu": 180}
 _ENGINE_TIMEOUT_S: Final = 900
 """TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 _MEASURE_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 10, "gpu": 60}
-"""A process that hangs in an image that is measured is ended so soon, by itself."""
+"""A process that hangs in images that are measured is ended so soon, by itself."""
+_CANARY_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 20, "gpu": 90}
+"""Likewise in one image that two ways are compared on; it may be the first of a graph that is compiled for it."""
 _WORTH_A_GRAPH_IMAGES: Final = 60
 """A graph takes as long to compile as it saves on some 30 images."""
 _MOST_GRAPHS: Final = 12
@@ -122,7 +124,8 @@ class Trial:
         def tried(step: str, exact: Way, fast: Way) -> Agreement:
             data = (sample.data for sample in images.images)
             limits = self.spec.source.max_pixels, self.spec.model.score_threshold
-            agreement = compare(exact, fast, data, *limits, clock_of(device), rows_of(device, self.spec.compute))
+            rows, timeout_s = rows_of(device, self.spec.compute), _CANARY_TIMEOUT_S[device]
+            agreement = compare(exact, fast, data, *limits, clock_of(device), rows, timeout_s)
             canary[step] = agreement.to_dict()
             return agreement
 
@@ -152,13 +155,11 @@ class Trial:
         """Take the time of images; say why not ("" when it could be taken)."""
         if not images.images:
             return None, images.why_none
-        faulthandler.dump_traceback_later(_MEASURE_TIMEOUT_S[device], exit=True, file=2)
         try:
-            alone = measure(way, device, self.spec, images)
+            with ended_after(_MEASURE_TIMEOUT_S[device]):
+                alone = measure(way, device, self.spec, images)
         except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
             return None, f"the model fails on an image of the job: {one_line(error)}"
-        finally:
-            faulthandler.cancel_dump_traceback_later()
         return alone, "" if alone else f"none of {len(images.images)} images of the job can be decoded"
 
     def _choose(self, device: Device, images: ReadSamples, tried: _Try) -> tuple[Detector, Detector, str]:
@@ -233,7 +234,7 @@ class Trial:
             slower = True
             with contextlib.suppress(ImageError):
                 ways = Way(rational), Way(plain)
-                slower = is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
+                slower = is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu"), _CANARY_TIMEOUT_S["cpu"])
             if not slower:
                 yield rational
         yield plain

@@ -3,17 +3,29 @@
 The segment is tried again then, and with :mod:`batchdet.pipeline.isolation` the image is found.
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from batchdet.machine import private_bytes
 
 _SAMPLE_S: Final = 0.1
 _REARM_S: Final = 1.0
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """End this process, by a timer in C, when the block takes longer. A process has one such timer."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Watchdog:

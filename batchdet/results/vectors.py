@@ -1,6 +1,7 @@
 """Vectors of committed runs: which of them can be compared, and the vector of an image that is asked about."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -9,13 +10,15 @@ import numpy.typing as npt
 
 from batchdet import storage
 from batchdet.decode.canvas import painted
-from batchdet.decode.image import decode_image
-from batchdet.errors import ImageError, OutputError, SpecError
+from batchdet.decode.header import read_header
+from batchdet.decode.image import decode_reduced
+from batchdet.errors import ImageError, ModelError, OutputError, SpecError
 from batchdet.model.detector import Detector, open_detector
 from batchdet.records.detections import Detections
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import TableName, quote_text
+from batchdet.spec import JobSpec, unknown_way
 
 Vector = npt.NDArray[np.float32]
 _IMAGE_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -115,19 +118,17 @@ def vector_of_file(vectors: Vectors, uri: str, box: int) -> Vector:
 
     Raises:
         SpecError: The file is not there, is no image, or has no detection of rank ``box``.
-        ModelError: The model is not there any more, or is another one.
+        ModelError: The model is not there any more, is another one, or was computed in a way that this version lacks.
     """
     run_id = vectors.run_ids[-1]
     spec = read_spec(vectors.results.uri, run_id)
     lineage = read_record(vectors.results.uri, run_id, "lineage.json")
-    as_computed = {key: lineage["computed"][key] for key in ("runtime", "precision") if lineage.get("computed")}
-    model = spec.model.model_copy(update={"sha256": lineage["model"]["sha256"], **as_computed})
     try:
         data = storage.read_bytes(storage.normalize(uri))
-        rgb = decode_image(data, spec.source.max_pixels)
+        read_header(memoryview(data))
+        found = detect_one(_detector_of(spec, lineage), data, spec.source.max_pixels)
     except (storage.StorageError, ImageError) as error:
         raise SpecError(f"{uri} is neither an image id (32 hex digits) nor an image: {error.message}") from error
-    found = detect_one(open_detector(model), rgb)
     if vectors.kind == "image":
         assert found.image_features is not None
         return found.image_features
@@ -138,9 +139,27 @@ def vector_of_file(vectors: Vectors, uri: str, box: int) -> Vector:
     return vector
 
 
-def detect_one(detector: Detector, rgb: npt.NDArray[np.uint8]) -> Detections:
-    """Run one image through a detector."""
-    letterbox = detector.letterbox(rgb.shape[1], rgb.shape[0])
+def _detector_of(spec: JobSpec, lineage: Mapping[str, Any]) -> Detector:
+    """Load a run's own model, to compute as the run did.
+
+    Raises:
+        ModelError: As of :func:`vector_of_file`.
+    """
+    how = lineage.get("computed", {})
+    if unknown := unknown_way(how):
+        raise ModelError(f"run {lineage.get('run_id', '')} cannot label another image: {unknown}")
+    return open_detector(spec.model.model_copy(update={"sha256": lineage["model"]["sha256"]}).as_computed(how))
+
+
+def detect_one(detector: Detector, data: bytes, max_pixels: int) -> Detections:
+    """Run one encoded image through a detector, decoded as its spec says.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    reduce = detector.spec.canvas.decode == "reduced"
+    rgb, size = decode_reduced(data, max_pixels, lambda size: detector.letterbox(*size).reduction if reduce else 1)
+    letterbox = detector.letterbox(*size)
     return detector.detect(painted(rgb, letterbox)[None], [letterbox])[0]
 
 

@@ -415,10 +415,25 @@ class TestWhy:
     ) -> None:
         file = tmp_path / "out/_batchdet/runs" / unfinished / "lineage.json"
         lineage = json.loads(file.read_text())
-        file.write_text(json.dumps(lineage | {"computed": lineage["computed"] | {"silu": "polynomial"}}))
-        plan = plan_job(job(tmp_path / "in", tmp_path / "out"))
-        assert plan.resume_run_id is None
-        assert plan.why.endswith("cannot go on: its SiLU is computed by polynomial, which this version has not")
+        same = lineage["computed"]
+        for computed, why in (
+            (
+                same | {"silu": "polynomial"},
+                "its model was computed with silu: polynomial, which this version does not know",
+            ),
+            (
+                same | {"precision": "int8"},
+                "its model was computed with precision: int8, which this version does not know",
+            ),
+            (same | {"sparse": "yes"}, "its model was computed with sparse: yes, which this version does not know"),
+            ({}, "its lineage.json does not tell the runtime of its model"),
+        ):
+            file.write_text(json.dumps(lineage | {"computed": computed}))
+            plan = plan_job(job(tmp_path / "in", tmp_path / "out"))
+            assert plan.resume_run_id is None
+            assert plan.why.endswith(f"cannot go on: {why}")
+        file.write_text(json.dumps(lineage | {"computed": {k: same[k] for k in ("runtime", "precision")}}))
+        assert plan_job(job(tmp_path / "in", tmp_path / "out")).resume_run_id == unfinished, "no choice yet: exact"
 
     def test_fresh_goes_on_where_a_fresh_run_stopped(
         self, run: RunIt, stopped: Any, told: Told, tmp_path: Path

@@ -97,7 +97,7 @@ def test_predicted_and_actual_stand_side_by_side() -> None:
     assert both["within"] == {key: key != "time_s" for key in actual}
     rows = dict.fromkeys(text for _, text in speed_rows({"prediction": both}))
     (time,) = (text for text in rows if text.startswith("time"))
-    assert "10 min 00 s, predicted 1 min 08 s" in time
+    assert "10 min 00 s, predicted 59.5 s" in time
     assert time.endswith("outside the interval")
     assert len(rows) == 5
     assert "10,000, time 1 min 08 s" in summary(found.to_dict())

@@ -2,7 +2,11 @@
 
 import io
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +16,11 @@ from PIL import Image
 from batchdet.errors import ImageError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
+from batchdet.pipeline import canary
 from batchdet.pipeline.canary import Agreement, Way, compare, is_slower, match
 from batchdet.records.detections import Detections
 
+REPOSITORY = Path(__file__).parents[3]
 BOXES = [[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(5)]
 
 
@@ -192,6 +198,29 @@ def test_a_gain_in_doubt_is_looked_at_again() -> None:
     sure = Fixed(found(), 0.005, clock)
     compare(Way(cast(Detector, exact)), Way(cast(Detector, sure)), [jpeg(64, 48)] * 9, 10**6, 0.25, clock)
     assert len(sure.seen) == 1 + 6, "no doubt, no second look"
+
+
+def test_a_slow_model_is_compared_on_the_images_that_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary, "_PATIENCE_S", -1)
+    assert agreement(found(), fast_s=0.01).images == 1
+    clock = Clock()
+    exact, fast = (Fixed(found(), seconds, clock) for seconds in (0.01, 0.009))
+    compare(Way(cast(Detector, exact)), Way(cast(Detector, fast)), [jpeg(64, 48)] * 9, 10**6, 0.25, clock)
+    assert len(exact.seen) == 1 + 1, "a gain in doubt is not looked at again"
+
+
+def test_an_image_that_hangs_ends_the_process() -> None:
+    code = (
+        "import time\n"
+        "from batchdet.pipeline.canary import Way, compare\n"
+        "Way.canvas = lambda *args: time.sleep(60)\n"
+        "compare(Way(None), Way(None), [b''], 1, 0.25, time.process_time, image_timeout_s=0.5)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPOSITORY, timeout=90, check=False)
+    assert done.returncode == 1
+    assert b"Timeout" in done.stderr
+    assert time.monotonic() - started < 50
 
 
 def test_an_image_that_only_one_way_decodes_counts_for_neither(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import io
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from batchdet.pipeline.probe import Probe
 from batchdet.pipeline.samples import ReadSamples, Sample
 from batchdet.pipeline.session import Capacity
 from batchdet.pipeline.trial import Trial
-from batchdet.plan import computed, plan_job
+from batchdet.plan import plan_job
 from batchdet.sample.dataset import write_sample
 from batchdet.spec import JobSpec, ModelSpec
 from tests import tiny_onnx
@@ -54,14 +55,14 @@ def test_canvases_that_many_images_take_get_graphs_of_their_own(
     trial = Trial(spec, "", None, True, image_count, 500_000, workers)
     found = trial._graphs(open_detector(spec.model), images)
     assert tuple(graph for graph in found if graph != "64x64") == graphs
-    fixed = computed(spec, {"runtime": "openvino", "precision": "bf16", "graphs": " ".join(found)})
+    fixed = spec.as_computed({"runtime": "openvino", "precision": "bf16", "graphs": " ".join(found)})
     assert fixed.model.canvas.graphs == found
     assert (fixed.model.runtime, fixed.model.precision) == ("openvino", "bf16")
 
 
 def test_a_run_begun_before_graphs_were_noted_goes_on_without() -> None:
     spec = JobSpec.model_validate({"name": "j", "source": {"uri": "in"}, "model": {"uri": "m"}, "output": {"uri": "o"}})
-    assert computed(spec, {"runtime": "openvino", "precision": "fp32"}).model.canvas.graphs == ()
+    assert spec.as_computed({"runtime": "openvino", "precision": "fp32"}).model.canvas.graphs == ()
 
 
 ONE = Capacity(2.0, 0.0, 1, (2.0,), (0.0,))
@@ -125,13 +126,29 @@ def test_a_bad_model_is_said_by_the_process_that_tried_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_an_image_that_ends_the_process_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("may_differ", [False, True])
+def test_an_image_that_ends_the_process_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_differ: bool
+) -> None:
     monkeypatch.setenv("BATCHDET_FAILPOINT", "probe.image=abort")
-    with Probe(trial(tmp_path, "builtin:sample"), None) as probe:
+    with Probe(replace(trial(tmp_path, "builtin:sample"), may_differ=may_differ), None) as probe:
         found = probe.result(ONE).model
     assert found.alone is None
     assert found.why_not_alone == "an image of the job ended or held up the process that tried it"
     assert found.runtime == "onnxruntime"
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("no_ray")
+def test_an_image_that_hangs_in_the_canary_holds_it_up_for_a_few_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHDET_FAILPOINT", "probe.image=hang")
+    started = time.monotonic()
+    with Probe(replace(trial(tmp_path, "builtin:sample"), may_differ=True), None) as probe:
+        found = probe.result(ONE).model
+    assert found.why_not_alone == "an image of the job ended or held up the process that tried it"
+    assert time.monotonic() - started < 45, "not the minute that a trial may take"
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -1,14 +1,18 @@
 """Nearest images and near-duplicates, by the vectors of committed runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from batchdet.errors import OutputError, SpecError
+from batchdet.errors import ModelError, OutputError, SpecError
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.records.detections import Detections
 from batchdet.records.schema import image_id
-from batchdet.results import duplicates
+from batchdet.results import duplicates, vectors
 from batchdet.results.duplicates import find_duplicates, render_duplicates
 from batchdet.results.similar import find_similar, render_similar
 from batchdet.results.verify import inspect_output
@@ -29,9 +33,9 @@ def printed(render, found):
 
 
 def test_the_nearest_images_by_falling_cosine(output, fake_image):
-    vectors = {"a": (1, 0, 0), "b": (2, 0.2, 0), "c": (0, 1, 0), "d": (-1, 0, 0)}
+    given = {"a": (1, 0, 0), "b": (2, 0.2, 0), "c": (0, 1, 0), "d": (-1, 0, 0)}
     failed = fake_image("broken[red].jpg", error_code="truncated")
-    output.add_run(FIRST, [*(fake_image(name, vector=v) for name, v in vectors.items()), failed])
+    output.add_run(FIRST, [*(fake_image(name, vector=v) for name, v in given.items()), failed])
     found = find_similar(output.uri, image_id(SHARD, "a"), top=2)
     assert [member(n) for n in found.neighbours] == ["b", "c"]
     assert found.neighbours[0].similarity == pytest.approx(2 / np.hypot(2, 0.2))
@@ -93,3 +97,40 @@ def test_a_chain_is_one_group(output, fake_image):
     output.add_run(FIRST, [fake_image(f"{n}", vector=(np.cos(a), np.sin(a))) for n, a in enumerate(angles)])
     (group,) = find_duplicates(output.uri, np.cos(np.deg2rad(11))).groups
     assert {member(m) for m in group} == {"0", "1", "2", "3"}
+
+
+class OneVector:
+    """Gives every image the same vector, and keeps what it is shown."""
+
+    def __init__(self, spec):
+        self.spec, self.seen = spec, []
+
+    def letterbox(self, width_px, height_px):
+        return Letterbox.centred((width_px, height_px), (64, 64))
+
+    def detect(self, canvases, letterboxes):
+        self.seen.append(canvases[0].astype(float))
+        return [replace(Detections.empty(), image_features=np.array([0, 1], np.float32))]
+
+
+def test_another_image_is_computed_as_the_run_was(output, fake_image, tmp_path, monkeypatch):
+    output.add_run(FIRST, [fake_image("a", vector=(1, 0)), fake_image("b", vector=(0, 1))])
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.jpg")
+    record = next((tmp_path).rglob(f"{FIRST}/lineage.json"))
+    lineage = json.loads(record.read_text())
+    detectors = []
+    monkeypatch.setattr(vectors, "open_detector", lambda spec: detectors.append(OneVector(spec)) or detectors[-1])
+    how = {"runtime": "openvino", "precision": "bf16", "graphs": "64x64 64x32", "silu": "rational", "decode": "full"}
+    for changed in ({}, {"decode": "reduced"}):
+        record.write_text(json.dumps(lineage | {"computed": how | changed}))
+        assert member(find_similar(output.uri, str(tmp_path / "x.jpg")).neighbours[0]) == "b"
+    full, reduced = detectors
+    assert (full.spec.runtime, full.spec.precision, full.spec.silu) == ("openvino", "bf16", "rational")
+    assert full.spec.canvas.graphs == ("64x64", "64x32")
+    assert full.spec.sha256 == lineage["model"]["sha256"]
+    assert reduced.seen[0][8:56].std() < full.seen[0][8:56].std() / 2, "a DCT of few frequencies smooths noise"
+    record.write_text(json.dumps(lineage | {"computed": how | {"silu": "polynomial"}}))
+    unknown = rf"run {FIRST} cannot label another image: .* silu: polynomial, which this version does not know"
+    with pytest.raises(ModelError, match=unknown):
+        find_similar(output.uri, str(tmp_path / "x.jpg"))
