@@ -100,5 +100,5 @@ def test_predicted_and_actual_stand_side_by_side() -> None:
     assert "10 min 00 s, predicted 59.5 s" in time
     assert time.endswith("outside the interval")
     assert len(rows) == 5
-    assert "10,000, time 1 min 08 s" in summary(found.to_dict())
+    assert "10,000, time 59.5 s" in summary(found.to_dict())
     assert speed_rows({}) == speed_rows({"prediction": None}) == []
