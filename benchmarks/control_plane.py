@@ -64,7 +64,7 @@ _STORE_BYTES = 300 * 2**20
 _SPARE_MIB = 6 * 1024
 _MOST_IMAGES_PER_S = 2500
 """How much is attained at most, by experience; it only says how many images are worth preparing."""
-_START_LIMIT_S = 600
+_START_LIMIT_S = 1200
 _END_LIMIT_S = 60
 _RETURNED = 0.95
 """Share of the idle machine's free memory that must be free again before the next cluster starts."""
@@ -199,6 +199,7 @@ def measure(actors: int, segment_rows: int, rate: float, seconds: float, readers
         RATE: str(rate),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray's servers on the loopback interface
         "RAY_DATA_LOG_LEVEL": "ERROR",
+        "RAY_memory_monitor_refresh_ms": "0",  # it would end actors where memory is full and the rest is swapped
     }
     planned = resources.plan_workers
 
