@@ -1,9 +1,12 @@
 """How fast a run was, how fast it could have been, and what had been predicted, in words."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from batchdet.results.units import format_bytes, format_duration
+
+_STEADY: Final = ("images_per_s", "hours")
+"""What is predicted of a pool whose actors are all at work."""
 
 
 def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -22,8 +25,11 @@ def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Start-up", _start_up(stats["run"]["start_up_s"], start_up)))
     if (both := stats.get("prediction")) is not None:
         predicted, actual = both["predicted"], both["actual"]
+        too_short = not (stats.get("roofline") or {}).get("steady", True)
         for key, name, show in _shown(predicted):
             outside = "" if both["within"][key] else ", outside the interval"
+            if too_short and key in _STEADY:
+                outside = ", which a run so short does not reach"
             text = f"{name:<11} {show(actual[key]):>9}, predicted {_interval(predicted[key], show)}{outside}"
             rows.append(("" if rows[-1:] and rows[-1][0] in ("", "Came") else "Came", text))
     return rows

@@ -89,6 +89,19 @@ def test_an_earlier_run_is_the_better_source() -> None:
     assert (both.start_up_s, Basis.of_past([past], 3.5).start_up_s) == (6.0, 3.5)
 
 
+def stats_of_a_short_run() -> dict[str, object]:
+    rates = {"read_only": 9.0, "decode_only": 8.0, "model_only": 7.0}
+    return {
+        "attained_images_per_s": 20.0,
+        "ceiling_images_per_s": 200.0,
+        "share": 0.1,
+        "steady": False,
+        "bottleneck": "start-up",
+        "why": "it was short",
+        "rates_images_per_s": rates,
+    }
+
+
 def test_predicted_and_actual_stand_side_by_side() -> None:
     amount = Amount(10_000, 0)
     found = predict(BASIS, amount, amount, POOL, "cpu", 64, 10)
@@ -100,5 +113,11 @@ def test_predicted_and_actual_stand_side_by_side() -> None:
     assert "10 min 00 s, predicted 59.5 s" in time
     assert time.endswith("outside the interval")
     assert len(rows) == 5
+    slow = compare(found, actual | {"images_per_s": 20.0})
+    (rate,) = (row for _, row in speed_rows({"prediction": slow}) if row.startswith("rate"))
+    assert rate.endswith("outside the interval")
+    few = {"prediction": slow, "roofline": stats_of_a_short_run()}
+    (rate,) = (row for _, row in speed_rows(few) if row.startswith("rate"))
+    assert rate.endswith("which a run so short does not reach")
     assert "10,000, time 59.5 s" in summary(found.to_dict())
     assert speed_rows({}) == speed_rows({"prediction": None}) == []
