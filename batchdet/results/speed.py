@@ -29,7 +29,7 @@ def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, name, show in _shown(predicted):
             outside = "" if both["within"][key] else ", outside the interval"
             if too_short and key in _STEADY:
-                outside = ", which a run so short does not reach"
+                outside = ", too short a run to tell"
             text = f"{name:<11} {show(actual[key]):>9}, predicted {_interval(predicted[key], show)}{outside}"
             rows.append(("" if rows[-1:] and rows[-1][0] in ("", "Came") else "Came", text))
     return rows

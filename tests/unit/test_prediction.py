@@ -118,6 +118,6 @@ def test_predicted_and_actual_stand_side_by_side() -> None:
     assert rate.endswith("outside the interval")
     few = {"prediction": slow, "roofline": stats_of_a_short_run()}
     (rate,) = (row for _, row in speed_rows(few) if row.startswith("rate"))
-    assert rate.endswith("which a run so short does not reach")
+    assert rate.endswith("too short a run to tell")
     assert "10,000, time 59.5 s" in summary(found.to_dict())
     assert speed_rows({}) == speed_rows({"prediction": None}) == []
