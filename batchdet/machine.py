@@ -31,12 +31,22 @@ def cpu_limit() -> tuple[float, int]:
     return count, machine
 
 
-def memory_bytes() -> tuple[int, int]:
-    """Return the memory that this process may use in all, and what of it is free."""
+def _memory_fields() -> dict[str, int]:
     fields = {}
     for line in _read(Path("/proc/meminfo")).splitlines():
         name, _, rest = line.partition(":")
         fields[name] = int(rest.split()[0]) * 1024
+    return fields
+
+
+def free_swap_bytes() -> int:
+    """Return what is free of this machine's swap space."""
+    return _memory_fields().get("SwapFree", 0)
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Return the memory that this process may use in all, and what of it is free."""
+    fields = _memory_fields()
     total, available = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
     for limit_file, used_file in (
         ("memory.max", "memory.current"),

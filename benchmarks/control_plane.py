@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from batchdet.job import Watcher, run_job
-from batchdet.machine import cpu_limit, memory_bytes, private_bytes
+from batchdet.machine import cpu_limit, free_swap_bytes, memory_bytes, private_bytes
 from batchdet.specfile import parse_job
 from benchmarks import plot
 from benchmarks.growth import in_a_process, write_shards
@@ -263,18 +263,15 @@ def wait_for_memory(idle_bytes: int) -> None:
         time.sleep(1)
 
 
-def _free_mib() -> float:
-    """Say how much memory is free, swap counted: most of an actor that sleeps is modules that nobody touches."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return memory_bytes()[1] / 2**20 + int(fields["SwapFree"].split()[0]) / 1024
-
-
 def most_actors(points: Sequence[dict[str, Any]]) -> int:
-    """Return how many actors the machine's free memory holds, by what they took so far."""
+    """Return how many actors the machine's free memory holds, by what they took so far.
+
+    Swap counts: most of an actor that sleeps is modules that nobody touches.
+    """
     fixed, each = float(_FIXED_MIB), float(_ACTOR_MIB)
     if len({point["actors"] for point in points}) > 1:
         each, fixed = np.polyfit([p["actors"] for p in points], [p["all_mib"] for p in points], 1)
-    return max(1, int((_free_mib() - _SPARE_MIB - fixed) / each))
+    return max(1, int(((memory_bytes()[1] + free_swap_bytes()) / 2**20 - _SPARE_MIB - fixed) / each))
 
 
 def table(report: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Painting an image onto the model's canvas."""
 
+from collections.abc import Callable
 from typing import Final
 
 import cv2
@@ -7,10 +8,33 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from batchdet.decode.image import Buffer, decode_reduced
 from batchdet.geometry.letterbox import REDUCTIONS, Letterbox, reduced
 
 Pixels = npt.NDArray[np.uint8]
 _PILLOW: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def decoded_onto_canvas(
+    data: Buffer, max_pixels: int, place: Callable[[int, int], Letterbox], reduce: bool
+) -> tuple[Pixels, Letterbox]:
+    """Decode an image and paint it on a canvas of its own.
+
+    Args:
+        data: The encoded image.
+        max_pixels: Larger ones are errors.
+        place: Gives the letterbox for ``(width_px, height_px)`` of an upright original.
+        reduce: JPEGs are decoded no larger than their place on the canvas takes.
+
+    Returns:
+        ``(H, W, 3)`` uint8, and how the image came onto it.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    rgb, size = decode_reduced(data, max_pixels, lambda size: place(*size).reduction if reduce else 1)
+    letterbox = place(*size)
+    return painted(rgb, letterbox), letterbox
 
 
 def painted(rgb: Pixels, letterbox: Letterbox) -> Pixels:

@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from batchdet.decode.canvas import Pixels, painted
-from batchdet.decode.image import decode_reduced
+from batchdet.decode.canvas import Pixels, decoded_onto_canvas
 from batchdet.errors import ImageError
 from batchdet.failpoint import failpoint
 from batchdet.geometry.boxes import iou_matrix
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
+from batchdet.model.runtimes import Device
 from batchdet.pipeline.watchdog import ended_after
 from batchdet.records.detections import Detections
 
@@ -33,7 +33,8 @@ _RUNS: Final = 5
 _IN_DOUBT: Final = (0.8, 1.3)
 """Gains that one look at each image does not tell from none: beside a Ray that starts, times are off by half."""
 _MORE_LOOKS: Final = 2
-_IMAGE_TIMEOUT_S: Final = 20.0
+IMAGE_TIMEOUT_S: Final[dict[Device, float]] = {"cpu": 20, "gpu": 90}
+"""A process that hangs in an image is ended so soon, by itself; a graph may be compiled for it first."""
 _PATIENCE_S: Final = 10.0
 """A slow model is compared on the images that this allows; one that has not been looked at holds up nobody."""
 _MARGIN: Final = 0.05
@@ -66,10 +67,7 @@ class Way:
             ImageError: It cannot be decoded.
         """
         failpoint("probe.image", data)
-        place = self.detector.letterbox
-        rgb, size = decode_reduced(data, max_pixels, lambda size: place(*size).reduction if self.reduce else 1)
-        letterbox = place(*size)
-        return painted(rgb, letterbox), letterbox
+        return decoded_onto_canvas(data, max_pixels, self.detector.letterbox, self.reduce)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def compare(
     score_threshold: float,
     clock: Clock,
     rows: int = 1,
-    image_timeout_s: float = _IMAGE_TIMEOUT_S,
+    image_timeout_s: float = IMAGE_TIMEOUT_S["cpu"],
 ) -> Agreement:
     """Label images both ways, in turns, until there are boxes enough.
 
@@ -232,16 +230,19 @@ def _look_in_turns(looks: Sequence[_Look], data: Any, timeout_s: float) -> list[
         ImageError: It cannot be decoded one of the ways; nothing is noted then.
     """
     with ended_after(timeout_s):
-        canvases = [look.canvas(data) for look in looks]
-        for look, (canvas, letterbox, _) in zip(looks, canvases, strict=True):
-            look.warm(canvas, letterbox)
-        return [look.detect(*canvas) for look, canvas in zip(looks, canvases, strict=True)]
+        return _detect_in_turns(looks, [look.canvas(data) for look in looks])
 
 
-def is_slower(
-    other: Way, plain: Way, image: Any, max_pixels: int, clock: Clock, image_timeout_s: float = _IMAGE_TIMEOUT_S
-) -> bool:
+def _detect_in_turns(looks: Sequence[_Look], canvases: Sequence[tuple[Pixels, Letterbox, float]]) -> list[Detections]:
+    for look, (canvas, letterbox, _) in zip(looks, canvases, strict=True):
+        look.warm(canvas, letterbox)
+    return [look.detect(*canvas) for look, canvas in zip(looks, canvases, strict=True)]
+
+
+def is_slower(other: Way, plain: Way, image: Any, max_pixels: int, clock: Clock) -> bool:
     """Tell whether the model clearly takes more time one way than the other, for one image, by a few runs in turns.
+
+    For models on CPUs; this process ends when a run hangs.
 
     Args:
         other: One way.
@@ -249,14 +250,16 @@ def is_slower(
         image: Encoded.
         max_pixels: It has no more.
         clock: Tells seconds.
-        image_timeout_s: This process ends when a run takes longer, both ways together.
 
     Raises:
         ImageError: The image cannot be decoded.
     """
     looks = _Look(plain, max_pixels, clock), _Look(other, max_pixels, clock)
+    with ended_after(IMAGE_TIMEOUT_S["cpu"]):
+        canvas = looks[0].canvas(image)
     for _ in range(_RUNS):
-        _look_in_turns(looks, image, image_timeout_s)
+        with ended_after(IMAGE_TIMEOUT_S["cpu"]):
+            _detect_in_turns(looks, [canvas, canvas])
     return _median(np.divide(looks[1].model_s, looks[0].model_s)) > _SLOWER
 
 

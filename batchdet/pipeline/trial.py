@@ -12,7 +12,7 @@ from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.canary import Agreement, Way, compare, is_slower
+from batchdet.pipeline.canary import IMAGE_TIMEOUT_S, Agreement, Way, compare, is_slower
 from batchdet.pipeline.resources import largest_batch
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, rows_of
 from batchdet.pipeline.watchdog import ended_after
@@ -25,8 +25,6 @@ _ENGINE_TIMEOUT_S: Final = 900
 """TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 _MEASURE_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 10, "gpu": 60}
 """A process that hangs in images that are measured is ended so soon, by itself."""
-_CANARY_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 20, "gpu": 90}
-"""Likewise in one image that two ways are compared on; it may be the first of a graph that is compiled for it."""
 _WORTH_A_GRAPH_IMAGES: Final = 60
 """A graph takes as long to compile as it saves on some 30 images."""
 _MOST_GRAPHS: Final = 12
@@ -124,7 +122,7 @@ class Trial:
         def tried(step: str, exact: Way, fast: Way) -> Agreement:
             data = (sample.data for sample in images.images)
             limits = self.spec.source.max_pixels, self.spec.model.score_threshold
-            rows, timeout_s = rows_of(device, self.spec.compute), _CANARY_TIMEOUT_S[device]
+            rows, timeout_s = rows_of(device, self.spec.compute), IMAGE_TIMEOUT_S[device]
             agreement = compare(exact, fast, data, *limits, clock_of(device), rows, timeout_s)
             canary[step] = agreement.to_dict()
             return agreement
@@ -234,7 +232,7 @@ class Trial:
             slower = True
             with contextlib.suppress(ImageError):
                 ways = Way(rational), Way(plain)
-                slower = is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu"), _CANARY_TIMEOUT_S["cpu"])
+                slower = is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
             if not slower:
                 yield rational
         yield plain

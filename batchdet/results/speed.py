@@ -12,10 +12,12 @@ _STEADY: Final = ("images_per_s", "hours")
 def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Put ``roofline`` and ``prediction`` of ``stats.json`` into rows; none where they are not."""
     rows = []
-    if found := stats.get("roofline"):
+    found = stats.get("roofline")
+    too_short = bool(found and not found["steady"])
+    if found:
         attained, ceiling = found["attained_images_per_s"], found["ceiling_images_per_s"]
         share = f", {found['share']:.0%} of the ceiling of {ceiling:,.1f}" if found["share"] is not None else ""
-        short = "" if found["steady"] else " (too short for a steady rate)"
+        short = " (too short for a steady rate)" if too_short else ""
         rows.append(("Roofline", f"{attained:,.1f} images/s{share}{short}"))
         rows.append(("Bottleneck", f"{found['bottleneck']}: {found['why']}"))
         rates = found["rates_images_per_s"]
@@ -25,7 +27,6 @@ def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Start-up", _start_up(stats["run"]["start_up_s"], start_up)))
     if (both := stats.get("prediction")) is not None:
         predicted, actual = both["predicted"], both["actual"]
-        too_short = not (stats.get("roofline") or {}).get("steady", True)
         for key, name, show in _shown(predicted):
             outside = "" if both["within"][key] else ", outside the interval"
             if too_short and key in _STEADY:

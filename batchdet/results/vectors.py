@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchdet import storage
-from batchdet.decode.canvas import painted
+from batchdet.decode.canvas import decoded_onto_canvas
 from batchdet.decode.header import read_header
-from batchdet.decode.image import decode_reduced
 from batchdet.errors import ImageError, ModelError, OutputError, SpecError
 from batchdet.model.detector import Detector, open_detector
 from batchdet.records.detections import Detections
@@ -125,7 +124,7 @@ def vector_of_file(vectors: Vectors, uri: str, box: int) -> Vector:
     lineage = read_record(vectors.results.uri, run_id, "lineage.json")
     try:
         data = storage.read_bytes(storage.normalize(uri))
-        read_header(memoryview(data))
+        read_header(memoryview(data))  # what is no image is refused before a model is loaded for it
         found = detect_one(_detector_of(spec, lineage), data, spec.source.max_pixels)
     except (storage.StorageError, ImageError) as error:
         raise SpecError(f"{uri} is neither an image id (32 hex digits) nor an image: {error.message}") from error
@@ -158,9 +157,8 @@ def detect_one(detector: Detector, data: bytes, max_pixels: int) -> Detections:
         ImageError: It cannot be decoded.
     """
     reduce = detector.spec.canvas.decode == "reduced"
-    rgb, size = decode_reduced(data, max_pixels, lambda size: detector.letterbox(*size).reduction if reduce else 1)
-    letterbox = detector.letterbox(*size)
-    return detector.detect(painted(rgb, letterbox)[None], [letterbox])[0]
+    canvas, letterbox = decoded_onto_canvas(data, max_pixels, detector.letterbox, reduce)
+    return detector.detect(canvas[None], [letterbox])[0]
 
 
 def is_image_id(text: str) -> bool:
