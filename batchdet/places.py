@@ -2,6 +2,7 @@
 
 import os
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet import storage
@@ -46,7 +47,11 @@ def check_apart(spec: JobSpec, out: str) -> None:
 def check_not_own_tables(inventory: Inventory, out: str) -> None:
     """Refuse a glob that reaches into the output: the next run would read this one's tables."""
     prefix = _real(out).rstrip("/") + "/"
-    if pc.any(pc.starts_with(inventory.objects["uri"], prefix)).as_py():
+    uris = inventory.objects["uri"]
+    if storage.scheme(out) == storage.scheme(inventory.root) == "file":  # a link may lead there
+        folders = pc.unique(pc.replace_substring_regex(uris, r"/[^/]*$", "/"))
+        uris = pa.array([_real(folder) + "/" for folder in folders.to_pylist()], pa.string())
+    if pc.any(pc.starts_with(uris, prefix)).as_py():
         raise OutputError(
             f"output.uri: {out} lies in what source.uri {inventory.root} names; give the tables a folder of their own"
         )

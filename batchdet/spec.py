@@ -65,7 +65,8 @@ class SourceSpec(_Part):
     """Where the images are."""
 
     uri: Uri = Field(
-        description="Images to label: a folder, a glob, tar shards, Parquet files or a list. Any fsspec URI."
+        description="Images to label: a folder, a glob, tar shards, Parquet files or a list. Any fsspec URI; symbolic "
+        "links are followed."
     )
     format: SourceFormat = Field(
         "auto",

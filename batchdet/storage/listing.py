@@ -31,7 +31,8 @@ class StoredObject:
 def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None) -> list[StoredObject]:
     """List the files that a URI names: one object, everything below a folder, or what a glob matches.
 
-    Names that begin with a dot or an underscore are passed over below folders, as by Spark and Arrow.
+    Names that begin with a dot or an underscore are passed over below folders, as by Spark and Arrow. Symbolic links
+    of local folders are followed.
 
     Args:
         uri: What to list. Wildcard characters are taken literally where an object of that name exists.
@@ -46,6 +47,10 @@ def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None)
     """
     uri = normalize(uri)
     fs, path = filesystem(uri)
+    if scheme(uri) == "file":
+        from batchdet.storage.links import FollowedLinks
+
+        fs = FollowedLinks()
     with plain_errors(uri, "list"):
         found = fs.glob(path, detail=True) if is_glob(uri) else {}
         root = ""

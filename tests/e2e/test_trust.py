@@ -81,6 +81,10 @@ def test_places_that_would_feed_on_themselves_are_refused(
     pq.write_table(pa.table({"image": [images[0][1]]}), tmp_path / "all/labels/images/part-1.parquet")
     with pytest.raises(OutputError, match=r"lies in what source\.uri"):
         run(glob, tmp_path / "all/labels")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/tables").symlink_to(tmp_path / "all/labels/images")
+    with pytest.raises(OutputError, match=r"lies in what source\.uri"):
+        run(tmp_path / "linked", tmp_path / "all/labels")
     with pytest.raises(SpecError, match="memory:// is another place in each process"):
         run(tmp_path / "in", "memory://out")
 

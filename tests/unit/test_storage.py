@@ -82,6 +82,31 @@ def test_listing_passes_over_hidden_names(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path)) == [".git", ".hidden", "_SUCCESS", "_keep.jpg", "_tmp", "a", "sub"]
 
 
+def test_listing_follows_links_and_no_loops(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "a/b").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/far").write_bytes(b"1234")
+    (tmp_path / "elsewhere/_hidden").write_bytes(b"")
+    (data / "a/near").write_bytes(b"12")
+    for name, target in [
+        ("file", "elsewhere/far"), ("dangling", "nowhere"), ("folder", "elsewhere"), ("up", "data"),
+        ("a/b/higher", "data/a"), ("a/b/across", "elsewhere"), ("_no", "elsewhere/far"),
+    ]:  # fmt: skip
+        (data / name).symlink_to(tmp_path / target)
+    (tmp_path / "elsewhere/back").symlink_to(data)
+    os.utime(tmp_path / "elsewhere/far", (5, 5))
+    want = {"a/b/across/far": 4, "a/near": 2, "dangling": -1, "file": 4, "folder/far": 4}
+    found = storage.list_objects(str(data))
+    assert {os.path.relpath(o.uri, data): o.size_bytes for o in found} == want
+    assert next(o for o in found if o.uri.endswith("/file")).etag == "mtime:5.0"
+    assert storage.stat(f"{data}/file") == next(o for o in found if o.uri.endswith("/file"))
+    assert [o.uri for o in storage.list_objects(f"{data}/**/far")] == [f"{data}/a/b/across/far", f"{data}/folder/far"]
+    assert [o.uri for o in storage.list_objects(f"{data}/f*")] == [f"{data}/file"]
+    assert [o.uri for o in storage.list_objects(f"{data}/up/a/n*")] == [f"{data}/up/a/near"]
+    assert not [o for o in storage.find_all(str(data)) if "across/" in o.uri], "an output's links lead to other data"
+
+
 def test_listing_one_object_a_glob_and_nothing(tmp_path: Path) -> None:
     (tmp_path / "a[1].tar").write_bytes(b"123")
     (tmp_path / "b.tar").write_bytes(b"1")

@@ -73,6 +73,18 @@ def test_image_that_changes_or_vanishes_between_listing_and_reading(tmp_path: Pa
     assert [d is None for d in segment.data] == [False, True, True, True, True, False]
 
 
+def test_link_to_an_image_is_one_and_a_link_to_nothing_a_failed_row(tmp_path: Path) -> None:
+    _write(tmp_path, "in/a.jpg", "elsewhere/b.jpg", "elsewhere/sub/c.jpg")
+    for name, target in [("b.jpg", "elsewhere/b.jpg"), ("sub", "elsewhere/sub"), ("d.jpg", "nowhere.jpg")]:
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    got = read_all(tmp_path / "in")
+    assert dict(zip(got.members, got.codes, strict=True)) == {
+        "a.jpg": None, "b.jpg": None, "d.jpg": "unreadable", "sub/c.jpg": None,
+    }  # fmt: skip
+    assert got.by_member["b.jpg"] == image(1, 101)
+    assert got.by_member["sub/c.jpg"] == image(2, 102)
+
+
 def test_unreadable_image(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg", "b.jpg")
     source = SourceSpec(uri=str(tmp_path))
