@@ -147,7 +147,7 @@ def measure_plan(shards: int) -> dict[str, Any]:
         began = time.perf_counter()
         plan = plan_job(spec)
         planned = time.perf_counter()
-        source = SegmentDatasource(plan.shards, range(len(plan.shards)), spec, plan.inventory.carried, {}, 64)
+        source = SegmentDatasource(plan.shards, range(len(plan.shards)), spec, plan.inventory.carried, {}, 64, 1)
         tasks = source.get_read_tasks(1)
         ended = time.perf_counter()
         assert len(plan.shards) == shards

@@ -20,6 +20,7 @@ import batchdet
 from batchdet.cluster.jobfile import JobFile, is_local, read_job_file, written_value
 from batchdet.cluster.manifests import Node, Pod, label, pod_template, quantity, secret_env, security_context
 from batchdet.errors import SpecError
+from batchdet.ray_environment import ray_environment
 
 Target = Literal["rayjob", "raycronjob"]
 DEFAULT_IMAGE = f"batchdet:{batchdet.__version__}-cpu"
@@ -224,6 +225,7 @@ def _ray_job_spec(job: JobFile, name: str, options: RenderOptions) -> Node:
     env = (
         # Models are cached per pod; the image's home belongs to the pod's user.
         {"name": "BATCHDET_CACHE", "value": "/home/ray/.cache/batchdet"},
+        *({"name": name, "value": value} for name, value in ray_environment(options.worker_cpus).items()),
         *secret_env(_variables(job, options), _secret(name, options)),
     )
     common = {"image": image, "env": env, "service_account": options.service_account}

@@ -1,10 +1,10 @@
-"""The source as Ray Data sees it: a read task per shard, a row per segment."""
+"""The source as Ray Data sees it: read tasks of some shards each, a row per segment."""
 
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from ray.data import Datasource, ReadTask
@@ -13,6 +13,23 @@ from ray.data.block import BlockMetadata
 from batchdet.source.reader import read_segments
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
+
+_TASK_BYTES: Final = 1 << 30
+"""Ray keeps an idle worker only where a node has free CPUs, which actors take. So each task may begin with a process,
+of some 2 CPU seconds, unless the cluster was told otherwise; a task whose process dies reads all of its shards again."""
+_IMAGE_BYTES: Final = 100_000
+"""Where a list does not say how large its images are."""
+_TASKS_PER_READER: Final = 8
+"""So that readers end at about the same time."""
+_MAX_TASKS: Final = 10_000
+"""Ray Data keeps an object for each of them."""
+
+
+def _shards_per_task(plan: ShardPlan, shards: int, readers: int) -> int:
+    """Say how many of the shards that are to be read one task takes."""
+    size_bytes = max(plan.size_bytes, _IMAGE_BYTES * (plan.image_count or 0), 1)
+    enough = _TASK_BYTES * len(plan) // size_bytes
+    return max(1, min(enough, shards // (readers * _TASKS_PER_READER)), -(-shards // _MAX_TASKS))
 
 
 def _read_shards(
@@ -43,7 +60,7 @@ class SegmentDatasource(Datasource):
         carried: Columns carried over.
         done: Shard id -> segments that are staged already and need not be read.
         segment_rows: At most this many images per segment.
-        max_tasks: Shards are grouped into at most this many read tasks.
+        readers: Read tasks at the same time.
     """
 
     def __init__(
@@ -54,10 +71,10 @@ class SegmentDatasource(Datasource):
         carried: pa.Schema,
         done: Mapping[str, frozenset[int]],
         segment_rows: int,
-        max_tasks: int = 10_000,
+        readers: int,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        per_task = max(1, -(-len(left) // max_tasks))
+        per_task = _shards_per_task(plan, len(left), readers)
         self._plan = plan
         self._groups = [left[i : i + per_task] for i in range(0, len(left), per_task)]
         self._spec = spec
@@ -80,7 +97,7 @@ class SegmentDatasource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """Return one task per group of shards, whatever parallelism Ray asks for."""
+        """Return the tasks, whatever parallelism Ray asks for."""
         tasks = []
         for group in self._groups:
             part = self._plan.subset(group)

@@ -68,7 +68,7 @@ def label_segments(
     """
     # Ray Data warns of its own deprecated settings, and of idle actors where there are few shards
     with warnings.catch_warnings(action="ignore"), DataContext.current(_context()):
-        source = SegmentDatasource(plan, left, spec, carried, done, segment_rows)
+        source = SegmentDatasource(plan, left, spec, carried, done, segment_rows, workers.readers)
         rows = ray.data.read_datasource(
             source,
             num_cpus=READER_CPUS,

@@ -18,6 +18,7 @@ from typing import Any, Final
 import batchdet
 from batchdet.errors import ClusterError
 from batchdet.machine import cpu_limit, reachable, shared_memory_bytes
+from batchdet.ray_environment import ray_environment
 
 _CONNECT_TIMEOUT_S: Final = 5
 _OBJECT_STORE_MAX_BYTES: Final = 4 * 1024**3
@@ -84,6 +85,8 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         "configure_logging": True,
     }
     if address is None:
+        for name, value in ray_environment(usable_cpus()).items():
+            os.environ.setdefault(name, value)
         options |= {
             "address": "local",
             "num_cpus": usable_cpus(),

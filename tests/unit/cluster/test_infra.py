@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import batchdet
+from batchdet.ray_environment import ray_environment
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
@@ -101,6 +102,13 @@ def test_the_cluster_is_closed_and_unprivileged() -> None:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["limits"] == container["resources"]["requests"]
+
+
+def test_the_workers_keep_readers() -> None:
+    (group,) = cluster()["spec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert given == ray_environment(float(container["resources"]["limits"]["cpu"]))
 
 
 def test_the_readme_names_the_files_and_versions() -> None:

@@ -100,7 +100,8 @@ def test_no_value_of_the_environment_appears(job: str, monkeypatch: pytest.Monke
             name: {"name": "street-labels-v2-env", "key": name} for name in ("AWS_SECRET_ACCESS_KEY", "BUCKET")
         }
         assert [e for e in container["env"] if "value" in e] == [
-            {"name": "BATCHDET_CACHE", "value": "/home/ray/.cache/batchdet"}
+            {"name": "BATCHDET_CACHE", "value": "/home/ray/.cache/batchdet"},
+            {"name": "RAY_num_workers_soft_limit", "value": "8"},
         ]
 
 
