@@ -1,5 +1,6 @@
 """The application that commands are added to, and what happens when one ends otherwise than well."""
 
+import atexit
 import os
 import signal
 import sys
@@ -57,6 +58,25 @@ def main() -> None:
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     try:
-        app()
-    except BatchdetError as error:
-        fail(error)
+        try:
+            app()
+        except BatchdetError as error:
+            fail(error)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            _leave(end.code)
+        raise
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit without taking all modules and objects apart, which takes 0.6 s after a run and changes nothing."""
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # its reader has seen enough
+    except OSError as error:
+        print(f"error: the output is not complete: {error.strerror}", file=sys.stderr)
+        status = status or 1
+    sys.stderr.flush()
+    os._exit(status)

@@ -15,8 +15,8 @@ from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 
 _TASK_BYTES: Final = 1 << 30
-"""Ray keeps an idle worker only where a node has free CPUs, which actors take. So each task may begin with a process,
-of some 2 CPU seconds, unless the cluster was told otherwise; a task whose process dies reads all of its shards again."""
+"""Ray keeps idle workers only where a node has free CPUs, which actors take. So each task may begin with a process, of
+some 2 CPU seconds, unless the cluster was told otherwise; a task whose process dies reads all of its shards again."""
 _IMAGE_BYTES: Final = 100_000
 """Where a list does not say how large its images are."""
 _TASKS_PER_READER: Final = 8
