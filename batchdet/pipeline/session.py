@@ -115,7 +115,22 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         yield capacity()
     finally:
         with _own_signals():
+            if address is None:
+                _end_autoscaler()
             ray.shutdown()
+
+
+def _end_autoscaler() -> None:
+    """End the autoscaler of a Ray of our own, where it has nothing to scale.
+
+    Ray tells it to end when the GCS has ended, which it wants to tell so; Ray kills it after a second of waiting.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    with contextlib.suppress(AttributeError):  # another version of Ray may keep its processes elsewhere
+        for started in node.all_processes.get("monitor", ()):
+            started.process.kill()
 
 
 @contextmanager
