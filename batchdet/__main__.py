@@ -1,5 +1,5 @@
 """``python -m batchdet``."""
 
-from batchdet.cli import main
+from batchdet.cli import main_of_process
 
-main()
+main_of_process()

@@ -58,10 +58,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     try:
-        try:
-            app()
-        except BatchdetError as error:
-            fail(error)
+        app()
+    except BatchdetError as error:
+        fail(error)
+
+
+def main_of_process() -> None:
+    """Run the command line, and end the process with it."""
+    try:
+        main()
     except SystemExit as end:
         if isinstance(end.code, int):
             _leave(end.code)

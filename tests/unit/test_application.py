@@ -51,7 +51,7 @@ def test_output_that_cannot_be_written_is_no_success(
 
 
 def test_what_was_registered_for_the_exit_is_done_and_all_is_written() -> None:
-    code = "import atexit, sys; atexit.register(print, 'bye'); from batchdet.cli import main; main()"
+    code = "import atexit; atexit.register(print, 'bye'); from batchdet.cli import main_of_process; main_of_process()"
     for arguments, status, last in ((["--version"], 0, "bye"), (["validate", "/nowhere.yaml"], 2, "bye")):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
