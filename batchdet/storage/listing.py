@@ -43,14 +43,14 @@ def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None)
 
     Raises:
         NotFound: A folder or object does not exist (a glob that matches nothing gives an empty list).
-        StorageError: The store refused or failed.
+        StorageError: The store refused or failed; of a local folder also one below it.
     """
     uri = normalize(uri)
     fs, path = filesystem(uri)
     if scheme(uri) == "file":
-        from batchdet.storage.links import FollowedLinks
+        from batchdet.storage.local import Listed
 
-        fs = FollowedLinks()
+        fs = Listed()
     with plain_errors(uri, "list"):
         found = fs.glob(path, detail=True) if is_glob(uri) else {}
         root = ""

@@ -107,6 +107,30 @@ def test_listing_follows_links_and_no_loops(tmp_path: Path) -> None:
     assert not [o for o in storage.find_all(str(data)) if "across/" in o.uri], "an output's links lead to other data"
 
 
+def test_folder_that_may_not_be_read_is_an_error_and_one_that_has_gone_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1", "b/c/2", "b/3"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"1")
+    scandir = os.scandir
+    raised: list[OSError] = []
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("b/c"):
+            raise raised[0]
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for uri in (str(tmp_path), f"{tmp_path}/*/c/*", f"{tmp_path}/**/2"):
+        raised[:] = [PermissionError(13, "Permission denied", f"{tmp_path}/b/c")]
+        with pytest.raises(StorageError, match=f"^{tmp_path}/b/c: cannot list: permission denied"):
+            storage.list_objects(uri)
+        raised[:] = [FileNotFoundError(2, "No such file or directory", f"{tmp_path}/b/c")]
+        storage.list_objects(uri)
+    assert [os.path.relpath(o.uri, tmp_path) for o in storage.list_objects(str(tmp_path))] == ["a/1", "b/3"]
+
+
 def test_listing_one_object_a_glob_and_nothing(tmp_path: Path) -> None:
     (tmp_path / "a[1].tar").write_bytes(b"123")
     (tmp_path / "b.tar").write_bytes(b"1")
