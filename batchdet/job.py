@@ -230,6 +230,8 @@ def _say_plan(plan: Plan, watcher: Watcher) -> None:
     inventory = plan.inventory
     objects = f"{inventory.objects.num_rows} {_OBJECTS[inventory.format]}"
     watcher.say(f"source: {objects}, {plan.shards.size_bytes / 1e6:.1f} MB, from {inventory.root}")
+    if plan.passed_over:
+        watcher.say(f"passed over: {plan.passed_over}")
     if plan.why:
         watcher.say(plan.why)
     if plan.warning:

@@ -40,6 +40,7 @@ class Plan:
         retried_objects: Source objects of ``inventory`` that hold images which failed in committed runs.
         retried_images: Those images.
         later_objects: Source objects that are left for the next run, because an unfinished one goes on.
+        passed_over: What else the listing holds, by extension; "" when nothing.
         model_sha256: Digest of the model's bytes.
         fingerprint: Everything that changes results, as one digest.
         resume_run_id: The unfinished run that goes on, or None.
@@ -57,6 +58,7 @@ class Plan:
     retried_objects: int
     retried_images: int
     later_objects: int
+    passed_over: str
     model_sha256: str
     fingerprint: str
     resume_run_id: str | None
@@ -77,6 +79,7 @@ class Plan:
             "retried_objects": self.retried_objects,
             "retried_images": self.retried_images,
             "later_objects": self.later_objects,
+            "passed_over": self.passed_over,
             "shards": len(self.shards),
             "warning": self.warning,
             "images": self.shards.image_count,
@@ -136,6 +139,7 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         retried_objects=int(np.count_nonzero(retried_images)),
         retried_images=int(retried_images.sum()),
         later_objects=int(np.count_nonzero(todo)) - inventory.objects.num_rows,
+        passed_over=listed.passed_over,
         model_sha256=model.sha256,
         fingerprint=job.fingerprint,
         resume_run_id=going_on.run_id if going_on else None,

@@ -81,6 +81,7 @@ def plan(
                 f"{planned['objects']} objects, {planned['size_bytes'] / 1e6:.1f} MB, in {planned['shards']} shards"
                 + (f", {planned['images']} images" if planned["images"] is not None else ""),
             ),
+            *([("passed over", planned["passed_over"])] if planned["passed_over"] else []),
             ("done already", f"{planned['known_objects']} objects" if planned["known_objects"] else "nothing"),
             ("carried over", ", ".join(planned["carried_columns"]) or "no columns"),
             ("model", f"sha256 {planned['model_sha256'][:16]}..."),

@@ -39,12 +39,14 @@ class Inventory:
         objects: ``uri``, ``size_bytes``, ``etag``, sorted by URI. For a URI list one row per listed image in the
             list's order, with ``list_uri``, ``member``, ``error_code`` and the columns carried over.
         carried: Columns that reach the images table.
+        passed_over: What else was listed, in words, such as ``3 .heic, 1 .md``; not stored.
     """
 
     format: str
     root: str
     objects: pa.Table
     carried: pa.Schema
+    passed_over: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -172,16 +174,18 @@ def list_inventory(source: SourceSpec) -> Inventory:
     found = listing.list_source(source)
     format_ = listing.resolve_format(source, found)
     objects = listing.pick_objects(source, format_, found)
+    kept = set(objects)
+    others = listing.count_extensions(obj for obj in found if obj not in kept)
     if format_ == "webdataset":
-        return Inventory(format_, uri, objects_table(objects), webdataset.carried_schema(source))
+        return Inventory(format_, uri, objects_table(objects), webdataset.carried_schema(source), others)
     if format_ == "parquet" and not parquet.holds_uris(source, objects):
-        return Inventory(format_, uri, objects_table(objects), parquet.carried_schema(source, objects))
+        return Inventory(format_, uri, objects_table(objects), parquet.carried_schema(source, objects), others)
     if format_ in {"parquet", "uri_list"}:
         table, carried = uri_list.read_lists(source, objects)
-        return Inventory("uri_list", uri, table, carried)
+        return Inventory("uri_list", uri, table, carried, others)
     if source.columns:
         raise SourceError(f"source.columns: a folder of images carries no columns, found {', '.join(source.columns)}")
-    return Inventory(format_, _folder_of(uri, objects), objects_table(objects), pa.schema([]))
+    return Inventory(format_, _folder_of(uri, objects), objects_table(objects), pa.schema([]), others)
 
 
 def _without_nulls(table: pa.Table, names: Sequence[str]) -> pa.Table:

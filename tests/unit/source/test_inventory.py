@@ -2,7 +2,9 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -94,6 +96,22 @@ def test_format_that_finds_nothing_names_what_is_there(tmp_path: Path) -> None:
         _list(tmp_path, format="webdataset")
     with pytest.raises(SourceError, match=r"holds no images .* but 1 \.json"):
         _list(f"{tmp_path}/c*", format="folder")
+
+
+@pytest.mark.parametrize(
+    ("names", "parts", "want"),
+    [
+        (["a.jpg", "b.HEIC", "c.heic", "d.txt", "e"], {}, "2 .heic, 1 .txt, 1 without extension"),
+        (["a.jpg", "b.png"], {}, ""),
+        (["a.tar", "a.idx"], {}, "1 .idx"),
+        (["a.jpg", "b.tar"], {"format": "webdataset"}, "1 .jpg"),
+    ],
+)
+def test_what_is_passed_over_is_said(tmp_path: Path, names: list[str], parts: dict[str, Any], want: str) -> None:
+    _touch(tmp_path, *names)
+    listed = _list(tmp_path, **parts)
+    assert listed.passed_over == want
+    assert listed.keep(np.zeros(listed.objects.num_rows, bool)).objects.num_rows == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
