@@ -39,7 +39,7 @@ class Inventory:
         objects: ``uri``, ``size_bytes``, ``etag``, sorted by URI. For a URI list one row per listed image in the
             list's order, with ``list_uri``, ``member``, ``error_code`` and the columns carried over.
         carried: Columns that reach the images table.
-        passed_over: What else was listed, in words, such as ``3 .heic, 1 .md``; not stored.
+        passed_over: What else was listed, in words, such as ``3 .psd, 1 .md``; not stored.
     """
 
     format: str

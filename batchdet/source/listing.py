@@ -12,7 +12,10 @@ from batchdet.errors import MissingExtra, SourceEmpty, SourceError
 from batchdet.spec import SourceSpec
 from batchdet.storage import NotFound, StorageError, StoredObject
 
-IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif")
+_READ: Final = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif")
+_NOT_READ: Final = ("heic", "heif", "avif", "jxl", "jp2")
+"""Photographs all the same. Each becomes a failed row that says so; passed over, nobody would miss them."""
+IMAGE_EXTENSIONS: Final = (*_READ, *_NOT_READ)
 _EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
     "webdataset": ("tar", "tar.gz", "tgz"),
     "parquet": ("parquet", "pq"),

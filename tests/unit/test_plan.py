@@ -541,11 +541,11 @@ class TestEmpty:
 
 def test_files_that_are_no_images_are_named(run: RunIt, tmp_path: Path, told: Told) -> None:
     write(tmp_path / "in", a="1")
-    for name in ("b.heic", "c.txt"):
+    for name in ("b.psd", "c.txt"):
         (tmp_path / "in" / name).write_bytes(b"")
-    assert plan_job(job(tmp_path / "in", tmp_path / "out")).to_dict()["passed_over"] == "1 .heic, 1 .txt"
+    assert plan_job(job(tmp_path / "in", tmp_path / "out")).to_dict()["passed_over"] == "1 .psd, 1 .txt"
     run()
-    assert "passed over: 1 .heic, 1 .txt" in told.texts
+    assert "passed over: 1 .psd, 1 .txt" in told.texts
 
 
 def test_only_as_much_history_is_read_as_is_needed(run: RunIt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from batchdet.source.inventory import list_inventory, plan_shards
 from batchdet.source.reader import read_segments
 from batchdet.spec import SourceSpec
-from tests.unit.source.corpus import image, read_all
+from tests.unit.source.corpus import image, read_all, write_tar
 
 
 def _write(folder: Path, *names: str) -> None:
@@ -71,6 +71,13 @@ def test_image_that_changes_or_vanishes_between_listing_and_reading(tmp_path: Pa
     codes = segment.members["error_code"].to_pylist()
     assert codes == [None, "size_mismatch", "size_mismatch", "unreadable", "unreadable", None]
     assert [d is None for d in segment.data] == [False, True, True, True, True, False]
+
+
+def test_photographs_of_kinds_that_are_not_read_count(tmp_path: Path) -> None:
+    _write(tmp_path / "in", "a.jpg", "b.HEIC", "c.avif", "d.psd")
+    assert read_all(tmp_path / "in").members == ["a.jpg", "b.HEIC", "c.avif"]
+    write_tar(tmp_path / "a.tar", [(name, image(1)) for name in ("a.jpg", "a.txt", "b.heif", "c.jxl", "d.jp2")])
+    assert read_all(tmp_path / "a.tar").members == ["a.jpg", "b.heif", "c.jxl", "d.jp2"]
 
 
 def test_link_to_an_image_is_one_and_a_link_to_nothing_a_failed_row(tmp_path: Path) -> None:

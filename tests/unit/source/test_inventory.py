@@ -101,7 +101,7 @@ def test_format_that_finds_nothing_names_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "parts", "want"),
     [
-        (["a.jpg", "b.HEIC", "c.heic", "d.txt", "e"], {}, "2 .heic, 1 .txt, 1 without extension"),
+        (["a.jpg", "b.PSD", "c.psd", "d.txt", "e"], {}, "2 .psd, 1 .txt, 1 without extension"),
         (["a.jpg", "b.png"], {}, ""),
         (["a.tar", "a.idx"], {}, "1 .idx"),
         (["a.jpg", "b.tar"], {"format": "webdataset"}, "1 .jpg"),
