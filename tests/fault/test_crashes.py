@@ -176,9 +176,11 @@ def test_a_driver_killed_at_twenty_random_times(job: Job, truth: Tables, tmp_pat
             try:
                 driver.process.wait(chance.uniform(0, 1.1 * wall_s))
             except subprocess.TimeoutExpired:
-                driver.kill()
-                kills += 1
-                continue
+                driver.signal(signal.SIGKILL)
+                if driver.wait() != 0:  # it may just have ended
+                    assert driver.returncode == -signal.SIGKILL
+                    kills += 1
+                    continue
             assert driver.wait() == 0, driver.stderr
         assert_whole(job.out, truth)
         shutil.rmtree(job.out)
