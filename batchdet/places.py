@@ -49,7 +49,7 @@ def check_not_own_tables(inventory: Inventory, out: str) -> None:
     prefix = _real(out).rstrip("/") + "/"
     uris = inventory.objects["uri"]
     if storage.scheme(out) == storage.scheme(inventory.root) == "file":  # a link may lead there
-        folders = pc.unique(pc.replace_substring_regex(uris, r"/[^/]*$", "/"))
+        folders = pc.unique(pc.replace_substring_regex(uris.drop_null(), r"/[^/]*$", "/"))
         uris = pa.array([_real(folder) + "/" for folder in folders.to_pylist()], pa.string())
     if pc.any(pc.starts_with(uris, prefix)).as_py():
         raise OutputError(
