@@ -225,7 +225,7 @@ def _ray_job_spec(job: JobFile, name: str, options: RenderOptions) -> Node:
     env = (
         # Models are cached per pod; the image's home belongs to the pod's user.
         {"name": "BATCHDET_CACHE", "value": "/home/ray/.cache/batchdet"},
-        *({"name": name, "value": value} for name, value in ray_environment(options.worker_cpus).items()),
+        *({"name": key, "value": value} for key, value in ray_environment(options.worker_cpus).items()),
         *secret_env(_variables(job, options), _secret(name, options)),
     )
     common = {"image": image, "env": env, "service_account": options.service_account}

@@ -173,9 +173,8 @@ def list_inventory(source: SourceSpec) -> Inventory:
     uri = storage.normalize(source.uri)
     found = listing.list_source(source)
     format_ = listing.resolve_format(source, found)
-    objects = listing.pick_objects(source, format_, found)
-    kept = set(objects)
-    others = listing.count_extensions(obj for obj in found if obj not in kept)
+    objects, passed_over = listing.pick_objects(source, format_, found)
+    others = listing.count_extensions(passed_over)
     if format_ == "webdataset":
         return Inventory(format_, uri, objects_table(objects), webdataset.carried_schema(source), others)
     if format_ == "parquet" and not parquet.holds_uris(source, objects):

@@ -132,8 +132,10 @@ def _below_folder(source: SourceSpec, objects: Sequence[StoredObject]) -> bool:
     return objects[0].uri != storage.normalize(source.uri)
 
 
-def pick_objects(source: SourceSpec, format_: str, objects: Sequence[StoredObject]) -> list[StoredObject]:
-    """Keep the objects that the format is about.
+def pick_objects(
+    source: SourceSpec, format_: str, objects: Sequence[StoredObject]
+) -> tuple[list[StoredObject], list[StoredObject]]:
+    """Part the objects that the format is about from the others.
 
     A file that the URI names by itself, or through a glob that ends in an extension (``*.dat``), counts whatever
     its name; otherwise the extension decides.
@@ -145,14 +147,17 @@ def pick_objects(source: SourceSpec, format_: str, objects: Sequence[StoredObjec
     last = posixpath.basename(uri)
     literal = storage.is_glob(uri) and _LITERAL_EXTENSION.search(last) is not None
     if literal or (len(objects) == 1 and objects[0].uri == uri):
-        return list(objects)
-    kept = [obj for obj in objects if has_extension(posixpath.basename(obj.uri), _EXTENSIONS[format_])]
+        return list(objects), []
+    kept: list[StoredObject] = []
+    others: list[StoredObject] = []
+    for obj in objects:
+        (kept if has_extension(posixpath.basename(obj.uri), _EXTENSIONS[format_]) else others).append(obj)
     if not kept:
         raise SourceError(
             f"source.uri: {source.uri} holds no {_FORMATS[format_]} ({', '.join(_EXTENSIONS[format_])}) "
             f"but {count_extensions(objects)}"
         )
-    return kept
+    return kept, others
 
 
 def count_extensions(objects: Iterable[StoredObject]) -> str:

@@ -9,7 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 from batchdet.storage.failure import plain_errors
 
 
-def _say(error: OSError) -> None:
+def _raise_unless_gone(error: OSError) -> None:
     """Raise an error of listing a folder, unless the folder has gone meanwhile.
 
     Raises:
@@ -32,7 +32,7 @@ class Listed(LocalFileSystem):  # type: ignore[misc]
         path: str,
         maxdepth: int | None = None,
         topdown: bool = True,
-        on_error: Callable[[OSError], None] = _say,
+        on_error: Callable[[OSError], None] = _raise_unless_gone,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """List a folder and those below it."""
