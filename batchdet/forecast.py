@@ -161,7 +161,8 @@ def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
     from batchdet.pipeline.trial_process import TrialProcess
 
     try:
-        with TrialProcess(trial_of(plan), device) as process:
+        with TrialProcess() as process:
+            process.ask(trial_of(plan), device)
             model = process.result()
         return model, device, model.why_not_alone
     except BatchdetError as error:

@@ -24,6 +24,7 @@ from batchdet.table.manifest import Manifest, list_runs, run_folder
 from batchdet.table.staging import StagedShard, list_staged
 
 if TYPE_CHECKING:
+    from batchdet.pipeline.probe import Probe
     from batchdet.results.open import Results
 
 
@@ -98,6 +99,8 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     Raises:
         BatchdetError: See :mod:`batchdet.errors`; nothing was committed then, and what was done is kept.
     """
+    from batchdet.pipeline.probe import Probe
+
     watcher = watcher or Watcher()
     started = time.monotonic()
     spec = in_full(spec)
@@ -105,14 +108,17 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     check_apart(spec, out)
     _check_writable(out)
     try:
-        with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
+        with (
+            Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease,
+            Probe(spec.compute) as probe,
+        ):
             failpoint("run.leased")
             plan = plan_job(spec, fresh)
             for manifest in plan.committed:
                 if not commit.is_finished(out, manifest.run_id):
                     commit.finish_commit(out, manifest.run_id)
             if plan.finished_run_id is None:
-                return _run(plan, started, watcher, verbose, fresh, lease)
+                return _run(plan, probe, started, watcher, verbose, fresh, lease)
             commit.mark_newest(out, plan.committed[-1].run_id)
             finished = next(m for m in plan.committed if m.run_id == plan.finished_run_id)
             watcher.say(f"nothing new: {plan.why}")
@@ -121,8 +127,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
         watcher.stop()
 
 
-def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: bool, lease: Lease) -> Run:
-    from batchdet.pipeline.probe import Probe
+def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: bool, fresh: bool, lease: Lease) -> Run:
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import ray_session
 
@@ -130,13 +135,12 @@ def _run(plan: Plan, started: float, watcher: Watcher, verbose: bool, fresh: boo
     reached = {"plan": time.monotonic()}
     _say_plan(plan, watcher)
     address = spec.compute.address
-    with (
-        Probe(trial_of(plan), address) as probe,
-        ray_session(address, verbose, plugin_to_ship(spec.model.family)) as capacity,
-    ):
-        from batchdet.pipeline.ray_data import label_segments
+    probe.begin(trial_of(plan))
+    with ray_session(address, verbose, plugin_to_ship(spec.model.family)) as capacity:
+        from batchdet.pipeline.ray_data import label_segments, start_helpers
 
         reached["ray"] = time.monotonic()
+        start_helpers()
         probed = probe.result(capacity)
         reached["probe"] = time.monotonic()
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason, probed.model.alone)

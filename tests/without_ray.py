@@ -138,7 +138,10 @@ def _probed(trial: Any) -> SimpleNamespace:
 class _Probe:
     """Finds at once what the model is not asked for."""
 
-    def __init__(self, trial: Any, address: str | None) -> None:
+    def __init__(self, compute: Any) -> None:
+        self._trial: Any = None
+
+    def begin(self, trial: Any) -> None:
         self._trial = trial
 
     def __enter__(self) -> "_Probe":
@@ -158,7 +161,7 @@ _FAKES: dict[str, Any] = {
     "trial": {"Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
     "samples": {"Samples": SimpleNamespace(of=lambda *arguments: None)},
     "resources": {"plan_workers": lambda *arguments: _WORKERS},
-    "ray_data": {"label_segments": _label_segments},
+    "ray_data": {"label_segments": _label_segments, "start_helpers": lambda: None},
 }
 
 

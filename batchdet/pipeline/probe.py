@@ -6,14 +6,17 @@ starts, as both take seconds.
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.machine import gpu_count
-from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.resources import ACTOR_CPUS
 from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
-from batchdet.pipeline.trial import LoadedModel, Trial, unloadable
 from batchdet.pipeline.trial_process import Lost, TrialProcess
+from batchdet.spec import ComputeSpec
+
+if TYPE_CHECKING:  # the process shall start before these are imported
+    from batchdet.model.runtimes import Device
+    from batchdet.pipeline.trial import LoadedModel, Trial
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,26 @@ class Probed:
         model: How it is computed, and how fast.
     """
 
-    device: Device
+    device: "Device"
     reason: str
-    model: LoadedModel
+    model: "LoadedModel"
 
 
 class Probe:
     """A probe that may be under way already, beside a Ray that starts; leave it as a context manager.
 
+    Where a Ray of this process's own is going to start, its process starts at once.
+
     Args:
-        trial: What to try.
-        address: Of the cluster; None where a Ray of this process's own starts.
+        compute: What the job asks for.
     """
 
-    def __init__(self, trial: Trial, address: str | None) -> None:
-        self._trial = trial
+    def __init__(self, compute: ComputeSpec) -> None:
+        self._trial: Trial | None = None
         self._process: TrialProcess | None = None
         # a GPU is Ray's to give, and a running Ray may have other nodes
-        if address is None and not ray_runs() and trial.spec.compute.device != "gpu" and not gpu_count():
-            self._process = TrialProcess(_shared_by(trial, usable_cpus()), "cpu")
+        if compute.address is None and not ray_runs() and compute.device != "gpu" and not gpu_count():
+            self._process = TrialProcess()
 
     def __enter__(self) -> "Probe":
         return self
@@ -53,12 +57,19 @@ class Probe:
         if self._process is not None:
             self._process.end()
 
+    def begin(self, trial: "Trial") -> None:
+        """Say what to try."""
+        self._trial = trial
+        if self._process is not None:
+            self._process.ask(_shared_by(trial, usable_cpus()), "cpu")
+
     def result(self, capacity: Capacity) -> Probed:
-        """Wait for what it finds.
+        """Wait for what it finds, having begun.
 
         Raises:
             ModelError, ClusterError: As :func:`probe_model`.
         """
+        assert self._trial is not None
         if self._process is None:
             return probe_model(self._trial, capacity)
         reason = "the spec says so" if self._trial.spec.compute.device == "cpu" else "the cluster has no GPU"
@@ -66,14 +77,15 @@ class Probe:
             return Probed("cpu", reason, self._process.result())
         except Lost:  # an image of the job may have ended the process, or held it up
             trial = replace(self._trial, samples=None)
-            with TrialProcess(_shared_by(trial, capacity.cpus), "cpu") as again:
+            with TrialProcess() as again:
+                again.ask(_shared_by(trial, capacity.cpus), "cpu")
                 try:
                     return Probed("cpu", reason, again.result())
                 except Lost as error:
                     raise ModelError(f"{trial.spec.model.uri}: {error.message} with the model alone") from None
 
 
-def probe_model(trial: Trial, capacity: Capacity) -> Probed:
+def probe_model(trial: "Trial", capacity: Capacity) -> Probed:
     """Load the model on a worker, on the device that the spec asks for or that ``auto`` finds.
 
     Args:
@@ -106,13 +118,17 @@ def probe_model(trial: Trial, capacity: Capacity) -> Probed:
     return Probed("cpu", reason, _on_worker(trial, "cpu"))
 
 
-def _shared_by(trial: Trial, cpus: float) -> Trial:
+def _shared_by(trial: "Trial", cpus: float) -> "Trial":
     asked = trial.spec.compute.actors
     return replace(trial, workers=max(1, int(cpus)) if asked == "auto" else asked)
 
 
-def _on_worker(trial: Trial, device: Device) -> LoadedModel:
+def _on_worker(trial: "Trial", device: "Device") -> "LoadedModel":
     import ray
+
+    from batchdet.model.runtimes import one_line
+    from batchdet.pipeline.resources import ACTOR_CPUS
+    from batchdet.pipeline.trial import LoadedModel, Trial, unloadable
 
     gpus = 1 if device == "gpu" else 0
     # its process ends with it: one that stayed would keep a GPU's memory, of which the actors need all

@@ -1,5 +1,6 @@
 """The pipeline on Ray Data: read segments, label and stage them in an actor pool."""
 
+import contextlib
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,6 +121,24 @@ def label_segments(
             raise ClusterError(
                 f"the pipeline was lost: {_line(error)}; what was staged is kept, the same command goes on"
             ) from error
+
+
+def start_helpers() -> None:
+    """Start the actors that Ray Data has beside each pipeline, while something else is waited for.
+
+    Each imports Ray Data for more than a second; started with the pipeline they would hold its own workers up.
+    """
+    with contextlib.suppress(Exception):  # other versions have others; who needs one starts it, and says what is wrong
+        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+        from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+        from ray.data._internal.stats import get_or_create_stats_actor
+
+        for start in (
+            get_or_create_actor_location_tracker,
+            get_or_create_stats_actor,
+            get_or_create_autoscaling_coordinator,
+        ):
+            start()
 
 
 def _context() -> DataContext:

@@ -103,8 +103,12 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             shipped = [str(path) for path in (Path(batchdet.__file__).parent, code) if path is not None]
             options["runtime_env"] = {"py_modules": shipped, "excludes": ["__pycache__"]}
     try:
-        with warnings.catch_warnings(), _own_signals(), _importing("batchdet.pipeline.ray_data"):
-            warnings.simplefilter("ignore")
+        with contextlib.ExitStack() as while_it_starts:
+            while_it_starts.enter_context(warnings.catch_warnings(action="ignore"))
+            while_it_starts.enter_context(_own_signals())
+            while_it_starts.enter_context(_importing("batchdet.pipeline.ray_data"))
+            if address is None:
+                while_it_starts.enter_context(_few_daemons(verbose))
             ray.init(**options)
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"
@@ -115,22 +119,43 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         yield capacity()
     finally:
         with _own_signals():
-            if address is None:
-                _end_autoscaler()
             ray.shutdown()
 
 
-def _end_autoscaler() -> None:
-    """End the autoscaler of a Ray of our own, where it has nothing to scale.
+@contextmanager
+def _few_daemons(verbose: bool) -> Iterator[None]:
+    """Have the Ray that starts in this block do without processes that it has no use for.
 
-    Ray tells it to end when the GCS has ended, which it wants to tell so; Ray kills it after a second of waiting.
+    They are the head of a dashboard that has no pages, the autoscaler, and the log monitor where Ray shall not speak;
+    and the agent of the dashboard is the small one of an installation without `ray[default]`. Each is a Python of its
+    own. `ray.init` waits one or two seconds for the first, and the shutdown waits a second for the second, which waits
+    for a GCS that has ended before it. `ray start` can leave some of them out, `ray.init` none; a Ray that has not
+    these functions starts all.
     """
-    from ray._private import worker
+    from ray._private import node, utils
 
-    node: Any = worker._global_node
-    with contextlib.suppress(AttributeError):  # another version of Ray may keep its processes elsewhere
-        for started in node.all_processes.get("monitor", ()):
-            started.process.kill()
+    def start_nothing(node: Any, **_: object) -> None:
+        node._webui_url = None  # what `start_api_server` would set
+
+    def no_dashboard() -> ImportError:
+        return ImportError("a Ray of batchdet's own has no dashboard")
+
+    starts: Any = getattr(node, "Node", None)
+    others = {
+        (starts, "start_api_server"): start_nothing,
+        (starts, "start_monitor"): start_nothing,
+        (utils, "get_dashboard_dependency_error"): no_dashboard,
+    }
+    if not verbose:
+        others[starts, "start_log_monitor"] = start_nothing
+    kept = {(where, name): getattr(where, name) for where, name in others if hasattr(where, name)}
+    try:
+        for where, name in kept:
+            setattr(where, name, others[where, name])
+        yield
+    finally:
+        for (where, name), own in kept.items():
+            setattr(where, name, own)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from batchdet.errors import BatchdetError, ClusterError
-from batchdet.model.runtimes import Device
-from batchdet.pipeline.trial import LoadedModel, Trial, unloadable
+
+if TYPE_CHECKING:  # who starts a process shall not wait for what only the process needs
+    from batchdet.model.runtimes import Device
+    from batchdet.pipeline.trial import LoadedModel, Trial
 
 
 class Lost(ClusterError):
@@ -16,9 +19,9 @@ class Lost(ClusterError):
 
 
 class TrialProcess:
-    """A process of this machine that tries a model."""
+    """A process of this machine that tries a model; it imports what that takes before it is known what to try."""
 
-    def __init__(self, trial: Trial, device: Device) -> None:
+    def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
@@ -28,10 +31,13 @@ class TrialProcess:
             env=environment,
         )
         self._threads = ThreadPoolExecutor(1, "trial")
+        self._answer: Future[tuple[bytes, bytes]] | None = None
+        self._timeout_s = 0
+
+    def ask(self, trial: "Trial", device: "Device") -> None:
+        """Say what to try, and where; once."""
         asked, self._timeout_s = pickle.dumps((trial, device)), trial.timeout_s(device)
-        self._answer: Future[tuple[bytes, bytes]] = self._threads.submit(
-            self._process.communicate, asked, self._timeout_s
-        )
+        self._answer = self._threads.submit(self._process.communicate, asked, self._timeout_s)
 
     def __enter__(self) -> "TrialProcess":
         return self
@@ -43,15 +49,18 @@ class TrialProcess:
         """End the process, if it has not ended itself."""
         self._process.kill()
         self._threads.shutdown()
-        self._process.wait()
+        self._process.communicate()  # nobody may have asked; this waits for its end and closes the pipes
 
-    def result(self) -> LoadedModel:
-        """Wait for what it says.
+    def result(self) -> "LoadedModel":
+        """Wait for what it says, having been asked.
 
         Raises:
             Lost: It says nothing.
             BatchdetError: The model does not load, or the device is not there.
         """
+        from batchdet.pipeline.trial import LoadedModel
+
+        assert self._answer is not None
         try:
             answer, _ = self._answer.result()
         except subprocess.TimeoutExpired:
@@ -67,9 +76,14 @@ class TrialProcess:
 
 def main() -> None:
     """Try what the parent sends, and send back what was found or the error."""
+    from batchdet.pipeline.trial import LoadedModel, unloadable
+
+    asked = sys.stdin.buffer.read()
+    if not asked:  # whoever started this process has ended
+        return
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(2, 1)  # native libraries may print
-        trial, device = pickle.loads(sys.stdin.buffer.read())
+        trial, device = pickle.loads(asked)
         try:
             found: LoadedModel | BatchdetError = trial.load(device)
         except BatchdetError as error:

@@ -1,5 +1,7 @@
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from batchdet.pipeline.probe import Probe
 from batchdet.pipeline.samples import ReadSamples, Sample
 from batchdet.pipeline.session import Capacity
 from batchdet.pipeline.trial import Trial
+from batchdet.pipeline.trial_process import TrialProcess
 from batchdet.plan import plan_job
 from batchdet.sample.dataset import write_sample
-from batchdet.spec import JobSpec, ModelSpec
+from batchdet.spec import ComputeSpec, JobSpec, ModelSpec
 from tests import tiny_onnx
 
 
@@ -77,6 +80,14 @@ def trial(tmp_path: Path, model: str) -> Trial:
     return trial_of(plan_job(spec))
 
 
+@contextmanager
+def probing(trial: Trial) -> Iterator[Probe]:
+    """Probe as a run does that starts a Ray of its own."""
+    with Probe(trial.spec.compute) as probe:
+        probe.begin(trial)
+        yield probe
+
+
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests may have left one running in this process."""
@@ -86,7 +97,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_ray")
 def test_a_probe_beside_a_ray_that_starts_finds_what_one_on_a_worker_does(tmp_path: Path) -> None:
     asked = trial(tmp_path, "builtin:sample")
-    with Probe(asked, None) as probe:
+    with probing(asked) as probe:
         found = probe.result(ONE)
     here = asked.load("cpu")
     assert (found.device, found.reason) == ("cpu", "the cluster has no GPU")
@@ -121,7 +132,7 @@ def test_a_bad_model_is_said_by_the_process_that_tried_it(tmp_path: Path) -> Non
     asked = trial(tmp_path, "builtin:sample")
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     spec = asked.spec.model_copy(update={"model": ModelSpec(uri=str(tmp_path / "bad.onnx"))})
-    with Probe(replace(asked, spec=spec, sha256=""), None) as probe, pytest.raises(ModelError, match=r"bad\.onnx"):
+    with probing(replace(asked, spec=spec, sha256="")) as probe, pytest.raises(ModelError, match=r"bad\.onnx"):
         probe.result(ONE)
 
 
@@ -131,7 +142,7 @@ def test_an_image_that_ends_the_process_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_differ: bool
 ) -> None:
     monkeypatch.setenv("BATCHDET_FAILPOINT", "probe.image=abort")
-    with Probe(replace(trial(tmp_path, "builtin:sample"), may_differ=may_differ), None) as probe:
+    with probing(replace(trial(tmp_path, "builtin:sample"), may_differ=may_differ)) as probe:
         found = probe.result(ONE).model
     assert found.alone is None
     assert found.why_not_alone == "an image of the job ended or held up the process that tried it"
@@ -145,21 +156,35 @@ def test_an_image_that_hangs_in_the_canary_holds_it_up_for_a_few_seconds(
 ) -> None:
     monkeypatch.setenv("BATCHDET_FAILPOINT", "probe.image=hang")
     started = time.monotonic()
-    with Probe(replace(trial(tmp_path, "builtin:sample"), may_differ=True), None) as probe:
+    with probing(replace(trial(tmp_path, "builtin:sample"), may_differ=True)) as probe:
         found = probe.result(ONE).model
     assert found.why_not_alone == "an image of the job ended or held up the process that tried it"
     assert time.monotonic() - started < 45, "not the minute that a trial may take"
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_who_leaves_early_leaves_no_process(tmp_path: Path) -> None:
-    with Probe(trial(tmp_path, "builtin:sample"), None) as probe:
+@pytest.mark.parametrize("asked", [False, True])
+def test_who_leaves_early_leaves_no_process(tmp_path: Path, asked: bool) -> None:
+    with Probe(ComputeSpec()) as probe:
         assert probe._process is not None
         process = probe._process._process
+        if asked:
+            probe.begin(trial(tmp_path, "builtin:sample"))
         assert process.poll() is None
     assert process.returncode is not None
 
 
-def test_on_a_cluster_no_process_is_started_here(tmp_path: Path) -> None:
-    with Probe(trial(tmp_path, "builtin:sample"), "auto") as probe:
+def test_a_process_that_nobody_asks_ends_with_the_one_that_started_it() -> None:
+    started = TrialProcess()
+    process = started._process
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    assert process.stdout.read() == b""
+    process.stdout.close()
+    assert process.wait(60) == 0
+
+
+def test_on_a_cluster_no_process_is_started_here() -> None:
+    with Probe(ComputeSpec(address="auto")) as probe:
         assert probe._process is None
