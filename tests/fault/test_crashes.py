@@ -243,7 +243,7 @@ def assert_quiet(driver: Driver) -> None:
     """Assert that a run says what it says and nothing else: no traceback, nothing of Ray's."""
     assert driver.stdout == ""
     choices = ("device: ", "batch_rows: ", "readers: ", "model: ", "canvas: ", "segment_rows: ")
-    known = ("source: ", *choices, "predicted: ", "labelling ", "run ", "error: stopped by ")
+    known = ("source: ", *choices, "predicted: ", "labelling ", "committing: ", "run ", "error: stopped by ")
     for line in driver.stderr.splitlines():
         assert line.startswith(known) or " images (" in line, line
     assert driver.stderr.count("error: ") == 1
