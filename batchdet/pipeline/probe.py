@@ -128,7 +128,7 @@ def _on_worker(trial: "Trial", device: "Device") -> "LoadedModel":
 
     from batchdet.model.runtimes import one_line
     from batchdet.pipeline.resources import ACTOR_CPUS
-    from batchdet.pipeline.trial import LoadedModel, Trial, unloadable
+    from batchdet.pipeline.trial import Trial, unloadable
 
     gpus = 1 if device == "gpu" else 0
     # its process ends with it: one that stayed would keep a GPU's memory, of which the actors need all

@@ -103,12 +103,12 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             shipped = [str(path) for path in (Path(batchdet.__file__).parent, code) if path is not None]
             options["runtime_env"] = {"py_modules": shipped, "excludes": ["__pycache__"]}
     try:
-        with contextlib.ExitStack() as while_it_starts:
-            while_it_starts.enter_context(warnings.catch_warnings(action="ignore"))
-            while_it_starts.enter_context(_own_signals())
-            while_it_starts.enter_context(_importing("batchdet.pipeline.ray_data"))
-            if address is None:
-                while_it_starts.enter_context(_few_daemons(verbose))
+        with (
+            warnings.catch_warnings(action="ignore"),
+            _own_signals(),
+            _importing("batchdet.pipeline.ray_data"),
+            _few_daemons(verbose) if address is None else contextlib.nullcontext(),
+        ):
             ray.init(**options)
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"

@@ -76,7 +76,7 @@ class TrialProcess:
 
 def main() -> None:
     """Try what the parent sends, and send back what was found or the error."""
-    from batchdet.pipeline.trial import LoadedModel, unloadable
+    from batchdet.pipeline.trial import unloadable
 
     asked = sys.stdin.buffer.read()
     if not asked:  # whoever started this process has ended
