@@ -128,6 +128,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
 
 
 def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: bool, fresh: bool, lease: Lease) -> Run:
+    from batchdet.pipeline.own_ray import set_a_reader_apart
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import ray_session
 
@@ -140,7 +141,10 @@ def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: 
         from batchdet.pipeline.ray_data import label_segments, start_helpers
 
         reached["ray"] = time.monotonic()
-        start_helpers()
+        if address is None:
+            set_a_reader_apart()
+        else:
+            start_helpers()
         probed = probe.result(capacity)
         reached["probe"] = time.monotonic()
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason, probed.model.alone)

@@ -24,10 +24,10 @@ half of them 0.96 to 1.10."""
 _RATE_ERROR: Final = 0.1
 """Between two runs of the same job on the same machine."""
 _START_UP_ERROR: Final = 0.3
-START_UP_S: Final = 10.0
-"""Ray, the probe and the actors, in a Ray of the run's own; a run says what it took: 8 to 13 s on two cores."""
-ACTORS_START_UP_S: Final = 4.0
-"""The actors' part of it, once the probe is through: 3 to 5 s on two cores."""
+START_UP_S: Final = 8.0
+"""Ray, the probe and the actors, in a Ray of the run's own; a run says what it took: 6 to 10 s on two cores."""
+ACTORS_START_UP_S: Final = 2.0
+"""The actors' part of it, once the probe is through: 1 to 4 s on two cores."""
 _FINISH_MS: Final = 0.15
 """Commit, for an image."""
 _IMAGE_ROW_BYTES: Final = 65

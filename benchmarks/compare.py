@@ -159,8 +159,11 @@ class Bench:
                 subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=env)
 
     def environment(self) -> dict[str, str]:
-        """Return the environment that all contenders have: nothing of another Ray, nobody phones home."""
-        dropped = ("RAY_", "OMP_", "BATCHDET_", "PYTHONPATH")
+        """Return the environment that all contenders have: nothing of another Ray, nobody phones home.
+
+        All may keep their byte code: packages have it since they were installed, a work tree from its first run on.
+        """
+        dropped = ("RAY_", "OMP_", "BATCHDET_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         quiet = {
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -37,7 +37,7 @@ BASE = (
     Requirement("pyarrow", "21.0"),
     Requirement("pydantic", "2.11"),
     Requirement("pyyaml", "6.0.2"),
-    Requirement("ray", "2.55"),
+    Requirement("ray", "2.58"),
     Requirement("rich", "14.0"),
     Requirement("s3fs", "2025.9.0"),
     Requirement("simplejpeg", "1.8"),

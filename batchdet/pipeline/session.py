@@ -18,9 +18,11 @@ from typing import Any, Final
 import batchdet
 from batchdet.errors import ClusterError
 from batchdet.machine import cpu_limit, reachable, shared_memory_bytes
+from batchdet.pipeline.own_ray import few_daemons, no_helpers
 from batchdet.ray_environment import ray_environment
 
 _CONNECT_TIMEOUT_S: Final = 5
+_PIPELINE: Final = "batchdet.pipeline.ray_data"
 _OBJECT_STORE_MAX_BYTES: Final = 4 * 1024**3
 _SHARED_MIN_BYTES: Final = 300 * 1024**2
 """Ray wants a third of it at least; where /dev/shm has less, it takes a file instead."""
@@ -92,6 +94,8 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             "num_cpus": usable_cpus(),
             "include_dashboard": False,
             "object_store_memory": min(_OBJECT_STORE_MAX_BYTES, max(shared_memory_bytes()[0], _SHARED_MIN_BYTES) // 3),
+            # workers import it when they start, not when they are first wanted
+            "_system_config": {"preload_python_modules": [_PIPELINE]},
         }
         if code is not None:
             places = [str(code.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -106,8 +110,8 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         with (
             warnings.catch_warnings(action="ignore"),
             _own_signals(),
-            _importing("batchdet.pipeline.ray_data"),
-            _few_daemons(verbose) if address is None else contextlib.nullcontext(),
+            _importing(_PIPELINE),
+            few_daemons(verbose) if address is None else contextlib.nullcontext(),
         ):
             ray.init(**options)
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
@@ -116,46 +120,11 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         raise ClusterError(f"no Ray {where}: {text}"[:600]) from error
     _silence(verbose)  # again: importing Ray Data sets its loggers up
     try:
-        yield capacity()
+        with no_helpers() if address is None else contextlib.nullcontext():
+            yield capacity()
     finally:
         with _own_signals():
             ray.shutdown()
-
-
-@contextmanager
-def _few_daemons(verbose: bool) -> Iterator[None]:
-    """Have the Ray that starts in this block do without processes that it has no use for.
-
-    They are the head of a dashboard that has no pages, the autoscaler, and the log monitor where Ray shall not speak;
-    and the agent of the dashboard is the small one of an installation without `ray[default]`. Each is a Python of its
-    own. `ray.init` waits one or two seconds for the first, and the shutdown waits a second for the second, which waits
-    for a GCS that has ended before it. `ray start` can leave some of them out, `ray.init` none; a Ray that has not
-    these functions starts all.
-    """
-    from ray._private import node, utils
-
-    def start_nothing(node: Any, **_: object) -> None:
-        node._webui_url = None  # what `start_api_server` would set
-
-    def no_dashboard() -> ImportError:
-        return ImportError("a Ray of batchdet's own has no dashboard")
-
-    starts: Any = getattr(node, "Node", None)
-    others = {
-        (starts, "start_api_server"): start_nothing,
-        (starts, "start_monitor"): start_nothing,
-        (utils, "get_dashboard_dependency_error"): no_dashboard,
-    }
-    if not verbose:
-        others[starts, "start_log_monitor"] = start_nothing
-    kept = {(where, name): getattr(where, name) for where, name in others if hasattr(where, name)}
-    try:
-        for where, name in kept:
-            setattr(where, name, others[where, name])
-        yield
-    finally:
-        for (where, name), own in kept.items():
-            setattr(where, name, own)
 
 
 @contextmanager

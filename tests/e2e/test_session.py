@@ -42,3 +42,58 @@ def test_a_ray_of_ones_own_has_no_process_that_it_does_not_need(speaks: str) -> 
     assert not [process for process in processes if "/dashboard/dashboard.py" in process]
     assert not [process for process in processes if "/autoscaler/" in process]
     assert len([process for process in processes if "/log_monitor.py" in process]) == (speaks == "verbose")
+
+
+_PIPELINE = """
+import ray.data
+from batchdet.pipeline.session import ray_session
+from ray.data._internal.execution import streaming_executor
+from ray.data._internal.execution.operators import actor_pool_map_operator as pool
+from ray.data._internal.stats import _StatsManager
+from ray.util import list_named_actors
+
+class Double:
+    def __call__(self, rows):
+        return {"id": 2 * rows["id"]}
+
+def own():
+    stats = [vars(_StatsManager)[name] for name in vars(_StatsManager) if "metrics" in name or "actor" in name]
+    return [*stats, streaming_executor.create_cluster_autoscaler, pool.get_or_create_actor_location_tracker]
+
+before = own()
+with ray_session(None):
+    rows = ray.data.range(40, override_num_blocks=8)
+    rows = rows.map_batches(Double, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=0.5)
+    print(sum(row["id"] for row in rows.take_all()))
+    print(list_named_actors(all_namespaces=True))
+assert own() == before, "Ray Data is left as it was"
+"""
+
+
+def test_a_pipeline_on_a_ray_of_ones_own_has_no_actor_beside_it() -> None:
+    """Three of Ray Data's own would import it first, and reading would wait for the answer of one."""
+    ran = subprocess.run([sys.executable, "-c", _PIPELINE], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-2:] == ["1560", "[]"], "\n".join((ran.stdout, ran.stderr))
+
+
+_WORKERS = """
+import sys
+from batchdet.pipeline.session import ray_session
+
+with ray_session(None):
+    import ray
+
+    @ray.remote
+    def imported():
+        import sys
+        return "batchdet.pipeline.ray_data" in sys.modules
+
+    print(ray.get(imported.remote()))
+"""
+
+
+def test_workers_of_a_ray_of_ones_own_import_the_pipeline_when_they_start() -> None:
+    """They do so while the trial is under way; actors that import it first come seconds later."""
+    ran = subprocess.run([sys.executable, "-c", _WORKERS], capture_output=True, text=True, timeout=120)
+    assert ran.stdout.splitlines()[-1:] == ["True"], ran.stderr
