@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from batchdet import storage
 from batchdet.errors import OutputError, SourceError
@@ -91,7 +90,7 @@ def _failed_images(out: str, manifest: Manifest, listed: Inventory) -> npt.NDArr
     """Count, per listed object, the images of it that failed in a run."""
     names = _FAILED_KEY[listed.format]
     rows = RunTables(out, [manifest], "images").dataset()
-    failed = rows.to_table(columns=list(names), filter=ds.field("status") == STATUS_FAILED)
+    failed = rows.to_table(columns=list(names), filter=pc.field("status") == STATUS_FAILED)
     columns = ("list_uri", "member") if listed.format == "uri_list" else ("uri",)
     counts = pc.value_counts(_joined(failed, names))
     where = pc.index_in(_joined(listed.objects, columns), counts.field("values"))

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchdet import storage
@@ -24,6 +23,7 @@ from batchdet.table.manifest import Manifest, PartFile
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow.dataset as ds
 
 TableName = Literal["images", "detections"]
 NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
@@ -93,8 +93,9 @@ class RunTables:
             ) from error
         return pa.schema([*fields, *(pa.field(name, pa.string()) for name in self.partition_columns)])
 
-    def dataset(self) -> ds.Dataset:
+    def dataset(self) -> "ds.Dataset":
         """Return an Arrow dataset; filters on partition columns skip whole files."""
+        import pyarrow.dataset as ds
         import pyarrow.fs as pafs
 
         fs, root = _columnar_filesystem(self.out)
