@@ -128,7 +128,6 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
 
 
 def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: bool, fresh: bool, lease: Lease) -> Run:
-    from batchdet.pipeline.own_ray import set_a_reader_apart
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import ray_session
 
@@ -138,13 +137,10 @@ def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: 
     address = spec.compute.address
     probe.begin(trial_of(plan))
     with ray_session(address, verbose, plugin_to_ship(spec.model.family)) as capacity:
-        from batchdet.pipeline.ray_data import label_segments, start_helpers
+        from batchdet.pipeline.ray_data import get_ready, label_segments
 
         reached["ray"] = time.monotonic()
-        if address is None:
-            set_a_reader_apart()
-        else:
-            start_helpers()
+        get_ready(address is None)
         probed = probe.result(capacity)
         reached["probe"] = time.monotonic()
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason, probed.model.alone)

@@ -161,7 +161,7 @@ _FAKES: dict[str, Any] = {
     "trial": {"Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
     "samples": {"Samples": SimpleNamespace(of=lambda *arguments: None)},
     "resources": {"plan_workers": lambda *arguments: _WORKERS},
-    "ray_data": {"label_segments": _label_segments, "start_helpers": lambda: None},
+    "ray_data": {"label_segments": _label_segments, "get_ready": lambda own: None},
 }
 
 

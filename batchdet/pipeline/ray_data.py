@@ -15,6 +15,7 @@ from batchdet.errors import BatchdetError, ClusterError
 from batchdet.pipeline.datasource import SegmentDatasource
 from batchdet.pipeline.decode_actor import DecodeActor
 from batchdet.pipeline.detector_actor import DetectorActor, StagedSegment
+from batchdet.pipeline.own_ray import set_a_reader_apart
 from batchdet.pipeline.resources import READER_CPUS, Workers
 from batchdet.pipeline.trial import LoadedModel
 from batchdet.source.shards import ShardPlan
@@ -123,11 +124,18 @@ def label_segments(
             ) from error
 
 
-def start_helpers() -> None:
-    """Start the actors that Ray Data has beside each pipeline, while something else is waited for.
+def get_ready(own: bool) -> None:
+    """Start processes that a pipeline needs, while something else is waited for.
 
-    Each imports Ray Data for more than a second; started with the pipeline they would hold its own workers up.
+    On a Ray of our own that is one to read with. Elsewhere they are the actors that Ray Data has beside each pipeline:
+    each imports it for more than a second, and started with the pipeline they would hold its own workers up.
+
+    Args:
+        own: It is a Ray of our own.
     """
+    if own:
+        set_a_reader_apart()
+        return
     with contextlib.suppress(Exception):  # other versions have others; who needs one starts it, and says what is wrong
         from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
         from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
