@@ -78,7 +78,6 @@ def test_a_pipeline_on_a_ray_of_ones_own_has_no_actor_beside_it() -> None:
 
 
 _WORKERS = """
-import sys
 from batchdet.pipeline.session import ray_session
 
 with ray_session(None):
@@ -96,4 +95,33 @@ with ray_session(None):
 def test_workers_of_a_ray_of_ones_own_import_the_pipeline_when_they_start() -> None:
     """They do so while the trial is under way; actors that import it first come seconds later."""
     ran = subprocess.run([sys.executable, "-c", _WORKERS], capture_output=True, text=True, timeout=120)
+    assert ran.stdout.splitlines()[-1:] == ["True"], ran.stderr
+
+
+_READER = """
+from batchdet.pipeline.session import ray_session
+
+with ray_session(None) as capacity:
+    import ray
+    from batchdet.pipeline.ray_data import get_ready
+
+    def started():
+        with open("/proc/self/stat") as file:
+            return int(file.read().rsplit(")", 1)[1].split()[19])
+
+    @ray.remote(num_cpus=1)
+    class Actor:
+        def started(self):
+            return started()
+
+    get_ready(True)
+    actors = [Actor.remote() for _ in range(int(capacity.cpus))]
+    actors_started = ray.get([actor.started.remote() for actor in actors])
+    print(ray.get(ray.remote(started).options(num_cpus=0).remote()) < max(actors_started))
+"""
+
+
+def test_one_of_the_first_workers_is_kept_for_reading() -> None:
+    """Without that the actors take all that Ray starts ahead, and a reader starts when it is wanted."""
+    ran = subprocess.run([sys.executable, "-c", _READER], capture_output=True, text=True, timeout=120)
     assert ran.stdout.splitlines()[-1:] == ["True"], ran.stderr
