@@ -31,12 +31,17 @@ with ray_session(None, verbose=sys.argv[1] == "verbose"):
 """
 
 
+def _printed(script: str, *arguments: str) -> list[str]:
+    """Run a script in a process of its own, which starts a Ray; return the lines that it prints."""
+    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
 @pytest.mark.parametrize("speaks", ["silent", "verbose"])
 def test_a_ray_of_ones_own_has_no_process_that_it_does_not_need(speaks: str) -> None:
     """Each is a Python of its own, for which the start and the end of a run would wait."""
-    started = subprocess.run([sys.executable, "-c", _START, speaks], capture_output=True, text=True, timeout=120)
-    assert started.returncode == 0, started.stderr
-    processes = started.stdout.splitlines()
+    processes = _printed(_START, speaks)
     assert any("/raylet " in process for process in processes), processes
     assert any("/gcs_server " in process for process in processes), processes
     assert not [process for process in processes if "/dashboard/dashboard.py" in process]
@@ -72,9 +77,7 @@ assert own() == before, "Ray Data is left as it was"
 
 def test_a_pipeline_on_a_ray_of_ones_own_has_no_actor_beside_it() -> None:
     """Three of Ray Data's own would import it first, and reading would wait for the answer of one."""
-    ran = subprocess.run([sys.executable, "-c", _PIPELINE], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-2:] == ["1560", "[]"], "\n".join((ran.stdout, ran.stderr))
+    assert _printed(_PIPELINE)[-2:] == ["1560", "[]"]
 
 
 _WORKERS = """
@@ -94,8 +97,7 @@ with ray_session(None):
 
 def test_workers_of_a_ray_of_ones_own_import_the_pipeline_when_they_start() -> None:
     """They do so while the trial is under way; actors that import it first come seconds later."""
-    ran = subprocess.run([sys.executable, "-c", _WORKERS], capture_output=True, text=True, timeout=120)
-    assert ran.stdout.splitlines()[-1:] == ["True"], ran.stderr
+    assert _printed(_WORKERS)[-1:] == ["True"]
 
 
 _READER = """
@@ -123,5 +125,4 @@ with ray_session(None) as capacity:
 
 def test_one_of_the_first_workers_is_kept_for_reading() -> None:
     """Without that the actors take all that Ray starts ahead, and a reader starts when it is wanted."""
-    ran = subprocess.run([sys.executable, "-c", _READER], capture_output=True, text=True, timeout=120)
-    assert ran.stdout.splitlines()[-1:] == ["True"], ran.stderr
+    assert _printed(_READER)[-1:] == ["True"]
