@@ -322,7 +322,7 @@ def accuracy(bench: Bench, row: Contender, truth: Path) -> None:
     how = row.computed
     graphs = ", ".join(how.get("graphs", "").split())
     settings = [f"model.{key}={how[key]}" for key in ("runtime", "precision", "silu")]
-    settings += [f"model.canvas.decode={how['decode']}", f"model.canvas.graphs=[{graphs}]"]
+    settings += [f"model.canvas.{key}={how[key]}" for key in ("decode", "fit")] + [f"model.canvas.graphs=[{graphs}]"]
     once = Contender(f"{row.name} once", settings=(*row.settings, *settings))
     bench.run(once, "once", _LOW_SCORE)
     row.report |= {"ap": round(average_precision(bench.boxes(once), truth, bench.photographs), 4), "computed": how}

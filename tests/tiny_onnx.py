@@ -26,7 +26,12 @@ def save(
 
 
 def constant(
-    path: Path, outputs: Mapping[str, Array], images: Shape = DYNAMIC, sizes: bool = False, **metadata: str
+    path: Path,
+    outputs: Mapping[str, Array],
+    images: Shape = DYNAMIC,
+    sizes: bool = False,
+    silu: bool = False,
+    **metadata: str,
 ) -> Path:
     """Write a model that gives the same outputs for every image.
 
@@ -35,10 +40,15 @@ def constant(
         outputs: Name to the array of one image, without the batch axis.
         images: Shape of the input ``images``.
         sizes: Add the input ``orig_target_sizes`` int64 ``(N, 2)``.
+        silu: Put images through a SiLU first.
         metadata: Key-value texts.
     """
     nodes, initializers, infos = [], [], []
-    nodes.append(helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0))
+    if silu:
+        nodes.append(helper.make_node("Sigmoid", ["images"], ["gate"]))
+        nodes.append(helper.make_node("Mul", ["images", "gate"], ["gated"]))
+    seen = "gated" if silu else "images"
+    nodes.append(helper.make_node("ReduceMean", [seen], ["mean"], axes=[1, 2, 3], keepdims=0))
     nodes.append(helper.make_node("Mul", ["mean", "zero"], ["nothing"]))
     initializers.append(numpy_helper.from_array(np.float32(0), "zero"))
     for name, array in outputs.items():

@@ -71,12 +71,18 @@ class Detector:
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
         silu: Silu = "exact" if spec.silu == "auto" else spec.silu
         graphs = _canvases(spec)
+        self._loose = tuple(sorted(graphs)) if spec.canvas.fit == "loose" else ()
+        if spec.canvas.fit == "loose" and spec.runtime != "openvino":
+            raise SpecError("model.canvas.fit: loose needs model.runtime: openvino, or both auto")
         self._runtime = load_runtime(spec.runtime, path, device, threads, precision, graphs, largest_batch, silu)
         self._image = _image_input(self._runtime.inputs)
         metadata = self._runtime.metadata
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
         if self.stride > _MAX_SIDE_PX:
             raise ModelError(f"the model's metadata says a stride above {_MAX_SIDE_PX} px, which no detector has")
+        odd = [f"{width}x{height}" for width, height in self._loose if width % self.stride or height % self.stride]
+        if odd:
+            raise SpecError(f"model.canvas.graphs: {odd[0]} has a side that is no multiple of the stride {self.stride}")
         self._dynamic_canvas = None in self._image.shape[2:]
         self.canvas = self._full_canvas()
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -125,7 +131,8 @@ class Detector:
     @property
     def placement(self) -> Placement:
         """How it wants images placed."""
-        return Placement(self.preprocess, self.canvas, self.stride if self.rehearsed.shape == "rectangle" else None)
+        stride = self.stride if self.rehearsed.shape == "rectangle" else None
+        return Placement(self.preprocess, self.canvas, stride, self._loose)
 
     @property
     def anatomy(self) -> Anatomy:

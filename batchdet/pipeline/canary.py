@@ -136,7 +136,7 @@ def compare(
 
     Args:
         exact: The exact way.
-        fast: The same model, the fast way; it has the same canvases.
+        fast: The same model, the fast way; it may give an image another canvas.
         images: Encoded; those that cannot be decoded are passed over.
         max_pixels: Larger ones are passed over, too.
         score_threshold: Of both.

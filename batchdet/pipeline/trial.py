@@ -13,11 +13,12 @@ from batchdet.model.placement import Placement
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
 from batchdet.pipeline.canary import IMAGE_TIMEOUT_S, Agreement, Way, compare, is_slower
+from batchdet.pipeline.canvases import choose_canvases
 from batchdet.pipeline.resources import largest_batch
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, rows_of
 from batchdet.pipeline.watchdog import ended_after
 from batchdet.roofline import Alone
-from batchdet.spec import DecodeName, JobSpec, PrecisionName, RuntimeName, SiluName
+from batchdet.spec import DecodeName, FitName, JobSpec, ModelSpec, PrecisionName, RuntimeName, SiluName
 
 _TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 60, "gpu": 180}
 """A GPU's libraries take gigabytes, which may come from a cold disk."""
@@ -25,9 +26,6 @@ _ENGINE_TIMEOUT_S: Final = 900
 """TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 _MEASURE_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 10, "gpu": 60}
 """A process that hangs in images that are measured is ended so soon, by itself."""
-_WORTH_A_GRAPH_IMAGES: Final = 60
-"""A graph takes as long to compile as it saves on some 30 images."""
-_MOST_GRAPHS: Final = 12
 _SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
 
 
@@ -39,6 +37,7 @@ class LoadedModel:
         runtime: What the actors run it with.
         precision: Number format of their arithmetic.
         graphs: Canvases with graphs of their own, ``WIDTHxHEIGHT``.
+        fit: ``tight``, or ``loose`` when images may stand on one of those that is larger than their own.
         silu: ``exact``, or ``rational`` in those graphs.
         decode: ``full`` or ``reduced``.
         choices: What ``auto`` chose -> why.
@@ -55,6 +54,7 @@ class LoadedModel:
     runtime: RuntimeName
     precision: PrecisionName
     graphs: tuple[str, ...]
+    fit: FitName
     silu: SiluName
     decode: DecodeName
     choices: dict[str, str]
@@ -73,6 +73,7 @@ class LoadedModel:
             "runtime": self.runtime,
             "precision": self.precision,
             "graphs": " ".join(self.graphs),
+            "fit": self.fit,
             "silu": self.silu,
             "decode": self.decode,
         }
@@ -137,6 +138,7 @@ class Trial:
             model.runtime,
             model.precision,
             () if model.canvas.graphs == "auto" else model.canvas.graphs,
+            "tight" if model.canvas.fit == "auto" else model.canvas.fit,
             "exact" if model.silu == "auto" else model.silu,
             "reduced" if way.reduce else "full",
             {key: choice for key, choice in choices.items() if choice},
@@ -166,12 +168,18 @@ class Trial:
         asked = self.spec.model
 
         def load(
-            runtime: RuntimeName, precision: PrecisionName, like: Detector | None = None, silu: SiluName = asked.silu
+            runtime: RuntimeName,
+            precision: PrecisionName,
+            like: Detector | None = None,
+            silu: SiluName = asked.silu,
+            fit: FitName = asked.canvas.fit,
         ) -> Detector:
-            model = asked.model_copy(update={"runtime": runtime, "precision": precision, "silu": silu})
+            canvas = asked.canvas.model_copy(update={"fit": fit})
+            update = {"runtime": runtime, "precision": precision, "silu": silu, "canvas": canvas}
+            model = asked.model_copy(update=update)
             if runtime == "openvino" and model.canvas.graphs == "auto":
                 like = like or Detector(model, local.path, local.sha256, device, 1)
-                canvas = model.canvas.model_copy(update={"graphs": self._graphs(like, images)})
+                canvas = canvas.model_copy(update={"graphs": self._graphs(like, images, fit)})
                 model = model.model_copy(update={"canvas": canvas})
             shown = None if like is None else like.rehearsed
             return Detector(model, local.path, local.sha256, device, 1, largest_batch(self.spec.compute), shown)
@@ -179,13 +187,13 @@ class Trial:
         if local.format is not Format.ONNX and asked.runtime == "auto":
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
             return exact, exact, f"torch: nothing else runs {local.format.words}"
-        rational = asked.silu == "rational"
-        if asked.runtime == "auto" and (asked.precision == "bf16" or rational):
+        own = _openvinos_own(asked)
+        if asked.runtime == "auto" and own:
             exact = load("openvino", "fp32" if asked.precision == "auto" else asked.precision)
-            return exact, exact, f"openvino: {'a rational function for SiLU' if rational else 'bf16'} is its own"
+            return exact, exact, f"openvino: {own} is its own"
         exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
         exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
-        if asked.precision != "auto" or rational or asked.runtime in ("onnxruntime", "torch"):
+        if asked.precision != "auto" or own or asked.runtime in ("onnxruntime", "torch"):
             why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
             return exact, exact, why
         unchanged = f"{exact_runtime} in fp32"
@@ -194,7 +202,7 @@ class Trial:
         try:
             for fast in self._on_gpu(load, exact) if device == "gpu" else self._quicker(load, exact, images):
                 agreement = tried("arithmetic", Way(exact), Way(fast))
-                how = f"{fast.spec.precision}{', SiLU by a rational function' if fast.spec.silu == 'rational' else ''}"
+                how = _words(fast.spec)
                 if not agreement.objection:
                     gain = f"{agreement.gain:.1f} times as fast as {unchanged}"
                     return exact, fast, f"{fast.spec.runtime} in {how}: {gain}; {agreement.words}"
@@ -221,21 +229,27 @@ class Trial:
             ModelError: It fails on an image.
         """
         may_approximate = self.spec.model.silu == "auto"
+        asked = self.spec.model.canvas.fit
+        fits: tuple[FitName, ...] = ("loose", "tight") if asked == "auto" else (asked,)
         try:
-            plain = load("openvino", "bf16", exact, "exact")
+            plain = load("openvino", "bf16", exact, "exact", fits[0])
         except ClusterError:
             if not may_approximate:
                 raise
-            plain = load("openvino", "fp32", exact, "exact")
+            plain = load("openvino", "fp32", exact, "exact", fits[0])
+        quickest, precision = plain, plain.spec.precision
         if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
-            rational = load("openvino", plain.spec.precision, exact, "rational")
-            slower = True
+            rational = load("openvino", precision, exact, "rational", fits[0])
             with contextlib.suppress(ImageError):
                 ways = Way(rational), Way(plain)
-                slower = is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu"))
-            if not slower:
-                yield rational
-        yield plain
+                if not is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu")):
+                    quickest = rational
+        if quickest.spec.canvas.graphs or len(fits) == 1:
+            yield quickest
+        if len(fits) > 1:
+            yield load("openvino", precision, exact, quickest.spec.silu, fits[-1])
+        if quickest is not plain:
+            yield load("openvino", precision, exact, "exact", fits[-1])
 
     def _choose_decoding(
         self, exact: Detector, detector: Detector, images: ReadSamples, tried: _Try
@@ -263,15 +277,30 @@ class Trial:
             return "is not tried for a job so small"
         return "" if images.images else f"cannot be tried, {images.why_none}"
 
-    def _graphs(self, detector: Detector, images: ReadSamples) -> tuple[str, ...]:
-        """Choose the canvases that get graphs of their own: those that win back what compiling costs, with a margin."""
+    def _graphs(self, detector: Detector, images: ReadSamples, fit: FitName) -> tuple[str, ...]:
+        """Choose the canvases that get graphs of their own, see :func:`batchdet.pipeline.canvases.choose_canvases`."""
         if not images.images:
             return ()
         sampled = sum(sample.stored_bytes for sample in images.images) / len(images.images)
         total = self.image_count or self.size_bytes / max(sampled, 1.0)
         each = total / self.workers / len(images.images)  # images of an actor for which one of the samples stands
-        canvases = images.canvases(detector).most_common(_MOST_GRAPHS)
-        return tuple(f"{w}x{h}" for (w, h), count in canvases if count * each >= _WORTH_A_GRAPH_IMAGES)
+        wanted = {canvas: count * each for canvas, count in images.canvases(detector).items()}
+        return tuple(f"{w}x{h}" for w, h in choose_canvases(wanted, detector.canvas, loose=fit == "loose"))
+
+
+def _openvinos_own(model: ModelSpec) -> str:
+    """Name what a spec asks for that only OpenVINO does; "" for nothing."""
+    if model.silu == "rational":
+        return "a rational function for SiLU"
+    if model.canvas.fit == "loose":
+        return "a loose fit of canvases"
+    return "bf16" if model.precision == "bf16" else ""
+
+
+def _words(model: ModelSpec) -> str:
+    """Say how a model is computed the quick way."""
+    rational = ", SiLU by a rational function" if model.silu == "rational" else ""
+    return f"{model.precision}{rational}{', canvases loose' if model.canvas.fit == 'loose' else ''}"
 
 
 def _canvas_choice(detector: Detector) -> str:
@@ -283,7 +312,9 @@ def _canvas_choice(detector: Detector) -> str:
         "square": next((note for note in card.notes if "square" in note), "the model's height and width are not free"),
         "rectangle": f"the longer side; the shorter one is rounded up to {card.stride} px, which saves the margins",
     }
-    return f"{card.canvas_shape}, {width} x {height} px: {reasons[card.canvas_shape]}"
+    loose = " ".join(detector.spec.canvas.graphs) if detector.spec.canvas.fit == "loose" else ""
+    few = f"; an image may stand on a larger one of {loose}, so that few graphs do" if loose else ""
+    return f"{card.canvas_shape}, {width} x {height} px: {reasons[card.canvas_shape]}{few}"
 
 
 def unloadable(trial: Trial, error: BaseException) -> ModelError:

@@ -49,7 +49,7 @@ class Lineage:
         versions: Package -> version.
         machine: Of the driver: processor count, platform.
         choices: What ``auto`` chose, with the reason.
-        computed: ``runtime``, ``precision``, ``graphs``, ``silu`` and ``decode``; a run goes on with the same.
+        computed: ``runtime``, ``precision``, ``graphs``, ``fit``, ``silu`` and ``decode``; a run goes on with the same.
         canary: How a lossy way of computing compared with the exact one on some of the job's images.
         prediction: What the run was to take, see :class:`batchdet.prediction.Prediction`; empty when nobody could tell.
         cut: Where shards are cut into segments, as the spec says; a run goes on only with the same cut.
@@ -124,6 +124,9 @@ def run_date(run_id: str) -> str:
 def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha256: str, head_sha256: str = "") -> str:
     """Digest everything that changes results, and nothing else.
 
+    Settings left as they are by default do not count, so that a version with more settings does not label everything
+    again; a default that changes must therefore change what is digested in another way.
+
     Args:
         spec: The job. Where its images and its model are does not count: inventory and digests stand for them.
         source_format: What ``source.format`` was resolved to.
@@ -134,14 +137,19 @@ def fingerprint(spec: JobSpec, source_format: str, model_sha256: str, labels_sha
     Returns:
         64 hex digits.
     """
-    parts = deciding_settings(spec)
+    parts = deciding_settings(spec, only_changed=True)
     facts = [SCHEMA_VERSION, source_format, parts["source"], parts["model"], model_sha256, labels_sha256, head_sha256]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def deciding_settings(spec: JobSpec) -> dict[str, dict[str, Any]]:
-    """Return the settings that change results, as plain values: those of ``source`` and ``model`` but for places."""
-    plain = spec.model_dump(mode="json")
+def deciding_settings(spec: JobSpec, only_changed: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the settings that change results, as plain values: those of ``source`` and ``model`` but for places.
+
+    Args:
+        spec: The job.
+        only_changed: Leave out those that are as they are by default.
+    """
+    plain = spec.model_dump(mode="json", exclude_defaults=only_changed)
     places = {"source": {"uri", "format"}, "model": {"uri", "sha256", "labels"}}
     return {part: {k: v for k, v in plain[part].items() if k not in left_out} for part, left_out in places.items()}
 

@@ -78,6 +78,7 @@ def test_a_run_goes_on_as_it_was_begun(
         "runtime": "openvino",
         "precision": "fp32",
         "graphs": "",
+        "fit": "tight",
         "silu": "exact",
         "decode": "full",
     }
@@ -159,3 +160,23 @@ def test_a_rational_silu_that_the_spec_asks_for(
     clear = [each[each > 0.3].sort_values().to_numpy() for each in scores.values()]
     assert len(clear[0]) == len(clear[1])
     assert 0 < abs(clear[0] - clear[1]).max() < 0.03
+
+
+@pytest.mark.fault
+def test_a_loose_fit_that_the_spec_asks_for(
+    run: RunJob, photographs: list[tuple[str, bytes]], shared: Path, tmp_path: Path
+) -> None:
+    """Of these ten, most fit the larger of the two canvases less tightly; the same boxes are found, scores move."""
+    pytest.importorskip("openvino")
+    glob = write_shards(str(tmp_path / "in"), photographs[:10], 1)
+    scores = {}
+    for fit in ("tight", "loose"):
+        model = {"runtime": "openvino", "precision": "fp32", "canvas": {"fit": fit, "graphs": ["640x480", "480x640"]}}
+        done = run(glob, tmp_path / fit, shared / "models/yolo26n.onnx", model_=model)
+        assert lineage_of(done).computed["fit"] == fit
+        scores[fit] = done.results().detections().to_pandas().sort_values(["image_id", "detection_index"]).score
+    clear = [each[each > 0.3].sort_values().to_numpy() for each in scores.values()]
+    assert len(clear[0]) > 20
+    assert abs(len(clear[0]) - len(clear[1])) <= 1
+    least = min(map(len, clear))
+    assert 0 < abs(clear[0][-least:] - clear[1][-least:]).mean() < 0.03

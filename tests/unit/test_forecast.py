@@ -7,7 +7,14 @@ import pytest
 
 from batchdet import forecast
 
-COMPUTED = {"runtime": "openvino", "precision": "bf16", "graphs": "640x480", "silu": "rational", "decode": "full"}
+COMPUTED = {
+    "runtime": "openvino",
+    "precision": "bf16",
+    "graphs": "640x480",
+    "fit": "loose",
+    "silu": "rational",
+    "decode": "full",
+}
 
 
 @pytest.mark.parametrize(
@@ -17,6 +24,7 @@ COMPUTED = {"runtime": "openvino", "precision": "bf16", "graphs": "640x480", "si
         ({"graphs": "640x480 480x640"}, True),
         ({"precision": "fp32"}, False),
         ({"silu": "exact"}, False),
+        ({"fit": "tight"}, False),
         ({"decode": "reduced"}, False),
         ({"runtime": "onnxruntime"}, False),
     ],

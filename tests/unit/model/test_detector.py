@@ -68,6 +68,24 @@ def test_canvases_of_a_free_model(tmp_path: Path) -> None:
     assert opened(path, canvas={"size_px": 128}).card.canvas_px == (128, 128)
 
 
+def test_loose_canvases(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, **ABOUT | {"imgsz": "[192, 192]"})
+    loose = opened(path, runtime="openvino", canvas={"fit": "loose", "graphs": ("192x160", "192x192")})
+    assert loose.letterbox(640, 400).canvas == (192, 160)
+    assert loose.letterbox(640, 300).canvas == (192, 96), "a quarter larger at most"
+    (found,) = loose.detect(*gray(loose, [(640, 400)]))
+    (wanted,) = opened(path).detect(*gray(opened(path), [(640, 400)]))
+    np.testing.assert_array_equal(found.boxes_xyxy, wanted.boxes_xyxy)
+    assert opened(path, canvas={"graphs": ("192x160",)}).letterbox(640, 400).canvas == (192, 128)
+    with pytest.raises(SpecError, match=r"model\.canvas\.fit: loose needs model\.runtime: openvino, or both auto"):
+        opened(path, canvas={"fit": "loose"})
+    with pytest.raises(
+        SpecError, match=r"model\.canvas\.graphs: 192x150 has a side that is no multiple of the stride 32"
+    ):
+        opened(path, runtime="openvino", canvas={"fit": "loose", "graphs": ("192x160", "192x150")})
+
+
 def test_canvases_of_a_fixed_model(tmp_path: Path) -> None:
     path = tiny_onnx.end2end(tmp_path / "m.onnx", ROWS, images=("N", 3, 64, 96), **ABOUT)
     detector = opened(path)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from batchdet.model.detector import open_detector
 from batchdet.model.runtimes import onnxruntime
 from batchdet.pipeline import canary
 from batchdet.pipeline import probe as probe_module
+from batchdet.pipeline import trial as trial_module
+from batchdet.pipeline.canary import Agreement, Way
 from batchdet.pipeline.probe import Probe
 from batchdet.pipeline.samples import ReadSamples, Sample
 from batchdet.pipeline.session import Capacity
@@ -56,16 +60,67 @@ def test_canvases_that_many_images_take_get_graphs_of_their_own(
     sizes = [(640, 300)] * 3 + [(300, 640, 6)] * 3 + [(300, 640)] * 2 + [(640, 640)]
     images = ReadSamples([Sample(0, jpeg(*size), 1000.0, 0) for size in sizes])  # type: ignore[arg-type]
     trial = Trial(spec, "", None, True, image_count, 500_000, workers)
-    found = trial._graphs(open_detector(spec.model), images)
+    found = trial._graphs(open_detector(spec.model), images, "tight")
     assert tuple(graph for graph in found if graph != "64x64") == graphs
-    fixed = spec.as_computed({"runtime": "openvino", "precision": "bf16", "graphs": " ".join(found)})
-    assert fixed.model.canvas.graphs == found
+    how = {"runtime": "openvino", "precision": "bf16", "graphs": " ".join(found), "fit": "loose"}
+    fixed = spec.as_computed(how)
+    assert (fixed.model.canvas.graphs, fixed.model.canvas.fit) == (found, "loose")
     assert (fixed.model.runtime, fixed.model.precision) == ("openvino", "bf16")
+
+
+LOOSE_FIRST = [("rational", "loose"), ("rational", "tight"), ("exact", "tight")]
+
+
+@pytest.mark.parametrize(
+    ("slower", "refused", "asked", "tried"),
+    [
+        (False, [], {}, LOOSE_FIRST[:1]),
+        (False, LOOSE_FIRST[:1], {}, LOOSE_FIRST[:2]),
+        (False, LOOSE_FIRST, {}, LOOSE_FIRST),
+        (True, [], {}, [("exact", "loose")]),
+        (True, [("exact", "loose")], {}, [("exact", "loose"), ("exact", "tight")]),
+        (False, [("rational", "tight")], {"canvas": {"fit": "tight"}}, LOOSE_FIRST[1:]),
+        (False, [("exact", "loose")], {"silu": "exact"}, [("exact", "loose"), ("exact", "tight")]),
+    ],
+)
+def test_lossy_ways_are_tried_the_quickest_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slower: bool,
+    refused: list[tuple[str, str]],
+    asked: dict[str, Any],
+    tried: list[tuple[str, str]],
+) -> None:
+    """By what ``compare`` says of each; a way that it refuses is followed by one that loses less."""
+    pytest.importorskip("openvino")
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[64, 64]", stride="32")
+    spec = JobSpec.model_validate(
+        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
+    )
+    ways = []
+
+    def compare(exact: Way, fast: Way, *_: Any) -> Agreement:
+        assert (exact.detector.spec.runtime, exact.detector.letterbox(640, 300).canvas) == ("onnxruntime", (64, 32))
+        ways.append((fast.detector.spec.silu, fast.detector.spec.canvas.fit))
+        return Agreement(5, 0 if ways[-1] in refused else 60, 1.0, 0.01, 2.0, 1.0, 2.0)
+
+    monkeypatch.setattr(trial_module, "compare", compare)
+    monkeypatch.setattr(trial_module, "is_slower", lambda *_: slower)
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
+    found = Trial(spec, "", samples, True, 10_000, 500_000).load("cpu")  # type: ignore[arg-type]
+    assert ways == tried
+    taken = ("exact", "tight") if ways[-1] in refused else ways[-1]
+    assert (found.silu, found.fit) == taken
+    assert found.runtime == ("onnxruntime" if ways[-1] in refused else "openvino")
+    assert (found.placement.loose != ()) is (found.fit == "loose")
+    assert ("canvases loose" in found.choices["model"]) is (found.fit == "loose")
+    assert ("may stand on a larger one of 64x32" in found.choices["canvas"]) is (found.fit == "loose")
 
 
 def test_a_run_begun_before_graphs_were_noted_goes_on_without() -> None:
     spec = JobSpec.model_validate({"name": "j", "source": {"uri": "in"}, "model": {"uri": "m"}, "output": {"uri": "o"}})
-    assert spec.as_computed({"runtime": "openvino", "precision": "fp32"}).model.canvas.graphs == ()
+    canvas = spec.as_computed({"runtime": "openvino", "precision": "fp32"}).model.canvas
+    assert (canvas.graphs, canvas.fit) == ((), "tight")
 
 
 ONE = Capacity(2.0, 0.0, 1, (2.0,), (0.0,))

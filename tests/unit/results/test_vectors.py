@@ -121,13 +121,14 @@ def test_another_image_is_computed_as_the_run_was(output, fake_image, tmp_path, 
     lineage = json.loads(record.read_text())
     detectors = []
     monkeypatch.setattr(vectors, "open_detector", lambda spec: detectors.append(OneVector(spec)) or detectors[-1])
-    how = {"runtime": "openvino", "precision": "bf16", "graphs": "64x64 64x32", "silu": "rational", "decode": "full"}
+    how = {"runtime": "openvino", "precision": "bf16", "graphs": "64x64 64x32", "fit": "loose"}
+    how |= {"silu": "rational", "decode": "full"}
     for changed in ({}, {"decode": "reduced"}):
         record.write_text(json.dumps(lineage | {"computed": how | changed}))
         assert member(find_similar(output.uri, str(tmp_path / "x.jpg")).neighbours[0]) == "b"
     full, reduced = detectors
     assert (full.spec.runtime, full.spec.precision, full.spec.silu) == ("openvino", "bf16", "rational")
-    assert full.spec.canvas.graphs == ("64x64", "64x32")
+    assert (full.spec.canvas.graphs, full.spec.canvas.fit) == (("64x64", "64x32"), "loose")
     assert full.spec.sha256 == lineage["model"]["sha256"]
     assert reduced.seen[0][8:56].std() < full.seen[0][8:56].std() / 2, "a DCT of few frequencies smooths noise"
     record.write_text(json.dumps(lineage | {"computed": how | {"silu": "polynomial"}}))

@@ -2,7 +2,7 @@ import pytest
 
 from batchdet import storage
 from batchdet.errors import OutputError
-from batchdet.table.lineage import fingerprint, new_run_id, run_date
+from batchdet.table.lineage import deciding_settings, fingerprint, new_run_id, run_date
 from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, list_runs
 
 from .test_commit import spec_for
@@ -60,3 +60,38 @@ def test_fingerprint_changes_with_results_only() -> None:
     ]
     found = {fingerprint(s, "folder", m, labels) for s, m, labels in other}
     assert len(found | {fingerprint(base, "folder", "m", ""), fingerprint(base, "parquet", "m", "")}) == len(other) + 2
+
+
+def test_a_fingerprint_stays_from_version_to_version() -> None:
+    """Else an upgrade labels everything again. Who changes a default must change what is digested, too."""
+    base = spec_for("/out")
+    assert fingerprint(base, "folder", "m", "") == "3f4baa944fff4d1b71940b15372cc327c72b40c864f4106f2fb1cae39490bb07"
+    assert deciding_settings(base, only_changed=True) == {"source": {}, "model": {}}
+    assert deciding_settings(base) == {
+        "source": {
+            "image_column": None,
+            "id_column": None,
+            "columns": None,
+            "allow": [],
+            "max_pixels": 100_000_000,
+            "max_image_bytes": 268_435_456,
+        },
+        "model": {
+            "trusted": False,
+            "head": "auto",
+            "family": "auto",
+            "runtime": "auto",
+            "precision": "auto",
+            "silu": "auto",
+            "preprocess": {"colours": None, "scale": None, "mean": None, "std": None, "letterbox": None},
+            "canvas": {"size_px": None, "shape": "auto", "graphs": "auto", "fit": "auto", "decode": "auto"},
+            "score_threshold": 0.25,
+            "iou_threshold": 0.7,
+            "max_detections": 300,
+            "classes": None,
+            "features": "none",
+            "features_from": "auto",
+            "features_type": "float32",
+            "features_normalised": False,
+        },
+    }

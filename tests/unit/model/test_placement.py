@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.placement import MOST_LOOSE, Placement, nearest
+from batchdet.model.preprocess import Preprocess
+
+FEW = ((480, 640), (640, 480), (640, 640))
+TIGHT = Placement(Preprocess(), (640, 640), 32)
+LOOSE = Placement(Preprocess(), (640, 640), 32, FEW)
+
+
+@pytest.mark.parametrize(
+    ("own", "stands"),
+    [
+        ((640, 480), (640, 480)),
+        ((640, 448), (640, 480)),
+        ((448, 640), (480, 640)),
+        ((640, 384), (640, 480)),  # a quarter more, and no more
+        ((640, 352), (640, 352)),
+        ((640, 512), (640, 640)),
+        ((512, 640), (640, 640)),
+        ((96, 96), (96, 96)),
+    ],
+)
+def test_an_image_stands_on_the_nearest_canvas(own: tuple[int, int], stands: tuple[int, int]) -> None:
+    assert nearest(own, FEW) == stands
+    assert nearest(own, FEW[::-1]) == stands
+    assert nearest(own, ()) == own
+
+
+@given(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), st.sampled_from(["centred", "top_left"]))
+def test_on_a_looser_canvas_an_image_stands_where_it_would_on_its_own(source: tuple[int, int], letterbox: str) -> None:
+    fed = Preprocess(letterbox=letterbox)  # type: ignore[arg-type]
+    tight = Placement(fed, (640, 640), 32).letterbox(*source)
+    loose = Placement(fed, (640, 640), 32, FEW).letterbox(*source)
+    assert (loose.source, loose.content, loose.pad) == (tight.source, tight.content, tight.pad)
+    assert loose.canvas == nearest(tight.canvas, FEW)
+    assert np.prod(tight.canvas) <= np.prod(loose.canvas) <= MOST_LOOSE * np.prod(tight.canvas)
+    boxes = np.array([[0, 0, *source]], np.float32)
+    np.testing.assert_array_equal(loose.to_canvas(boxes), tight.to_canvas(boxes))
+
+
+def test_without_a_stride_canvases_stay_whole() -> None:
+    whole = Placement(Preprocess(), (320, 320), None, ((384, 320), (640, 640)))
+    assert whole.letterbox(640, 427) == Letterbox.centred((640, 427), (320, 320))
+
+
+def test_tight_is_the_rule() -> None:
+    assert TIGHT.letterbox(640, 427).canvas == (640, 448)
+    assert LOOSE.letterbox(640, 427).canvas == (640, 480)
