@@ -119,9 +119,8 @@ class CanvasSpec(_Part):
     )
     fit: FitName = Field(
         "auto",
-        description="OpenVINO: loose puts an image on the smallest of the canvases with graphs that is at most a "
-        "quarter larger than its own, so that few graphs do for all; scores move by about 0.01. auto takes it like "
-        "bf16.",
+        description="OpenVINO: loose puts an image on the smallest of the canvases with graphs that is at most half "
+        "larger than its own, so that few graphs do for all; scores move by about 0.01. auto takes it like bf16.",
     )
     decode: DecodeName = Field(
         "auto",

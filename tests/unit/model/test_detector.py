@@ -73,7 +73,7 @@ def test_loose_canvases(tmp_path: Path) -> None:
     path = tiny_onnx.end2end(tmp_path / "m.onnx", [(48, 56, 96, 116, 0.9, 1)], **ABOUT | {"imgsz": "[192, 192]"})
     loose = opened(path, runtime="openvino", canvas={"fit": "loose", "graphs": ("192x160", "192x192")})
     assert loose.letterbox(640, 400).canvas == (192, 160)
-    assert loose.letterbox(640, 300).canvas == (192, 96), "a quarter larger at most"
+    assert loose.letterbox(640, 300).canvas == (192, 96), "half larger at most"
     (found,) = loose.detect(*gray(loose, [(640, 400)]))
     y = 36  # where 120 px of content begin: in the middle of 128 px, and 32 px further down
     np.testing.assert_allclose(found.boxes_xyxy, [[160, (56 - y) / 0.3, 320, (116 - y) / 0.3]], rtol=1e-5)
