@@ -128,6 +128,12 @@ class CanvasSpec(_Part):
         "moves scores a little; auto does so for larger jobs where its boxes agree on some of the job's own images.",
     )
 
+    @property
+    def own_graphs(self) -> frozenset[tuple[int, int]]:
+        """``graphs`` as pairs of width and height; none for ``auto``."""
+        pairs = (graph.split("x") for graph in ("" if self.graphs == "auto" else self.graphs))
+        return frozenset((int(width), int(height)) for width, height in pairs)
+
 
 class PreprocessSpec(_Part):
     """What the model is fed: (pixel * scale - mean) / std."""

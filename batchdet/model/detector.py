@@ -70,8 +70,7 @@ class Detector:
         self._path, self._sha256 = path, sha256
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
         silu: Silu = "exact" if spec.silu == "auto" else spec.silu
-        graphs = _canvases(spec)
-        self._loose = tuple(sorted(graphs)) if spec.canvas.fit == "loose" else ()
+        graphs = spec.canvas.own_graphs
         if spec.canvas.fit == "loose" and spec.runtime != "openvino":
             raise SpecError("model.canvas.fit: loose needs model.runtime: openvino, or both auto")
         self._runtime = load_runtime(spec.runtime, path, device, threads, precision, graphs, largest_batch, silu)
@@ -80,9 +79,6 @@ class Detector:
         self.stride = _number(metadata.get("stride"), _DEFAULT_STRIDE)
         if self.stride > _MAX_SIDE_PX:
             raise ModelError(f"the model's metadata says a stride above {_MAX_SIDE_PX} px, which no detector has")
-        odd = [f"{width}x{height}" for width, height in self._loose if width % self.stride or height % self.stride]
-        if odd:
-            raise SpecError(f"model.canvas.graphs: {odd[0]} has a side that is no multiple of the stride {self.stride}")
         self._dynamic_canvas = None in self._image.shape[2:]
         self.canvas = self._full_canvas()
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -131,8 +127,10 @@ class Detector:
     @property
     def placement(self) -> Placement:
         """How it wants images placed."""
-        stride = self.stride if self.rehearsed.shape == "rectangle" else None
-        return Placement(self.preprocess, self.canvas, stride, self._loose)
+        if self.rehearsed.shape != "rectangle":
+            return Placement(self.preprocess, self.canvas, None)
+        loose = sorted(self.spec.canvas.own_graphs) if self.spec.canvas.fit == "loose" else ()
+        return Placement(self.preprocess, self.canvas, self.stride, tuple(loose))
 
     @property
     def anatomy(self) -> Anatomy:
@@ -386,13 +384,6 @@ def _image_input(inputs: Sequence[TensorInfo]) -> TensorInfo:
         have = ", ".join(map(str, inputs)) or "none"
         raise ModelError(f"a detector has one input float32 [N, 3, H, W] for images; the model's inputs are {have}")
     return found[0]
-
-
-def _canvases(spec: ModelSpec) -> frozenset[tuple[int, int]]:
-    """Return ``model.canvas.graphs`` as pairs of width and height; none for ``auto``."""
-    graphs = () if spec.canvas.graphs == "auto" else spec.canvas.graphs
-    pairs = (graph.split("x") for graph in graphs)
-    return frozenset((int(width), int(height)) for width, height in pairs)
 
 
 def _with_labels(family: Family, metadata: Mapping[str, str]) -> Mapping[str, str]:

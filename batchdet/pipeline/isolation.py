@@ -20,7 +20,6 @@ from typing import Any, Final
 from batchdet.errors import ClusterError, ImageError
 from batchdet.machine import private_bytes
 from batchdet.model.placement import Placement
-from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.labeller import load_labeller
 from batchdet.pipeline.painter import SegmentPainter
@@ -162,8 +161,9 @@ def _work(spec: JobSpec, head: Mapping[str, Any]) -> Callable[[Segment], object]
     place = head["placement"]
     if place is None:
         return load_labeller(spec, head["model_sha256"], "", 1, head["device"], 1).label
-    placement = Placement(Preprocess(**place["preprocess"]), tuple(place["canvas"]), place["stride"])
-    return SegmentPainter(placement, spec.source.max_pixels, reduce=spec.model.canvas.decode == "reduced").paint
+    return SegmentPainter(
+        Placement.of(place), spec.source.max_pixels, reduce=spec.model.canvas.decode == "reduced"
+    ).paint
 
 
 def main() -> None:

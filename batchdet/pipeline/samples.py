@@ -152,6 +152,17 @@ class ReadSamples:
                 return sample.data
         return None
 
+    def by_turns(self, one: Detector, other: Detector) -> list[Any]:
+        """Return images in the order in which to compare two ways: first, by turns, what moves and what does not.
+
+        Else those few that tell would often be none that the other way puts on another canvas.
+        """
+        moved, kept = [], []
+        for sample, size in self._sized():
+            where = kept if one.letterbox(*size).canvas == other.letterbox(*size).canvas else moved
+            where.append(sample.data)
+        return [data for turn in zip_longest(moved, kept) for data in turn if data is not None]
+
     def canvases(self, detector: Detector) -> Counter[tuple[int, int]]:
         """Count the canvases ``(width_px, height_px)`` that a detector takes for them, by what their headers say."""
         return Counter(detector.letterbox(*size).canvas for size in self.sizes())

@@ -1,8 +1,9 @@
 """The trial of a model: a process loads it, chooses how the actors shall compute, and times some images of the job."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError, ModelError
@@ -12,7 +13,7 @@ from batchdet.model.format import Format
 from batchdet.model.placement import Placement
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
-from batchdet.pipeline.canary import IMAGE_TIMEOUT_S, Agreement, Way, compare, is_slower
+from batchdet.pipeline.canary import IMAGE_TIMEOUT_S, MIN_BOXES, Agreement, Way, compare, is_slower
 from batchdet.pipeline.canvases import choose_canvases
 from batchdet.pipeline.resources import largest_batch
 from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, rows_of
@@ -26,6 +27,8 @@ _ENGINE_TIMEOUT_S: Final = 900
 """TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 _MEASURE_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 10, "gpu": 60}
 """A process that hangs in images that are measured is ended so soon, by itself."""
+_PATIENCE_S: Final = 20.0
+"""After that no further lossy way is tried: a trial has a minute, and comparing takes ten seconds with a slow model."""
 _SPOILT: Final = ReadSamples(why_none="an image of the job ended or held up the process that tried it")
 
 
@@ -121,7 +124,7 @@ class Trial:
         canary: dict[str, dict[str, Any]] = {}
 
         def tried(step: str, exact: Way, fast: Way) -> Agreement:
-            data = (sample.data for sample in images.images)
+            data = images.by_turns(exact.detector, fast.detector)
             limits = self.spec.source.max_pixels, self.spec.model.score_threshold
             rows, timeout_s = rows_of(device, self.spec.compute), IMAGE_TIMEOUT_S[device]
             agreement = compare(exact, fast, data, *limits, clock_of(device), rows, timeout_s)
@@ -199,6 +202,7 @@ class Trial:
         unchanged = f"{exact_runtime} in fp32"
         if objection := self._untried(images):
             return exact, exact, f"{unchanged}: {'fp16' if device == 'gpu' else 'bf16'} {objection}"
+        end = time.perf_counter() + _PATIENCE_S
         try:
             for fast in self._on_gpu(load, exact) if device == "gpu" else self._quicker(load, exact, images):
                 agreement = tried("arithmetic", Way(exact), Way(fast))
@@ -207,6 +211,8 @@ class Trial:
                     gain = f"{agreement.gain:.1f} times as fast as {unchanged}"
                     return exact, fast, f"{fast.spec.runtime} in {how}: {gain}; {agreement.words}"
                 objection = f", because of {how}: {agreement.objection}"
+                if agreement.boxes < MIN_BOXES or time.perf_counter() > end:
+                    break  # another way would not have more of them
         except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
             objection = f": {error.message}"
         return exact, exact, unchanged + objection
@@ -229,8 +235,7 @@ class Trial:
             ModelError: It fails on an image.
         """
         may_approximate = self.spec.model.silu == "auto"
-        asked = self.spec.model.canvas.fit
-        fits: tuple[FitName, ...] = ("loose", "tight") if asked == "auto" else (asked,)
+        fits = self._fits(exact, images)
         try:
             plain = load("openvino", "bf16", exact, "exact", fits[0])
         except ClusterError:
@@ -244,12 +249,22 @@ class Trial:
                 ways = Way(rational), Way(plain)
                 if not is_slower(*ways, image, self.spec.source.max_pixels, clock_of("cpu")):
                     quickest = rational
-        if quickest.spec.canvas.graphs or len(fits) == 1:
-            yield quickest
+        yield quickest
         if len(fits) > 1:
             yield load("openvino", precision, exact, quickest.spec.silu, fits[-1])
         if quickest is not plain:
-            yield load("openvino", precision, exact, "exact", fits[-1])
+            yield plain if len(fits) == 1 else load("openvino", precision, exact, "exact", fits[-1])
+
+    def _fits(self, exact: Detector, images: ReadSamples) -> tuple[FitName, ...]:
+        """Say how images may be put on canvases, the quickest first; loosely only where that moves some of them."""
+        asked = self.spec.model.canvas
+        if asked.fit != "auto":
+            return (asked.fit,)
+        graphs = self._graphs(exact, images, "loose") if asked.graphs == "auto" else asked.graphs
+        canvases = asked.model_copy(update={"graphs": graphs}).own_graphs
+        tight, loose = exact.placement, replace(exact.placement, loose=tuple(sorted(canvases)))
+        moved = any(tight.letterbox(*size).canvas != loose.letterbox(*size).canvas for size in images.sizes())
+        return ("loose", "tight") if moved else ("tight",)
 
     def _choose_decoding(
         self, exact: Detector, detector: Detector, images: ReadSamples, tried: _Try
@@ -312,7 +327,7 @@ def _canvas_choice(detector: Detector) -> str:
         "square": next((note for note in card.notes if "square" in note), "the model's height and width are not free"),
         "rectangle": f"the longer side; the shorter one is rounded up to {card.stride} px, which saves the margins",
     }
-    loose = " ".join(detector.spec.canvas.graphs) if detector.spec.canvas.fit == "loose" else ""
+    loose = ", ".join(f"{w} x {h}" for w, h in detector.placement.loose)
     few = f"; an image may stand on a larger one of {loose}, so that few graphs do" if loose else ""
     return f"{card.canvas_shape}, {width} x {height} px: {reasons[card.canvas_shape]}{few}"
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from batchdet.errors import ModelError, SpecError
 from batchdet.model.detector import Detector, open_detector
 from batchdet.model.fetch import fetch_model
 from batchdet.model.huggingface import FAMILIES
-from batchdet.model.preprocess import Preprocess
+from batchdet.model.placement import Placement
 from batchdet.spec import CanvasSpec, ModelSpec
 from tests.huggingface_folders import BY_EDGES, CLASSES, SIZE_PX, STRETCHED, make_folder, processor_of
 
@@ -187,12 +188,8 @@ def test_the_weights_file_stands_for_its_folder(folders: Path, cache: Any) -> No
 
 
 def test_every_process_gives_the_same_place(folders: Path, cache: Any) -> None:
-    from dataclasses import asdict
-
     placement = open_detector(spec(folders / "yolos")).placement
-    sent = json.loads(json.dumps(asdict(placement)))
-    again = Preprocess(**sent["preprocess"])
-    assert again.canvas((333, 250)) == placement.letterbox(333, 250).canvas
+    assert Placement.of(json.loads(json.dumps(asdict(placement)))) == placement
     assert placement.letterbox(333, 250).canvas == (112, 96)
 
 

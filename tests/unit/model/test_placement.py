@@ -1,3 +1,6 @@
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +53,17 @@ def test_on_a_looser_canvas_an_image_is_moved_by_whole_strides(source: tuple[int
 def test_without_a_stride_canvases_stay_whole() -> None:
     whole = Placement(Preprocess(), (320, 320), None, ((384, 320), (640, 640)))
     assert whole.letterbox(640, 427) == Letterbox.centred((640, 427), (320, 320))
+
+
+@pytest.mark.parametrize("placement", [TIGHT, LOOSE, Placement(Preprocess(mean=(1, 2, 3)), (300, 200), None)])
+def test_another_process_places_alike(placement: Placement) -> None:
+    assert Placement.of(json.loads(json.dumps(asdict(placement)))) == placement
+
+
+def test_what_the_model_cannot_have_is_not_looked_at() -> None:
+    other = Placement(Preprocess(), (640, 640), 32, ((672, 672), (640, 450), (640, 480)))
+    assert other.letterbox(640, 427).canvas == (640, 480)
+    assert other.letterbox(640, 640).canvas == (640, 640)
 
 
 def test_tight_is_the_rule() -> None:

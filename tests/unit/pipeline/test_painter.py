@@ -64,6 +64,12 @@ def test_canvases_are_shipped_as_they_are() -> None:
     assert empty.data == []
 
 
+def test_images_may_stand_on_canvases_of_other_images() -> None:
+    loose = Placement(Preprocess(), (96, 96), 32, ((96, 96), (128, 96)))
+    (painted,) = segments_of(SegmentPainter(loose, 10**6).paint(segment([png(50, (90, 60)), png(60, (90, 20))])))
+    assert [canvas.pixels.size for canvas in painted.data] == [96 * 96 * 3, 96 * 32 * 3]
+
+
 def photographs() -> list[bytes | None]:
     """Return JPEGs much larger than the canvas, one lying on its side, one cut short, and a PNG as large."""
     exif = Image.Exif()

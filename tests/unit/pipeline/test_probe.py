@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchdet.errors import ModelError
+from batchdet.errors import ModelError, SpecError
 from batchdet.forecast import trial_of
 from batchdet.model.detector import open_detector
 from batchdet.model.runtimes import onnxruntime
@@ -72,15 +72,20 @@ LOOSE_FIRST = [("rational", "loose"), ("rational", "tight"), ("exact", "tight")]
 
 
 @pytest.mark.parametrize(
-    ("slower", "refused", "asked", "tried"),
+    ("slower", "refused", "boxes", "asked", "tried"),
     [
-        (False, [], {}, LOOSE_FIRST[:1]),
-        (False, LOOSE_FIRST[:1], {}, LOOSE_FIRST[:2]),
-        (False, LOOSE_FIRST, {}, LOOSE_FIRST),
-        (True, [], {}, [("exact", "loose")]),
-        (True, [("exact", "loose")], {}, [("exact", "loose"), ("exact", "tight")]),
-        (False, [("rational", "tight")], {"canvas": {"fit": "tight"}}, LOOSE_FIRST[1:]),
-        (False, [("exact", "loose")], {"silu": "exact"}, [("exact", "loose"), ("exact", "tight")]),
+        (False, [], True, {}, LOOSE_FIRST[:1]),
+        (False, LOOSE_FIRST[:1], True, {}, LOOSE_FIRST[:2]),
+        (False, LOOSE_FIRST, True, {}, LOOSE_FIRST),
+        (False, LOOSE_FIRST, False, {}, LOOSE_FIRST[:1]),
+        (True, [], True, {}, [("exact", "loose")]),
+        (True, [("exact", "loose")], True, {}, [("exact", "loose"), ("exact", "tight")]),
+        (False, [("rational", "tight")], True, {"canvas": {"fit": "tight"}}, LOOSE_FIRST[1:]),
+        (False, [("rational", "tight")], True, {"canvas": {"shape": "square"}}, LOOSE_FIRST[1:]),
+        (False, [("exact", "loose")], True, {"silu": "exact"}, [("exact", "loose"), ("exact", "tight")]),
+        (False, [], True, {"canvas": {"graphs": ()}}, [("exact", "tight")]),
+        (False, [], True, {"canvas": {"graphs": ("192x96",)}}, [("rational", "tight")]),  # which moves none
+        (False, [], True, {"canvas": {"graphs": ("192x100", "256x128")}}, [("exact", "tight")]),  # not to be had
     ],
 )
 def test_lossy_ways_are_tried_the_quickest_first(
@@ -88,33 +93,78 @@ def test_lossy_ways_are_tried_the_quickest_first(
     monkeypatch: pytest.MonkeyPatch,
     slower: bool,
     refused: list[tuple[str, str]],
+    boxes: bool,
     asked: dict[str, Any],
     tried: list[tuple[str, str]],
 ) -> None:
-    """By what ``compare`` says of each; a way that it refuses is followed by one that loses less."""
+    """By what ``compare`` says of each: one that it refuses is followed by one that loses less, if there are boxes."""
     pytest.importorskip("openvino")
-    file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[64, 64]", stride="32")
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[192, 192]", stride="32")
     spec = JobSpec.model_validate(
         {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
     )
     ways = []
+    square = spec.model.canvas.shape == "square"
 
     def compare(exact: Way, fast: Way, *_: Any) -> Agreement:
-        assert (exact.detector.spec.runtime, exact.detector.letterbox(640, 300).canvas) == ("onnxruntime", (64, 32))
+        assert exact.detector.spec.runtime == "onnxruntime"
+        assert exact.detector.letterbox(640, 300).canvas == (192, 192 if square else 96)
         ways.append((fast.detector.spec.silu, fast.detector.spec.canvas.fit))
-        return Agreement(5, 0 if ways[-1] in refused else 60, 1.0, 0.01, 2.0, 1.0, 2.0)
+        matched = 0.9 if ways[-1] in refused else 1.0
+        return Agreement(5, 60 if boxes else 0, matched, 0.01, 2.0, 1.0, 2.0)
 
     monkeypatch.setattr(trial_module, "compare", compare)
     monkeypatch.setattr(trial_module, "is_slower", lambda *_: slower)
-    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
-    found = Trial(spec, "", samples, True, 10_000, 500_000).load("cpu")  # type: ignore[arg-type]
+    data = [jpeg(192, 120)] * 4 + [jpeg(192, 90)]
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
+    found = Trial(spec, "", samples, True, 300, 500_000).load("cpu")  # type: ignore[arg-type]
     assert ways == tried
     taken = ("exact", "tight") if ways[-1] in refused else ways[-1]
     assert (found.silu, found.fit) == taken
     assert found.runtime == ("onnxruntime" if ways[-1] in refused else "openvino")
     assert (found.placement.loose != ()) is (found.fit == "loose")
-    assert ("canvases loose" in found.choices["model"]) is (found.fit == "loose")
-    assert ("may stand on a larger one of 64x32" in found.choices["canvas"]) is (found.fit == "loose")
+    assert ("canvases loose: 2.0 times" in found.choices["model"]) is (found.fit == "loose")
+    assert ("may stand on a larger one of 192 x 128" in found.choices.get("canvas", "")) is (found.fit == "loose")
+
+
+def test_a_loose_fit_that_the_spec_asks_for_is_not_compared(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", imgsz="[64, 64]", stride="32")
+    model = {"uri": str(file), "canvas": {"fit": "loose"}}
+    spec = JobSpec.model_validate({"name": "j", "source": {"uri": "i"}, "model": model, "output": {"uri": "o"}})
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
+    trial = Trial(spec, "", samples, True, 10_000, 500_000)  # type: ignore[arg-type]
+    found = trial.load("cpu")
+    assert (found.runtime, found.precision, found.fit, found.graphs) == ("openvino", "fp32", "loose", ("64x32",))
+    assert found.choices["model"] == "openvino: a loose fit of canvases is its own"
+    assert found.canary == {}
+    elsewhere = spec.model_copy(update={"model": spec.model.model_copy(update={"runtime": "onnxruntime"})})
+    with pytest.raises(SpecError, match=r"model\.canvas\.fit: loose needs model\.runtime: openvino"):
+        replace(trial, spec=elsewhere).load("cpu")
+
+
+def test_a_fixed_canvas_with_odd_sides_is_tried_in_bf16(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", images=("N", 3, 300, 300))
+    spec = JobSpec.model_validate(
+        {"name": "j", "source": {"uri": "i"}, "model": {"uri": str(file)}, "output": {"uri": "o"}}
+    )
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
+    found = Trial(spec, "", samples, True, 10_000, 500_000).load("cpu")  # type: ignore[arg-type]
+    assert found.fit == "tight"
+    assert "too few to compare" in found.choices["model"]
+
+
+def test_the_canary_sees_first_by_turns_what_moves_and_what_does_not(tmp_path: Path) -> None:
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", imgsz="[192, 192]", stride="32")
+    tight = open_detector(ModelSpec(uri=str(file)))
+    loose = SimpleNamespace(letterbox=replace(tight.placement, loose=((192, 128),)).letterbox)
+    sizes = [(192, 120), (192, 121), (192, 122), (192, 90), (192, 91), (8, 8)]
+    data = [jpeg(*size) for size in sizes]
+    images = ReadSamples([Sample(0, each, 1000.0, 0) for each in (*data, b"no image")])
+    order = [data.index(each) for each in images.by_turns(tight, loose)]  # type: ignore[arg-type]
+    assert order == [3, 0, 4, 1, 2, 5]
+    assert images.by_turns(tight, tight) == data
 
 
 def test_a_run_begun_before_graphs_were_noted_goes_on_without() -> None:
