@@ -157,7 +157,8 @@ class ReadSamples:
 
         Else those few that tell would often be none that the other way puts on another canvas.
         """
-        moved, kept = [], []
+        moved: list[Any] = []
+        kept: list[Any] = []
         for sample, size in self._sized():
             where = kept if one.letterbox(*size).canvas == other.letterbox(*size).canvas else moved
             where.append(sample.data)
