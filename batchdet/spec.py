@@ -120,7 +120,7 @@ class CanvasSpec(_Part):
     fit: FitName = Field(
         "auto",
         description="OpenVINO: loose puts an image on the smallest of the canvases with graphs that is at most half "
-        "larger than its own, so that few graphs do for all; scores move by about 0.01. auto takes it like bf16.",
+        "larger than its own, so that few graphs do for all; its scores move by about 0.02. auto takes it like bf16.",
     )
     decode: DecodeName = Field(
         "auto",
@@ -131,7 +131,8 @@ class CanvasSpec(_Part):
     @property
     def own_graphs(self) -> frozenset[tuple[int, int]]:
         """``graphs`` as pairs of width and height; none for ``auto``."""
-        pairs = (graph.split("x") for graph in ("" if self.graphs == "auto" else self.graphs))
+        graphs = () if self.graphs == "auto" else self.graphs
+        pairs = (graph.split("x") for graph in graphs)
         return frozenset((int(width), int(height)) for width, height in pairs)
 
 

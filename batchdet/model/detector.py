@@ -1,5 +1,6 @@
 """A detector: a model file, loaded once, from canvases to detections in original pixels."""
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -124,9 +125,9 @@ class Detector:
         asked = self.spec.preprocess.model_dump(exclude_none=True)
         return replace(self._own_preprocess() or self.family.preprocess, **asked)
 
-    @property
+    @functools.cached_property
     def placement(self) -> Placement:
-        """How it wants images placed."""
+        """How it wants images placed; asked for each of them."""
         if self.rehearsed.shape != "rectangle":
             return Placement(self.preprocess, self.canvas, None)
         loose = sorted(self.spec.canvas.own_graphs) if self.spec.canvas.fit == "loose" else ()

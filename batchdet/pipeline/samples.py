@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -135,18 +136,21 @@ class ReadSamples:
     read_s: float = 0.0
     why_none: str = ""
 
-    def _sized(self) -> Iterator[tuple[Sample, tuple[int, int]]]:
+    @cached_property
+    def _sized(self) -> list[tuple[Sample, tuple[int, int]]]:
+        sized = []
         for sample in self.images:
             with contextlib.suppress(ImageError):
-                yield sample, read_header(memoryview(sample.data)).upright
+                sized.append((sample, read_header(memoryview(sample.data)).upright))
+        return sized
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """Yield ``(width_px, height_px)`` of each that has a header, upright."""
-        return (size for _, size in self._sized())
+        return (size for _, size in self._sized)
 
     def on_canvas(self, detector: Detector, canvases: Collection[str]) -> Any:
         """Return the first image that a detector puts on one of these canvases, ``WIDTHxHEIGHT``; None without any."""
-        for sample, size in self._sized():
+        for sample, size in self._sized:
             width, height = detector.letterbox(*size).canvas
             if f"{width}x{height}" in canvases:
                 return sample.data
@@ -159,7 +163,7 @@ class ReadSamples:
         """
         moved: list[Any] = []
         kept: list[Any] = []
-        for sample, size in self._sized():
+        for sample, size in self._sized:
             where = kept if one.letterbox(*size).canvas == other.letterbox(*size).canvas else moved
             where.append(sample.data)
         return [data for turn in zip_longest(moved, kept) for data in turn if data is not None]

@@ -212,7 +212,7 @@ class Trial:
                     return exact, fast, f"{fast.spec.runtime} in {how}: {gain}; {agreement.words}"
                 objection = f", because of {how}: {agreement.objection}"
                 if agreement.boxes < MIN_BOXES or time.perf_counter() > end:
-                    break  # another way would not have more of them
+                    break  # another way has no more boxes, or no time
         except (ClusterError, ModelError) as error:  # no package, no bf16, an image that it fails on
             objection = f": {error.message}"
         return exact, exact, unchanged + objection
