@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -97,6 +98,14 @@ def reachable(address: str, timeout_s: float = 2.0) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment for a child that is to import from where this process does.
+
+    What a worker of a cluster imports from may be known to that worker alone.
+    """
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int, str]:

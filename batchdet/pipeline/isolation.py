@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError
-from batchdet.machine import private_bytes
+from batchdet.machine import child_environment, private_bytes
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.labeller import load_labeller
@@ -70,10 +70,11 @@ class Replay:
         """Replay from an image on, until the end (None) or to the image that ends the process."""
         compute = self.spec.compute
         limits = _Limits(compute.image_timeout_s, compute.image_memory_bytes)
-        # what a worker of a cluster imports from may be known to that worker alone
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         with subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
         ) as process:
             try:
                 _send(process, self, segment, start)

@@ -191,15 +191,13 @@ class Trial:
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
             return exact, exact, f"torch: nothing else runs {local.format.words}"
         own = _openvinos_own(asked)
-        if asked.runtime == "auto" and own:
-            exact = load("openvino", "fp32" if asked.precision == "auto" else asked.precision)
-            return exact, exact, f"openvino: {own} is its own"
-        exact_runtime: RuntimeName = "onnxruntime" if asked.runtime == "auto" else asked.runtime
-        exact = load(exact_runtime, "fp32" if asked.precision == "auto" else asked.precision)
-        if asked.precision != "auto" or own or asked.runtime in ("onnxruntime", "torch"):
-            why = "" if asked.runtime != "auto" else f"{exact_runtime}: the spec asks for {asked.precision}"
-            return exact, exact, why
-        unchanged = f"{exact_runtime} in fp32"
+        usual: RuntimeName = "openvino" if own else "onnxruntime"
+        runtime = usual if asked.runtime == "auto" else asked.runtime
+        exact = load(runtime, "fp32" if asked.precision == "auto" else asked.precision)
+        if asked.precision != "auto" or asked.runtime in ("onnxruntime", "torch"):
+            why = f"{own} is its own" if own else f"the spec asks for {asked.precision}"
+            return exact, exact, f"{runtime}: {why}" if asked.runtime == "auto" else ""
+        unchanged = f"{runtime} in {_words(exact.spec)}"
         if objection := self._untried(images):
             return exact, exact, f"{unchanged}: {'fp16' if device == 'gpu' else 'bf16'} {objection}"
         end = time.perf_counter() + _PATIENCE_S
@@ -235,13 +233,14 @@ class Trial:
             ModelError: It fails on an image.
         """
         may_approximate = self.spec.model.silu == "auto"
+        silu: SiluName = "exact" if may_approximate else self.spec.model.silu
         fits = self._fits(exact, images)
         try:
-            plain = load("openvino", "bf16", exact, "exact", fits[0])
+            plain = load("openvino", "bf16", exact, silu, fits[0])
         except ClusterError:
-            if not may_approximate:
+            if not may_approximate and len(fits) == 1:
                 raise
-            plain = load("openvino", "fp32", exact, "exact", fits[0])
+            plain = load("openvino", "fp32", exact, silu, fits[0])
         quickest, precision = plain, plain.spec.precision
         if may_approximate and plain.silus and (image := images.on_canvas(plain, plain.spec.canvas.graphs)) is not None:
             rational = load("openvino", precision, exact, "rational", fits[0])

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from batchdet.errors import BatchdetError, ClusterError
+from batchdet.machine import child_environment
 
 if TYPE_CHECKING:  # who starts a process shall not wait for what only the process needs
     from batchdet.model.runtimes import Device
@@ -22,13 +23,12 @@ class TrialProcess:
     """A process of this machine that tries a model; it imports what that takes before it is known what to try."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=child_environment(),
         )
         self._threads = ThreadPoolExecutor(1, "trial")
         self._answer: Future[tuple[bytes, bytes]] | None = None

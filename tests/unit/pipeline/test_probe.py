@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchdet.errors import ModelError, SpecError
+from batchdet.errors import ClusterError, ModelError, SpecError
 from batchdet.forecast import trial_of
+from batchdet.model import detector
 from batchdet.model.detector import open_detector
 from batchdet.model.runtimes import onnxruntime
+from batchdet.model.runtimes.openvino import has_bf16
 from batchdet.pipeline import canary
 from batchdet.pipeline import probe as probe_module
 from batchdet.pipeline import trial as trial_module
@@ -127,20 +129,103 @@ def test_lossy_ways_are_tried_the_quickest_first(
     assert ("may stand on a larger one of 192 x 128" in found.choices.get("canvas", "")) is (found.fit == "loose")
 
 
-def test_a_loose_fit_that_the_spec_asks_for_is_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "height_px", "refused", "tried"),
+    [
+        ({"canvas": {"fit": "loose"}}, 128, [], [("bf16", "rational", "loose")]),
+        ({"canvas": {"fit": "loose"}}, 128, ["rational"], [("bf16", "rational", "loose"), ("bf16", "exact", "loose")]),
+        ({"silu": "rational"}, 96, [], [("bf16", "rational", "loose")]),
+        ({"silu": "rational"}, 96, ["loose"], [("bf16", "rational", "loose"), ("bf16", "rational", "tight")]),
+        ({"silu": "rational", "canvas": {"fit": "loose"}}, 128, [], [("bf16", "rational", "loose")]),
+        ({"silu": "rational", "canvas": {"fit": "loose"}, "precision": "fp32"}, 128, [], []),
+        ({"precision": "bf16"}, 96, [], []),
+    ],
+)
+def test_what_the_spec_asks_for_by_name_is_taken_and_the_rest_is_compared_with_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    height_px: int,
+    refused: list[str],
+    tried: list[tuple[str, str, str]],
+) -> None:
+    """A precision by name says it all; beside it nothing lossy is taken that is not named, too."""
+    if not has_bf16():
+        pytest.skip("this processor has no bf16 arithmetic, or OpenVINO is not installed")
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[192, 192]", stride="32")
+    spec = JobSpec.model_validate(
+        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
+    )
+    ways = []
+
+    def compare(exact: Way, fast: Way, *_: Any) -> Agreement:
+        base, quick = exact.detector.spec, fast.detector.spec
+        assert (base.runtime, base.precision) == ("openvino", "fp32")
+        assert (base.silu, base.canvas.fit) == (spec.model.silu, spec.model.canvas.fit)
+        assert exact.detector.letterbox(640, 300).canvas == (192, height_px)
+        ways.append((quick.precision, quick.silu, quick.canvas.fit))
+        return Agreement(5, 60, 0.9 if set(refused) & set(ways[-1]) else 1.0, 0.01, 2.0, 1.0, 2.0)
+
+    monkeypatch.setattr(trial_module, "compare", compare)
+    monkeypatch.setattr(trial_module, "is_slower", lambda *_: False)
+    data = [jpeg(192, 120)] * 4 + [jpeg(192, 90)]
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
+    found = Trial(spec, "", samples, True, 300, 500_000).load("cpu")  # type: ignore[arg-type]
+    assert ways == tried
+    assert (found.canary != {}) is (tried != [])
+    named = spec.model.precision, spec.model.silu, spec.model.canvas.fit
+    exactly = tuple(
+        way if way != "auto" else usual for way, usual in zip(named, ("fp32", "exact", "tight"), strict=True)
+    )
+    assert (found.precision, found.silu, found.fit) == (tried[-1] if tried else exactly)
+    assert found.runtime == "openvino"
+    words = "times as fast as openvino in fp32" if tried else "is its own"
+    assert words in found.choices["model"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "tried"),
+    [
+        ({}, LOOSE_FIRST[0]),
+        ({"silu": "exact"}, ("exact", "loose")),
+        ({"silu": "rational"}, ("rational", "loose")),
+        ({"silu": "exact", "canvas": {"fit": "tight"}}, None),
+    ],
+)
+def test_without_bf16_what_else_is_quicker_is_tried_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], tried: tuple[str, str] | None
+) -> None:
     pytest.importorskip("openvino")
+    file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[192, 192]", stride="32")
+    spec = JobSpec.model_validate(
+        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
+    )
+    load = detector.load_runtime
+
+    def without_bf16(*arguments: Any) -> Any:
+        if "bf16" in arguments:
+            raise ClusterError("model.precision: bf16, but this processor has no bf16 arithmetic; take fp32 or auto")
+        return load(*arguments)
+
+    monkeypatch.setattr(detector, "load_runtime", without_bf16)
+    monkeypatch.setattr(trial_module, "compare", lambda *_: Agreement(5, 60, 1.0, 0.01, 2.0, 1.0, 2.0))
+    monkeypatch.setattr(trial_module, "is_slower", lambda *_: False)
+    data = [jpeg(192, 120)] * 4 + [jpeg(192, 90)]
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
+    found = Trial(spec, "", samples, True, 300, 500_000).load("cpu")  # type: ignore[arg-type]
+    assert found.precision == "fp32"
+    assert found.runtime == ("openvino" if tried else "onnxruntime")
+    assert (found.silu, found.fit) == (tried or ("exact", "tight"))
+    assert "no bf16 arithmetic" in found.choices["model"] or tried
+
+
+def test_what_is_openvinos_own_needs_openvino(tmp_path: Path) -> None:
     file = tiny_onnx.end2end(tmp_path / "m.onnx", imgsz="[64, 64]", stride="32")
-    model = {"uri": str(file), "canvas": {"fit": "loose"}}
+    model = {"uri": str(file), "canvas": {"fit": "loose"}, "runtime": "onnxruntime"}
     spec = JobSpec.model_validate({"name": "j", "source": {"uri": "i"}, "model": model, "output": {"uri": "o"}})
     samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
-    trial = Trial(spec, "", samples, True, 10_000, 500_000)  # type: ignore[arg-type]
-    found = trial.load("cpu")
-    assert (found.runtime, found.precision, found.fit, found.graphs) == ("openvino", "fp32", "loose", ("64x32",))
-    assert found.choices["model"] == "openvino: a loose fit of canvases is its own"
-    assert found.canary == {}
-    elsewhere = spec.model_copy(update={"model": spec.model.model_copy(update={"runtime": "onnxruntime"})})
     with pytest.raises(SpecError, match=r"model\.canvas\.fit: loose needs model\.runtime: openvino"):
-        replace(trial, spec=elsewhere).load("cpu")
+        Trial(spec, "", samples, True, 10_000, 500_000).load("cpu")  # type: ignore[arg-type]
 
 
 def test_a_fixed_canvas_with_odd_sides_is_tried_in_bf16(tmp_path: Path) -> None:
