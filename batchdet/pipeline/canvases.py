@@ -20,7 +20,7 @@ def choose_canvases(images: Mapping[Size, float], largest: Size, loose: bool) ->
     """Choose the canvases for which a graph saves more than it takes.
 
     Starting with none, the one is added, or dropped again, that saves most, as long as one does. Of 4,000 random jobs
-    this came within 2 % of the best choice in all but one.
+    this came within 2 % of the best choice in all but one; a search for the worst found one 16 % off.
 
     Args:
         images: Canvas ``(width_px, height_px)`` -> how many images of an actor have it as their own, by estimate.

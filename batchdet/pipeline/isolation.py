@@ -71,10 +71,7 @@ class Replay:
         compute = self.spec.compute
         limits = _Limits(compute.image_timeout_s, compute.image_memory_bytes)
         with subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(),
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
         ) as process:
             try:
                 _send(process, self, segment, start)

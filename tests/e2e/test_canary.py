@@ -147,16 +147,18 @@ def test_large_photographs_are_decoded_smaller_where_the_boxes_agree(
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ("exact", "lossy", "most"),
+    ("exact", "lossy", "fewer", "mean", "most"),
     [
-        ({"silu": "exact", "canvas": {"graphs": ["640x480", "640x448"]}}, {"silu": "rational"}, 0.005),
+        ({"silu": "exact", "canvas": {"graphs": ["640x480", "640x448"]}}, {"silu": "rational"}, 0, 0.005, 0.03),
         # of the ten most fit these canvases less tightly
-        ({"canvas": {"fit": "tight", "graphs": ["640x480", "480x640"]}}, {"fit": "loose"}, 0.03),
+        ({"canvas": {"fit": "tight", "graphs": ["640x480", "480x640"]}}, {"fit": "loose"}, 1, 0.03, 0.3),
     ],
 )
 def test_a_lossy_way_that_the_spec_asks_for(
     exact: dict[str, Any],
     lossy: dict[str, str],
+    fewer: int,
+    mean: float,
     most: float,
     run: RunJob,
     photographs: list[tuple[str, bytes]],
@@ -177,5 +179,7 @@ def test_a_lossy_way_that_the_spec_asks_for(
         scores.append(found[found > 0.3].sort_values().to_numpy())
     least = min(map(len, scores))
     assert least > 20
-    assert max(map(len, scores)) <= least + 1
-    assert 0 < abs(scores[0][-least:] - scores[1][-least:]).mean() < most
+    assert max(map(len, scores)) <= least + fewer
+    off = abs(scores[0][-least:] - scores[1][-least:])
+    assert 0 < off.mean() < mean
+    assert off.max() < most

@@ -1,6 +1,6 @@
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from batchdet.pipeline.canary import Agreement, Way
 from batchdet.pipeline.probe import Probe
 from batchdet.pipeline.samples import ReadSamples, Sample
 from batchdet.pipeline.session import Capacity
-from batchdet.pipeline.trial import Trial
+from batchdet.pipeline.trial import LoadedModel, Trial
 from batchdet.pipeline.trial_process import TrialProcess
 from batchdet.plan import plan_job
 from batchdet.sample.dataset import write_sample
@@ -37,6 +37,25 @@ def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
     exif[0x0112] = orientation
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(sink, "JPEG", exif=exif)
     return sink.getvalue()
+
+
+def job(model: dict[str, Any]) -> JobSpec:
+    return JobSpec.model_validate({"name": "j", "source": {"uri": "in"}, "model": model, "output": {"uri": "out"}})
+
+
+def trial_on(spec: JobSpec, data: list[bytes], image_count: int) -> Trial:
+    """Return the trial of a larger job with these images."""
+    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
+    return Trial(spec, "", samples, True, image_count, 500_000)  # type: ignore[arg-type]
+
+
+def loaded_by_what_is_said(
+    monkeypatch: pytest.MonkeyPatch, spec: JobSpec, compare: Callable[..., Agreement], slower: bool = False
+) -> LoadedModel:
+    """Try a model whose ways are judged, not compared, on images of which one in five may stand on the others' canvas."""
+    monkeypatch.setattr(trial_module, "compare", compare)
+    monkeypatch.setattr(trial_module, "is_slower", lambda *_: slower)
+    return trial_on(spec, [jpeg(192, 120)] * 4 + [jpeg(192, 90)], 300).load("cpu")
 
 
 @pytest.mark.parametrize(
@@ -55,9 +74,7 @@ def test_canvases_that_many_images_take_get_graphs_of_their_own(
     model = tiny_onnx.end2end(
         tmp_path / "m.onnx", np.zeros((1, 6), np.float32), images=("N", 3, "H", "W"), imgsz="[64, 64]", stride="32"
     )
-    spec = JobSpec.model_validate(
-        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(model)}, "output": {"uri": "out"}}
-    )
+    spec = job({"uri": str(model)})
     # six lie, three of them by their EXIF orientation alone; two stand; one is a square
     sizes = [(640, 300)] * 3 + [(300, 640, 6)] * 3 + [(300, 640)] * 2 + [(640, 640)]
     images = ReadSamples([Sample(0, jpeg(*size), 1000.0, 0) for size in sizes])  # type: ignore[arg-type]
@@ -102,9 +119,7 @@ def test_lossy_ways_are_tried_the_quickest_first(
     """By what ``compare`` says of each: one that it refuses is followed by one that loses less, if there are boxes."""
     pytest.importorskip("openvino")
     file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[192, 192]", stride="32")
-    spec = JobSpec.model_validate(
-        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
-    )
+    spec = job({"uri": str(file), **asked})
     ways = []
     square = spec.model.canvas.shape == "square"
 
@@ -115,11 +130,7 @@ def test_lossy_ways_are_tried_the_quickest_first(
         matched = 0.9 if ways[-1] in refused else 1.0
         return Agreement(5, 60 if boxes else 0, matched, 0.01, 2.0, 1.0, 2.0)
 
-    monkeypatch.setattr(trial_module, "compare", compare)
-    monkeypatch.setattr(trial_module, "is_slower", lambda *_: slower)
-    data = [jpeg(192, 120)] * 4 + [jpeg(192, 90)]
-    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
-    found = Trial(spec, "", samples, True, 300, 500_000).load("cpu")  # type: ignore[arg-type]
+    found = loaded_by_what_is_said(monkeypatch, spec, compare, slower)
     assert ways == tried
     taken = ("exact", "tight") if ways[-1] in refused else ways[-1]
     assert (found.silu, found.fit) == taken
@@ -153,9 +164,7 @@ def test_what_the_spec_asks_for_by_name_is_taken_and_the_rest_is_compared_with_i
     if not has_bf16():
         pytest.skip("this processor has no bf16 arithmetic, or OpenVINO is not installed")
     file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[192, 192]", stride="32")
-    spec = JobSpec.model_validate(
-        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
-    )
+    spec = job({"uri": str(file), **asked})
     ways = []
 
     def compare(exact: Way, fast: Way, *_: Any) -> Agreement:
@@ -166,11 +175,7 @@ def test_what_the_spec_asks_for_by_name_is_taken_and_the_rest_is_compared_with_i
         ways.append((quick.precision, quick.silu, quick.canvas.fit))
         return Agreement(5, 60, 0.9 if set(refused) & set(ways[-1]) else 1.0, 0.01, 2.0, 1.0, 2.0)
 
-    monkeypatch.setattr(trial_module, "compare", compare)
-    monkeypatch.setattr(trial_module, "is_slower", lambda *_: False)
-    data = [jpeg(192, 120)] * 4 + [jpeg(192, 90)]
-    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
-    found = Trial(spec, "", samples, True, 300, 500_000).load("cpu")  # type: ignore[arg-type]
+    found = loaded_by_what_is_said(monkeypatch, spec, compare)
     assert ways == tried
     assert (found.canary != {}) is (tried != [])
     named = spec.model.precision, spec.model.silu, spec.model.canvas.fit
@@ -197,9 +202,7 @@ def test_without_bf16_what_else_is_quicker_is_tried_in_fp32(
 ) -> None:
     pytest.importorskip("openvino")
     file = tiny_onnx.end2end(tmp_path / "m.onnx", silu=True, imgsz="[192, 192]", stride="32")
-    spec = JobSpec.model_validate(
-        {"name": "j", "source": {"uri": "in"}, "model": {"uri": str(file), **asked}, "output": {"uri": "out"}}
-    )
+    spec = job({"uri": str(file), **asked})
     load = detector.load_runtime
 
     def without_bf16(*arguments: Any) -> Any:
@@ -208,11 +211,7 @@ def test_without_bf16_what_else_is_quicker_is_tried_in_fp32(
         return load(*arguments)
 
     monkeypatch.setattr(detector, "load_runtime", without_bf16)
-    monkeypatch.setattr(trial_module, "compare", lambda *_: Agreement(5, 60, 1.0, 0.01, 2.0, 1.0, 2.0))
-    monkeypatch.setattr(trial_module, "is_slower", lambda *_: False)
-    data = [jpeg(192, 120)] * 4 + [jpeg(192, 90)]
-    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, each, 1000.0, 0) for each in data]))
-    found = Trial(spec, "", samples, True, 300, 500_000).load("cpu")  # type: ignore[arg-type]
+    found = loaded_by_what_is_said(monkeypatch, spec, lambda *_: Agreement(5, 60, 1.0, 0.01, 2.0, 1.0, 2.0))
     assert found.precision == "fp32"
     assert found.runtime == ("openvino" if tried else "onnxruntime")
     assert (found.silu, found.fit) == (tried or ("exact", "tight"))
@@ -222,20 +221,16 @@ def test_without_bf16_what_else_is_quicker_is_tried_in_fp32(
 def test_what_is_openvinos_own_needs_openvino(tmp_path: Path) -> None:
     file = tiny_onnx.end2end(tmp_path / "m.onnx", imgsz="[64, 64]", stride="32")
     model = {"uri": str(file), "canvas": {"fit": "loose"}, "runtime": "onnxruntime"}
-    spec = JobSpec.model_validate({"name": "j", "source": {"uri": "i"}, "model": model, "output": {"uri": "o"}})
-    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
+    spec = job(model)
     with pytest.raises(SpecError, match=r"model\.canvas\.fit: loose needs model\.runtime: openvino"):
-        Trial(spec, "", samples, True, 10_000, 500_000).load("cpu")  # type: ignore[arg-type]
+        trial_on(spec, [jpeg(64, 30)], 10_000).load("cpu")
 
 
 def test_a_fixed_canvas_with_odd_sides_is_tried_in_bf16(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     file = tiny_onnx.end2end(tmp_path / "m.onnx", images=("N", 3, 300, 300))
-    spec = JobSpec.model_validate(
-        {"name": "j", "source": {"uri": "i"}, "model": {"uri": str(file)}, "output": {"uri": "o"}}
-    )
-    samples = SimpleNamespace(read=lambda _: ReadSamples([Sample(0, jpeg(64, 30), 1000.0, 0)]))
-    found = Trial(spec, "", samples, True, 10_000, 500_000).load("cpu")  # type: ignore[arg-type]
+    spec = job({"uri": str(file)})
+    found = trial_on(spec, [jpeg(64, 30)], 10_000).load("cpu")
     assert found.fit == "tight"
     assert "too few to compare" in found.choices["model"]
 
@@ -253,7 +248,7 @@ def test_the_canary_sees_first_by_turns_what_moves_and_what_does_not(tmp_path: P
 
 
 def test_a_run_begun_before_graphs_were_noted_goes_on_without() -> None:
-    spec = JobSpec.model_validate({"name": "j", "source": {"uri": "in"}, "model": {"uri": "m"}, "output": {"uri": "o"}})
+    spec = job({"uri": "m"})
     canvas = spec.as_computed({"runtime": "openvino", "precision": "fp32"}).model.canvas
     assert (canvas.graphs, canvas.fit) == ((), "tight")
 
