@@ -52,7 +52,7 @@ def trial_on(spec: JobSpec, data: list[bytes], image_count: int) -> Trial:
 def loaded_by_what_is_said(
     monkeypatch: pytest.MonkeyPatch, spec: JobSpec, compare: Callable[..., Agreement], slower: bool = False
 ) -> LoadedModel:
-    """Try a model whose ways are judged, not compared, on images of which one in five may stand on the others' canvas."""
+    """Try a model whose ways are judged, not compared; one image in five may stand on the canvas of the others."""
     monkeypatch.setattr(trial_module, "compare", compare)
     monkeypatch.setattr(trial_module, "is_slower", lambda *_: slower)
     return trial_on(spec, [jpeg(192, 120)] * 4 + [jpeg(192, 90)], 300).load("cpu")
