@@ -18,81 +18,113 @@
     ├── Interrupted               130 or 143
     └── ImageError                -   one image is bad: becomes a row with its ``code``, never ends a run
 
-A message is one sentence that names the file, line or key, what was found, and what would be right.
-Every error pickles, because Ray carries errors between processes.
+A message is one or two sentences that name the file, line or key, what was found, and what would be right.
+Beside it an error has a stable ``code`` for programs and tests, such as ``source.empty``: that of its class, or a
+narrower one given when it is raised. Every error pickles, because Ray carries errors between processes.
 """
 
 from typing import Any
 
 
 class BatchdetError(Exception):
-    """The root of the tree; ``exit_status`` is what the command line returns."""
+    """The root of the tree; ``exit_status`` is what the command line returns.
+
+    Args:
+        message: For a person.
+        code: Stable and lower case, ``group.what``; None takes that of the class.
+        key: The key, path or file with line that it is about.
+        hint: What to do, if the message does not say it: a command or a setting.
+    """
 
     exit_status = 1
+    code = "internal"
 
-    def __init__(self, message: str) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, key: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.code = code or type(self).code
+        self.key = key
+        self.hint = hint
 
 
 class SpecError(BatchdetError):
     """The job spec or a command's argument is wrong."""
 
     exit_status = 2
+    code = "spec.invalid"
 
 
 class SourceError(SpecError):
     """The source cannot be listed, or holds no image."""
 
+    code = "source.unreadable"
+
 
 class SourceEmpty(SourceError):
     """What the source names exists, or may exist, and holds no file."""
 
+    code = "source.empty"
+
 
 class OutputError(SpecError):
     """The output cannot be written or read."""
+
+    code = "output.unusable"
 
 
 class TooManyFailures(BatchdetError):
     """More images failed than ``policy.max_failed_fraction`` allows; nothing was committed."""
 
     exit_status = 3
+    code = "run.too_many_failures"
 
 
 class OutputLocked(BatchdetError):
     """Another live run holds the output."""
 
     exit_status = 4
+    code = "output.locked"
 
 
 class ClusterError(BatchdetError):
     """The cluster cannot do what the spec asks for."""
 
     exit_status = 5
+    code = "cluster.failed"
 
 
 class ModelError(ClusterError):
     """The model cannot be fetched, loaded or understood."""
 
+    code = "model.unusable"
+
 
 class OutOfDeviceMemory(ModelError):
     """The device's memory does not hold a batch; a smaller one may fit."""
 
+    code = "model.out_of_device_memory"
+
 
 class MissingExtra(ClusterError):
     """A package that the spec needs is not installed; the message names the extra that brings it."""
+
+    code = "package.missing"
 
 
 class ConservationError(BatchdetError):
     """Images listed and images recorded differ."""
 
     exit_status = 6
+    code = "run.counts_differ"
 
 
 class VerificationError(BatchdetError):
     """A committed file is not what its manifest says."""
 
     exit_status = 6
+    code = "output.damaged"
 
 
 class Interrupted(BatchdetError):
@@ -102,6 +134,8 @@ class Interrupted(BatchdetError):
         message: What was kept and how to go on.
         exit_status: 130 (SIGINT) or 143 (SIGTERM).
     """
+
+    code = "run.interrupted"
 
     def __init__(self, message: str, exit_status: int = 130) -> None:
         super().__init__(message)

@@ -7,14 +7,19 @@ class StorageError(BatchdetError):
     """An object could not be listed, read or written; the message names it and says why."""
 
     exit_status = 2
+    code = "storage.failed"
 
 
 class NotFound(StorageError):
     """There is no such object, folder or bucket."""
 
+    code = "storage.not_found"
+
 
 class TransientError(StorageError):
     """The store failed in a way that may pass: time-outs, lost connections, 5xx, throttling."""
+
+    code = "storage.unavailable"
 
 
 class SizeMismatch(TransientError):

@@ -23,3 +23,11 @@ def test_every_error_pickles_and_is_drawn(kind: type[errors.BatchdetError]) -> N
 def test_exit_statuses() -> None:
     assert {k.__name__: k.exit_status for k in _subclasses(errors.BatchdetError)}["TooManyFailures"] == 3
     assert errors.Interrupted("stopped", 143).exit_status == 143
+
+
+def test_an_error_has_the_code_of_its_class_or_a_narrower_one() -> None:
+    wide = errors.SourceError("no")
+    narrow = errors.SourceError("no", code="source.header", key="list.csv:1", hint="add a header")
+    assert (wide.code, wide.key, wide.hint) == ("source.unreadable", None, None)
+    again = pickle.loads(pickle.dumps(narrow))
+    assert (again.code, again.key, again.hint) == ("source.header", "list.csv:1", "add a header")
