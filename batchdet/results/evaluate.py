@@ -5,7 +5,6 @@ Source: the measure is COCO's (https://cocodataset.org/#detection-eval), compute
 
 import contextlib
 import io
-import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from batchdet.results.open import Results, open_results, readable
 from batchdet.results.query import escape
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import quote_name
+from batchdet.truth import Truth, read_truth
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +63,7 @@ class Evaluation:
         images_failed: Of these, images that failed; they count as images without detections.
         images_only_in_run: Images without truth, left out.
         images_only_in_truth: Images that the run does not hold, left out.
+        truth_boxes_without_image: Boxes of the truth on images that it does not list, left out.
         detections: Detections on the images that count.
         detections_without_class: Of these, detections whose label is no category of the truth, left out.
         class_matching: ``name``, or ``order`` where no name matched and the n-th class is taken for the n-th category.
@@ -86,6 +87,7 @@ class Evaluation:
     class_matching: Literal["name", "order"]
     max_detections: int
     score_threshold: float | None = None
+    truth_boxes_without_image: int = 0
     by_class: tuple[ClassResult, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +113,8 @@ def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int =
         MissingExtra: pycocotools is not installed.
         SpecError: The truth is not one, or shares no image or no class with the run.
     """
-    coco = _load_truth(truth)
+    read = read_truth(storage.normalize(truth))
+    coco = _as_coco(read)
     results = open_results(uri, run)
     with readable(results.uri):
         matched, only_in_run, duplicates = _match_images(results, coco["images"])
@@ -138,6 +141,7 @@ def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int =
         images_failed=matched["failed"].to_pylist().count(True),
         images_only_in_run=only_in_run + duplicates,
         images_only_in_truth=len(coco["images"]) - len(ids),
+        truth_boxes_without_image=read.strays,
         detections=len(detections),
         detections_without_class=int((detections[:, 6] < 0).sum()),
         class_matching=matching,
@@ -153,28 +157,23 @@ def _score_threshold(results: Results) -> float | None:
     return None
 
 
-def _load_truth(truth: str) -> dict[str, Any]:
-    """Read an ``instances.json``: images are numbered anew, ``area`` and ``iscrowd`` filled in where missing."""
-    uri = storage.normalize(truth)
-    try:
-        raw = json.loads(storage.read_bytes(uri))
-        if not isinstance(raw, dict):
-            raise ValueError("an object with images, annotations and categories is needed")
-        images = [{"id": n, "file_name": str(one["file_name"])} for n, one in enumerate(raw["images"], 1)]
-        number_of = {one["id"]: n for n, one in enumerate(raw["images"], 1)}
-        named = sorted((int(one["id"]), str(one["name"])) for one in raw["categories"])
-        annotations = []
-        for n, one in enumerate(raw["annotations"], 1):
-            x, y, w, h = (float(v) for v in one["bbox"])
-            where = {"image_id": number_of.get(one["image_id"]), "category_id": one["category_id"]}
-            kind = {"area": float(one.get("area", w * h)), "iscrowd": int(one.get("iscrowd", 0))}
-            annotations.append({"id": n, **where, "bbox": [x, y, w, h], **kind})
-    except KeyError as error:
-        raise SpecError(f"{truth}: no ground truth in COCO's format: the key {error} is missing") from error
-    except (ValueError, TypeError) as error:
-        raise SpecError(f"{truth}: no ground truth in COCO's format: {error}") from error
-    categories = [{"id": number, "name": name} for number, name in named]
-    return {"images": images, "categories": categories, "annotations": annotations}
+def _as_coco(truth: Truth) -> dict[str, Any]:
+    """Return a truth as pycocotools takes it: images, categories and annotations are numbered from 1."""
+    return {
+        "images": [{"id": n, "file_name": image.name} for n, image in enumerate(truth.images, 1)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(truth.categories, 1)],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": box.image + 1,
+                "category_id": box.category + 1,
+                "bbox": list(box.xywh),
+                "area": box.area,
+                "iscrowd": int(box.crowd),
+            }
+            for n, box in enumerate(truth.boxes, 1)
+        ],
+    }
 
 
 def _match_images(results: Results, truth_images: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, int, int]:
@@ -307,6 +306,9 @@ def render_evaluation(evaluation: Evaluation, console: "Console", max_classes: i
     notes += [f"{e.images_failed:,} of these failed and count as empty"] * bool(e.images_failed)
     notes += [f"{e.images_only_in_run:,} images of the run have no truth of their own"] * bool(e.images_only_in_run)
     notes += [f"{e.images_only_in_truth:,} images of the truth are not in the run"] * bool(e.images_only_in_truth)
+    notes += [
+        f"{e.truth_boxes_without_image:,} boxes of the truth are on images that it does not list, and were left out"
+    ] * bool(e.truth_boxes_without_image)
     notes += [f"{e.detections_without_class:,} detections of other classes were left out"] * bool(
         e.detections_without_class
     )

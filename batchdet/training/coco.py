@@ -1,16 +1,12 @@
-"""Ground truth in COCO's format: read, checked entry by entry, split.
+"""A data set to learn from: ground truth in COCO's format with its image files, checked box by box, split.
 
 Also takes what review tools export: Label Studio (``result.json``) and CVAT (``annotations/instances_default.json``).
-
-Source: the format, https://cocodataset.org/#format-data.
 """
 
-import hashlib
-import json
 import posixpath
 import urllib.parse
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +15,7 @@ import numpy.typing as npt
 
 from batchdet import storage
 from batchdet.errors import SpecError
+from batchdet.truth import Faults, NamedImage, Truth, read_truth, some
 
 _USUAL_NAMES: Final = (
     "instances.json",
@@ -130,40 +127,36 @@ def read_coco(data: str, images: str | None = None, labels: Sequence[str] | None
         labels: The classes in their order, of the data that this one goes with; the file's own by default.
 
     Raises:
-        SpecError: Something is missing or wrong; the message names the file and the entry.
+        SpecError: Something is missing or wrong; the message names the file and up to ten entries.
     """
     uri, folder = _find(storage.normalize(data))
-    raw = storage.read_bytes(uri)
-    truth = _parse(raw, uri)
-    class_of, names = _classes(truth["categories"], uri, labels)
+    truth = read_truth(uri)
+    if truth.strays:
+        raise SpecError(
+            f"{uri}: {truth.first_stray}: no image of the file has its image_id; so it is with {truth.strays} in all",
+            code="truth.unknown_image",
+            key=f"{uri}: {truth.first_stray}",
+        )
+    class_of, names = _classes(truth, labels)
     folder = storage.normalize(images) if images else folder
-    files = _Files(folder)
-    entries: dict[Any, tuple[str, int, int]] = {}
-    for place, entry in enumerate(truth["images"]):
-        where = _where(uri, "images", place, entry)
-        name, width, height = entry.get("file_name"), _side(entry.get("width")), _side(entry.get("height"))
-        if not isinstance(name, str) or not name or width is None or height is None:
-            raise SpecError(f"{where}: file_name, width and height must be a text and two positive numbers of pixels")
-        if "id" not in entry or entry["id"] in entries:
-            raise SpecError(f"{where}: its id is missing or that of an earlier image")
-        entries[entry["id"]] = (name, width, height)
-    boxes: dict[Any, list[tuple[list[float], int, bool]]] = defaultdict(list)
-    for place, entry in enumerate(truth["annotations"]):
-        where = _where(uri, "annotations", place, entry)
-        if entry.get("image_id") not in entries:
-            raise SpecError(f"{where}: image_id is {entry.get('image_id')!r}, which no image of the file has")
-        if entry.get("category_id") not in class_of:
-            raise SpecError(f"{where}: category_id is {entry.get('category_id')!r}; known are {_some(class_of)}")
-        name, width, height = entries[entry["image_id"]]
-        box = _box(entry.get("bbox"), width, height, f"{where}, on {name} ({width} x {height} px)")
-        boxes[entry["image_id"]].append((box, class_of[entry["category_id"]], bool(entry.get("iscrowd", 0))))
+    files, faults = _Files(folder), Faults(uri)
+    sides = [_sides(image, faults) for image in truth.images]
+    faults.raise_if_any()
+    boxes: dict[int, list[tuple[list[float], int, bool]]] = defaultdict(list)
+    for one in truth.boxes:
+        image, (width, height) = truth.images[one.image], sides[one.image]
+        words, box = _box(one.xywh, width, height)
+        if words:
+            place = f"{one.place}, on {image.name} ({width} x {height} px)"
+            faults.add(place, f"bbox is {list(one.xywh)}{words}", "truth.box")
+        boxes[one.image].append((box, class_of[one.category], one.crowd))
+    faults.raise_if_any()
     found = []
-    for place, (image_id, (name, width, height)) in enumerate(entries.items()):
-        at = files.find(name, f"{uri}: images[{place}] (id {image_id})")
-        own = boxes[image_id]
+    for n, (image, (width, height)) in enumerate(zip(truth.images, sides, strict=True)):
+        at, own = files.find(image, faults), boxes[n]
         found.append(
             TruthImage(
-                name,
+                image.name,
                 at,
                 width,
                 height,
@@ -172,12 +165,14 @@ def read_coco(data: str, images: str | None = None, labels: Sequence[str] | None
                 np.array([crowd for _, _, crowd in own], np.bool_),
             )
         )
-    licences = [
-        str(one.get("name")) for one in truth.get("licenses") or [] if isinstance(one, dict) and one.get("name")
-    ]
-    done = CocoData(uri, hashlib.sha256(raw).hexdigest(), names, tuple(found), folder, tuple(dict.fromkeys(licences)))
+    faults.raise_if_any()
+    done = CocoData(uri, truth.sha256, names, tuple(found), folder, truth.licences)
     if not done.objects:
-        raise SpecError(f"{uri}: not one of its {len(found)} images has a box; a detector needs objects to learn from")
+        raise SpecError(
+            f"{uri}: not one of its {len(found)} images has a box; a detector needs objects to learn from",
+            code="truth.no_objects",
+            key=uri,
+        )
     return done
 
 
@@ -192,9 +187,12 @@ class _Files:
         for path in self._by_path:
             self._by_last[posixpath.basename(path)].append(path)
 
-    def find(self, name: str, where: str) -> str:
-        """Return the URI: by the whole name, else by as much of its end as tells one file from the others."""
-        for spelling in dict.fromkeys((name, urllib.parse.unquote(name))):
+    def find(self, image: NamedImage, faults: Faults) -> str:
+        """Return the URI: by the whole name, else by as much of its end as tells one file from the others.
+
+        If none or several fit, this is noted as a fault, and the URI is "".
+        """
+        for spelling in dict.fromkeys((image.name, urllib.parse.unquote(image.name))):
             path = spelling.replace("\\", "/").removeprefix("./").lstrip("/")
             if path in self._by_path:
                 return self._by_path[path]
@@ -208,11 +206,16 @@ class _Files:
             if len(paths) == 1:
                 return self._by_path[paths[0]]
             if paths:
-                raise SpecError(f"{where}: file_name {name!r} may be any of {_some(paths)} below {self._folder}")
-        raise SpecError(
-            f"{where}: file_name {name!r} is not below {self._folder}, which holds {len(self._by_path)} files; "
-            "name the folder of the images with --images"
+                words = f"file_name {image.name!r} may be any of {some(paths)} below {self._folder}"
+                faults.add(image.place, words, "truth.image_ambiguous")
+                return ""
+        faults.add(
+            image.place,
+            f"file_name {image.name!r} is not below {self._folder}, which holds {len(self._by_path)} files; "
+            "name the folder of the images with --images",
+            "truth.image_missing",
         )
+        return ""
 
 
 def _find(uri: str) -> tuple[str, str]:
@@ -230,71 +233,39 @@ def _find(uri: str) -> tuple[str, str]:
     raise SpecError(f"{uri} holds none of {', '.join(_USUAL_NAMES)}; name the COCO JSON with --data")
 
 
-def _parse(raw: bytes, uri: str) -> dict[str, Any]:
-    try:
-        truth: dict[str, Any] = json.loads(raw)
-    except ValueError as error:
-        raise SpecError(f"{uri}: not JSON: {error}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
-            raise SpecError(
-                f"{uri}: not a COCO truth: it has no list {key!r}; right is images, annotations, categories"
-            )
-        for place, entry in enumerate(truth[key]):
-            if not isinstance(entry, dict):
-                raise SpecError(f"{uri}: {key}[{place}] is {entry!r:.60}; it must be an object")
-    for key in ("images", "categories"):
-        if not truth[key]:
-            raise SpecError(f"{uri}: its list {key!r} is empty")
-    return truth
-
-
-def _classes(
-    categories: list[dict[str, Any]], uri: str, wanted: Sequence[str] | None
-) -> tuple[dict[int, int], tuple[str, ...]]:
+def _classes(truth: Truth, wanted: Sequence[str] | None) -> tuple[list[int], tuple[str, ...]]:
     """Number the classes: by the order of the category ids, or as ``wanted`` has them."""
-    for place, entry in enumerate(categories):
-        if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str) or not entry["name"]:
-            raise SpecError(f"{_where(uri, 'categories', place, entry)}: id and name must be a number and a text")
-    for key in ("id", "name"):
-        twice = [value for value, count in Counter(entry[key] for entry in categories).items() if count > 1]
-        if twice:
-            raise SpecError(f"{uri}: two categories have the {key} {twice[0]!r}")
-    own = sorted(categories, key=lambda entry: int(entry["id"]))
-    names = tuple(entry["name"] for entry in own) if wanted is None else tuple(wanted)
-    unknown = [entry["name"] for entry in own if entry["name"] not in names]
+    names = truth.categories if wanted is None else tuple(wanted)
+    unknown = [name for name in truth.categories if name not in names]
     if unknown:
-        raise SpecError(f"{uri}: the category {unknown[0]!r} is not one of the training's: {_some(names)}")
-    return {entry["id"]: names.index(entry["name"]) for entry in own}, names
+        raise SpecError(
+            f"{truth.uri}: the category {unknown[0]!r} is not one of the training's: {some(names)}",
+            code="truth.other_category",
+            key=truth.uri,
+        )
+    return [names.index(name) for name in truth.categories], names
 
 
-def _box(bbox: Any, width: int, height: int, where: str) -> list[float]:
-    """Check COCO's ``[x, y, width, height]`` and return xyxy inside the image."""
-    if (
-        not isinstance(bbox, list)
-        or len(bbox) != 4
-        or not all(isinstance(v, int | float) and np.isfinite(v) for v in bbox)
-    ):
-        raise SpecError(f"{where}: bbox is {bbox!r:.80}; it must be four numbers, x, y, width and height")
-    x, y, w, h = (float(value) for value in bbox)
-    if w <= 0 or h <= 0:
-        raise SpecError(f"{where}: bbox is {bbox}; its width and height must be above 0")
-    if min(x, y) < -_OUTSIDE_PX or x + w > width + _OUTSIDE_PX or y + h > height + _OUTSIDE_PX:
-        raise SpecError(f"{where}: bbox is {bbox}, which reaches outside the image")
+def _sides(image: NamedImage, faults: Faults) -> tuple[int, int]:
+    """Read width and height in pixels; a fault is noted."""
+    width, height = _side(image.entry.get("width")), _side(image.entry.get("height"))
+    if width is None or height is None:
+        faults.add(image.place, "width and height must be two positive numbers of pixels", "truth.image")
+    return width or 0, height or 0
+
+
+def _box(xywh: Sequence[float], width: int, height: int) -> tuple[str, list[float]]:
+    """Turn ``x, y, width, height`` into xyxy inside the image; say what is wrong with it, "" for nothing."""
+    x, y, w, h = xywh
     clipped = [max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)]
+    if w <= 0 or h <= 0:
+        return "; its width and height must be above 0", clipped
+    if min(x, y) < -_OUTSIDE_PX or x + w > width + _OUTSIDE_PX or y + h > height + _OUTSIDE_PX:
+        return ", which reaches outside the image", clipped
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        raise SpecError(f"{where}: bbox is {bbox}, of which nothing lies inside the image")
-    return clipped
+        return ", of which nothing lies inside the image", clipped
+    return "", clipped
 
 
 def _side(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and value >= 1 else None
-
-
-def _where(uri: str, key: str, place: int, entry: Mapping[str, Any]) -> str:
-    return f"{uri}: {key}[{place}]" + (f" (id {entry['id']})" if "id" in entry else "")
-
-
-def _some(values: Iterable[Any]) -> str:
-    texts = [str(value) for value in values]
-    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")

@@ -23,6 +23,7 @@ from batchdet.training.plan import STRIDE_PX, TrainingPlan
 
 SETTINGS, STATE = "training.json", "state.pt"
 _CALIBRATION_BATCHES = 4
+_LONGEST_WARMUP_MINUTES = 5.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def prepare(plan: TrainingPlan) -> Prepared:
         seed=plan.seed,
         batch_rows=plan.batch_rows,
         rate=plan.rate or (1.5e-3 if initial and plan.freeze == "none" else 3e-3),
-        warmup_steps=50 if steps is None else max(1, min(200, steps // 10)),
+        warmup_steps=1 if steps is None else max(1, min(200, steps // 10)),
+        warmup_share=0.0 if plan.minutes is None else min(0.1, _LONGEST_WARMUP_MINUTES / plan.minutes),
     )
     canvas_px = plan.canvas_px or _canvas_px(initial)
     return Prepared(plan, train, val, initial, composition, canvas_px, schedule)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import batchdet
 from batchdet.errors import SpecError
+from batchdet.model.format import Format, format_of, pickled_modules
 from batchdet.model.labels import parse_names
 from batchdet.model.nets.checkpoint import load_net
 from batchdet.model.nets.detector_net import Composition, DetectorNet
@@ -58,11 +59,39 @@ def open_initial(uri: str) -> Initial:
             name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name.partition(".")[0] in _PARTS
         }
         return Initial(uri, EMBEDDED, properties, parse_names(properties["names"]), weights, folded=True)
+    _refuse_pickles(uri)
     if not Path(uri).is_file():
         raise SpecError(f"init is {uri}; there is no such file (a checkpoint *.safetensors, or {BUILTIN})")
     loaded = load_net(uri)
     labels = parse_names(loaded.properties.get("names", ""))
     return Initial(uri, loaded.composition, loaded.properties, labels, loaded.net.state_dict())
+
+
+def _refuse_pickles(uri: str) -> None:
+    """Refuse what only unpickling would read, and say what trains it.
+
+    Raises:
+        SpecError: It is a checkpoint of Ultralytics, or another pickle.
+    """
+    path = Path(uri)
+    if not path.is_file():
+        pickled, ultralytics = False, path.suffix == ".pt" and path.name.lower().startswith("yolo")
+    else:
+        pickled = format_of(uri) is Format.PICKLE
+        ultralytics = pickled and "ultralytics" in pickled_modules(uri)
+    if ultralytics:
+        raise SpecError(
+            f"--init {uri}: its own package trains checkpoints of Ultralytics (AGPL-3.0; yolo detect train "
+            f"model={path.name} data=data.yaml), and batchdet labels with the result (model.uri: .../best.pt)",
+            code="train.init_ultralytics",
+            key="--init",
+        )
+    if pickled:
+        raise SpecError(
+            f"--init {uri} is a pickle, which can run code while it is loaded; save its weights as *.safetensors",
+            code="train.init_pickle",
+            key="--init",
+        )
 
 
 def take_over(net: DetectorNet, composition: Composition, labels: Sequence[str], initial: Initial) -> str:

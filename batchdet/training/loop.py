@@ -40,7 +40,8 @@ class Schedule:
         seed: of the first weights and the stream of scenes.
         batch_rows: images in a batch.
         rate: highest learning rate.
-        warmup_steps: batches over which the rate rises.
+        warmup_steps: batches over which the rate rises, where ``warmup_share`` is 0.
+        warmup_share: share of the training over which the rate rises, so that it follows the time given.
         decay: AdamW's weight decay, for convolution weights alone.
         score_power: of the one-to-one branch's assignment, see `assign`.
     """
@@ -53,6 +54,7 @@ class Schedule:
     warmup_steps: int = 200
     decay: float = 0.02
     score_power: float = SCORE_POWER
+    warmup_share: float = 0.0
 
     def progress(self, step: int, elapsed_s: float) -> float:
         """Say how far the training is, from 0 to 1."""
@@ -61,7 +63,8 @@ class Schedule:
     def rate_at(self, step: int, progress: float) -> float:
         """Return the learning rate: a linear warm-up, then half a cosine to a hundredth."""
         cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-        return self.rate * min(1.0, (step + 1) / self.warmup_steps) * cosine
+        risen = progress / self.warmup_share if self.warmup_share else (step + 1) / self.warmup_steps
+        return self.rate * min(1.0, max(risen, 0.01)) * cosine
 
 
 @dataclass(frozen=True)

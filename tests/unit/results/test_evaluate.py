@@ -140,20 +140,42 @@ def test_no_image_in_common(fill, truth_file):
 
 
 @pytest.mark.parametrize(
-    ("raw", "found"),
+    ("raw", "code"),
     [
-        ("no json", "Expecting value"),
-        ("[]", "an object with images"),
-        ("{}", "'images' is missing"),
-        ({**TRUTH, "annotations": [{"image_id": 11, "category_id": 7, "bbox": [1, 2]}]}, "not enough values"),
-        ({**TRUTH, "annotations": [{"image_id": 11, "bbox": [1, 2, 3, 4]}]}, "'category_id' is missing"),
-        ({**TRUTH, "categories": [{"id": "x", "name": "y"}]}, "invalid literal"),
+        ("no json", "truth.not_json"),
+        ("[]", "truth.not_coco"),
+        ("{}", "truth.not_coco"),
+        ({**TRUTH, "annotations": [{"image_id": 11, "category_id": 7, "bbox": [1, 2]}]}, "truth.box"),
+        ({**TRUTH, "annotations": [{"image_id": 11, "bbox": [1, 2, 3, 4]}]}, "truth.unknown_category"),
+        (
+            {**TRUTH, "annotations": [{"image_id": 11, "category_id": 8, "bbox": [1, 2, 3, 4]}]},
+            "truth.unknown_category",
+        ),
+        ({**TRUTH, "categories": [{"id": "x", "name": "y"}]}, "truth.category"),
+        ({**TRUTH, "images": [*TRUTH["images"], {"id": 13, "file_name": "a.jpg"}]}, "truth.image_twice"),
     ],
 )
-def test_what_is_no_truth_is_told(fill, truth_file, raw, found):
-    with pytest.raises(SpecError, match=f"instances.json: no ground truth in COCO's format.*{found}") as caught:
+def test_what_is_no_truth_is_told(fill, truth_file, raw, code):
+    with pytest.raises(SpecError) as caught:
         evaluate(fill(), truth_file(raw))
+    assert caught.value.code == code
+    assert "instances.json" in caught.value.key
     assert "\n" not in caught.value.message
+
+
+def test_backslashes_separate_folders_too(fill, truth_file):
+    truth = copy.deepcopy(TRUTH)
+    truth["images"] = [{"id": 11, "file_name": "left\\a.jpg"}, {"id": 12, "file_name": ".\\right\\a.jpg"}]
+    found = {"left/a.jpg": PERFECT["a.jpg"], "right/a.jpg": PERFECT["b.jpg"]}
+    e = evaluate(fill(found), truth_file(truth))
+    assert (e.ap, e.images) == (pytest.approx(1), 2)
+
+
+def test_boxes_on_images_that_the_truth_does_not_list_are_counted_and_left_out(fill, truth_file):
+    truth = copy.deepcopy(TRUTH)
+    truth["annotations"].append({"id": 9, "image_id": 99, "category_id": 7, "bbox": [1, 1, 2, 2]})
+    e = evaluate(fill(), truth_file(truth))
+    assert (e.ap, e.truth_boxes_without_image) == (pytest.approx(1), 1)
 
 
 def test_a_missing_truth_is_told(fill, tmp_path):

@@ -70,32 +70,46 @@ def test_layouts_of_review_tools_are_found(tmp_path: Path, json_at: str, images_
 
 
 @pytest.mark.parametrize(
-    ("truth", "words"),
+    ("truth", "code", "place"),
     [
-        ("{", "not JSON"),
-        ([1], "no list 'images'"),
-        ({**TRUTH, "images": []}, "its list 'images' is empty"),
-        ({**TRUTH, "annotations": []}, "not one of its 2 images has a box"),
-        ({**TRUTH, "categories": "dog"}, "no list 'categories'"),
-        ({**TRUTH, "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]}, "have the name 'cat'"),
-        (
-            changed("images", 1, file_name="c.png"),
-            r"images\[1\] \(id 11\): file_name 'c.png' is not below .* holds 3 files",
-        ),
-        (changed("images", 1, id=10), r"images\[1\] \(id 10\): its id is missing or that of an earlier image"),
-        (changed("images", 1, width=0), r"images\[1\] \(id 11\): file_name, width and height"),
-        (changed("annotations", 2, image_id=5), r"annotations\[2\] \(id 3\): image_id is 5"),
-        (changed("annotations", 0, category_id=8), r"annotations\[0\] \(id 1\): category_id is 8; known are 3, 7"),
-        (changed("annotations", 0, bbox=[50, 2, 30, 20]), r"on a.png \(64 x 48 px\): bbox is .* reaches outside"),
-        (changed("annotations", 0, bbox=[5, 2, 0, 20]), "its width and height must be above 0"),
-        (changed("annotations", 0, bbox=[5, 2, 3]), "must be four numbers"),
-        (changed("annotations", 0, bbox=[5, 2, 3, float("nan")]), "must be four numbers"),
+        ("{", "truth.not_json", ""),
+        ([1], "truth.not_coco", ""),
+        ({**TRUTH, "images": []}, "truth.not_coco", ""),
+        ({**TRUTH, "annotations": []}, "truth.no_objects", ""),
+        ({**TRUTH, "categories": "dog"}, "truth.not_coco", ""),
+        ({**TRUTH, "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]}, "truth.category_twice", ""),
+        (changed("images", 1, file_name="c.png"), "truth.image_missing", "images[1] (id 11)"),
+        (changed("images", 1, file_name=".\\a.png"), "truth.image_twice", "images[1] (id 11)"),
+        (changed("images", 1, id=10), "truth.image_id", "images[1] (id 10)"),
+        (changed("images", 1, width=0), "truth.image", "images[1] (id 11)"),
+        (changed("annotations", 2, image_id=5), "truth.unknown_image", "annotations[2] (id 3)"),
+        (changed("annotations", 0, category_id=8), "truth.unknown_category", "annotations[0] (id 1)"),
+        (changed("annotations", 0, bbox=[50, 2, 30, 20]), "truth.box", "annotations[0] (id 1), on a.png (64 x 48 px)"),
+        (changed("annotations", 0, bbox=[5, 2, 0, 20]), "truth.box", "annotations[0] (id 1), on a.png (64 x 48 px)"),
+        (changed("annotations", 0, bbox=[5, 2, 3]), "truth.box", "annotations[0] (id 1), on a.png"),
+        (changed("annotations", 0, bbox=[5, 2, 3, float("nan")]), "truth.box", "annotations[0] (id 1), on a.png"),
     ],
 )
-def test_a_wrong_truth_is_refused_with_file_and_entry(tmp_path: Path, truth: object, words: str) -> None:
-    with pytest.raises(SpecError, match=words) as caught:
+def test_a_wrong_truth_is_refused_with_file_and_entry(tmp_path: Path, truth: object, code: str, place: str) -> None:
+    with pytest.raises(SpecError) as caught:
         read_coco(str(written(tmp_path, truth)))
-    assert str(tmp_path / "instances.json") in caught.value.message
+    at = str(tmp_path / "instances.json")
+    assert caught.value.message.startswith(at)
+    assert (caught.value.code, caught.value.key) == (code, f"{at}: {place}" if place else at)
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 10, 25])
+def test_all_bad_boxes_are_counted_and_ten_of_them_named(tmp_path: Path, wrong: int) -> None:
+    truth = json.loads(json.dumps(TRUTH))
+    bad = [{"id": 100 + i, "image_id": 11, "category_id": 7, "bbox": [60, 40, 30, 20]} for i in range(wrong)]
+    truth["annotations"] += bad
+    with pytest.raises(SpecError) as caught:
+        read_coco(str(written(tmp_path, truth)))
+    message = caught.value.message
+    assert message.count("(id 1") == min(wrong, 10)
+    assert message.count("b.png") == min(wrong, 10)
+    assert (f"{wrong} entries are wrong" in message) == (wrong > 1)
+    assert (f"and {wrong - 10} more" in message) == (wrong > 10)
 
 
 def test_a_name_that_fits_two_files_is_refused(tmp_path: Path) -> None:
@@ -124,7 +138,9 @@ def test_a_validation_truth_has_the_classes_of_the_training(tmp_path: Path) -> N
 
 
 def test_a_split_is_by_seed_and_loses_nothing(tmp_path: Path) -> None:
-    truth = {**TRUTH, "images": [{**TRUTH["images"][0], "id": i} for i in range(10, 30)]}
+    truth = {**TRUTH, "images": [{**TRUTH["images"][0], "id": i, "file_name": f"{i}.png"} for i in range(10, 30)]}
+    for i in range(10, 30):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((48, 64, 3), np.uint8))
     data = read_coco(str(written(tmp_path, truth)))
     train, val = data.split(0.2, seed=1)
     assert (len(train.images), len(val.images)) == (16, 4)

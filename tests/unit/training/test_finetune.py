@@ -147,3 +147,9 @@ def test_an_image_of_another_size_than_the_truth_says_is_refused(data: str) -> N
     image = read_coco(data).images[0]
     with pytest.raises(SpecError, match="its boxes would be wrong"):
         read_pixels(dataclasses.replace(image, width_px=image.width_px + 1))
+
+
+@pytest.mark.parametrize(("minutes", "share"), [(1.0, 0.1), (50.0, 0.1), (500.0, 0.01)])
+def test_with_minutes_the_warm_up_is_a_share_of_the_time(data: str, minutes: float, share: float) -> None:
+    schedule = finetune.prepare(plan(data, epochs=None, minutes=minutes)).schedule
+    assert (schedule.steps, schedule.warmup_share) == (None, pytest.approx(share))

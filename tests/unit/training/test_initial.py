@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,23 @@ def test_parts_that_differ_begin_anew_and_another_backbone_is_refused() -> None:
         take_over(compose(vit), vit, CLASSES, initial)
     with pytest.raises(SpecError, match="no such file"):
         open_initial("/nowhere/net.safetensors")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_checkpoint_of_ultralytics_names_its_own_package(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "yolo26n.pt"
+    if there:
+        with zipfile.ZipFile(path, "w") as archive:  # as torch.save writes it
+            archive.writestr("yolo26n/data.pkl", b"\x80\x02cultralytics.nn.tasks\nDetectionModel\nq\x00.")
+    with pytest.raises(SpecError) as caught:
+        open_initial(str(path))
+    assert (caught.value.code, caught.value.key, caught.value.exit_status) == ("train.init_ultralytics", "--init", 2)
+    assert "\n" not in caught.value.message
+    assert "yolo detect train model=yolo26n.pt" in caught.value.message
+
+
+def test_another_pickle_is_refused_and_never_loaded(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "net.pt")
+    with pytest.raises(SpecError) as caught:
+        open_initial(str(tmp_path / "net.pt"))
+    assert caught.value.code == "train.init_pickle"

@@ -63,6 +63,20 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(schedule.rate / 100)
 
 
+@pytest.mark.parametrize("step_s", [0.05, 20.0])
+def test_the_rate_rises_and_falls_with_the_time_given_however_slow_a_step_is(step_s: float) -> None:
+    schedule = Schedule(steps=None, minutes=10, warmup_share=0.1)
+    times = [step_s * n for n in range(int(600 / step_s) + 1)]
+    rates = [schedule.rate_at(n, schedule.progress(n, s)) for n, s in enumerate(times)]
+    top = rates.index(max(rates))
+    assert times[top] == pytest.approx(60, abs=20)
+    assert rates[top] == pytest.approx(schedule.rate, rel=0.05)
+    assert 0 < rates[0] < rates[top] / 50
+    assert rates[-1] == pytest.approx(schedule.rate / 100)
+    resumed = schedule.rate_at(3, schedule.progress(3, times[top]))  # few steps since, the same time
+    assert resumed == pytest.approx(rates[top])
+
+
 def test_a_checkpoint_restores_all(tmp_path: Path) -> None:
     trainer = Trainer(Schedule(steps=10, seed=5))
     trainer.step, trainer.elapsed_s = 4, 2.5
