@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-gpu bench-features bench-start bench-bookkeeping bench-growth bench-control-plane wheel clean
+.PHONY: help quickstart test test-fast fault soak check format embedded bench bench-gpu bench-features bench-start bench-bookkeeping bench-growth bench-control-plane lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,6 +94,12 @@ bench-growth: $(VENV)/.dev ## seconds and memory from 1,000 to 100,000 images, p
 
 bench-control-plane: $(VENV)/.dev ## simulated GPUs: images/s that the driver sustains, and where it saturates (about 20 minutes)
 	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/control_plane.py $(CONTROL_PLANE)
+
+lock: ## write what the images in infra/ install, each file with its hash, from pyproject.toml and constraints.txt
+	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/python -m pip install -qq --disable-pip-version-check uv
+	@for extra in cpu gpu; do $(VENV)-lock/bin/uv pip compile pyproject.toml --extra $$extra --constraint constraints.txt \
+	  --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
+	  --output-file infra/requirements-$$extra.lock; done
 
 wheel: $(VENV)/.dev ## build a wheel of batchdet into dist/ (the images in infra/ build their own)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -5,9 +5,11 @@ costs milliseconds and pulls in neither ray nor torch.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # importing it from typing would load a typing.py of the working directory under `python -m`
 if TYPE_CHECKING:
+    from typing import Any
+
     from batchdet.errors import BatchdetError
     from batchdet.job import Run, run_job
     from batchdet.plan import plan_job
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load a public name from the module that holds it."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

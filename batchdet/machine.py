@@ -100,12 +100,21 @@ def reachable(address: str, timeout_s: float = 2.0) -> bool:
         return False
 
 
+def python_command(*arguments: str) -> list[str]:
+    """Return the command of this Python with arguments, for a child without the working directory in its path."""
+    return [sys.executable, "-P", *arguments]
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment for a child that is to import from where this process does.
 
-    What a worker of a cluster imports from may be known to that worker alone.
+    What a worker of a cluster imports from may be known to that worker alone. The working directory is left out: its
+    files are the user's, and one named like a module would be executed. It stays if batchdet itself is there.
     """
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    home = str(Path(__file__).resolve().parents[1])
+    here = os.getcwd()
+    places = [path for path in sys.path if path and (path == home or os.path.abspath(path) != here)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
 
 def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int, str]:

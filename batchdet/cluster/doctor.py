@@ -21,7 +21,15 @@ import batchdet
 from batchdet import storage
 from batchdet.cluster.requirements import BASE, FLOOR_PYTHON, RUNTIMES, installed_version, is_older
 from batchdet.errors import BatchdetError
-from batchdet.machine import cpu_limit, free_bytes, memory_bytes, reachable, run_limited, shared_memory_bytes
+from batchdet.machine import (
+    cpu_limit,
+    free_bytes,
+    memory_bytes,
+    python_command,
+    reachable,
+    run_limited,
+    shared_memory_bytes,
+)
 from batchdet.model.cache import default_cache_dir
 from batchdet.spec import JobSpec
 
@@ -179,7 +187,7 @@ def _providers(spec: JobSpec | None) -> list[Check]:
         return []
     code = "import onnxruntime as o; print(o.__version__, *o.get_available_providers())"
     # Another process: the import takes its time, and a broken library must not take this one along.
-    status, text = run_limited([sys.executable, "-c", code], LIMIT_S - 0.5)
+    status, text = run_limited(python_command("-c", code), LIMIT_S - 0.5)
     if status != 0 or not text.strip():
         last = text.strip().splitlines()[-1] if text.strip() else "no answer"
         return [

@@ -31,10 +31,10 @@ BASE = (
     Requirement("duckdb", "2.0"),
     Requirement("fsspec", "2025.9.0"),
     Requirement("numpy", "2.0"),
-    Requirement("opencv-python-headless", "4.11"),
+    Requirement("opencv-python-headless", "4.12"),
     Requirement("pandas", "2.3"),
-    Requirement("pillow", "12.0"),
-    Requirement("pyarrow", "21.0"),
+    Requirement("pillow", "12.2"),
+    Requirement("pyarrow", "23.0.1"),
     Requirement("pydantic", "2.11"),
     Requirement("pyyaml", "6.0.2"),
     Requirement("ray", "2.58"),
@@ -46,9 +46,9 @@ BASE = (
 RUNTIMES = (
     Requirement("onnxruntime", "1.20", "cpu"),
     Requirement("onnxruntime-gpu", "1.31", "gpu"),
-    Requirement("onnx", "1.18", "gpu"),
+    Requirement("onnx", "1.21", "gpu"),
     Requirement("openvino", "2025.3", "cpu"),
-    Requirement("onnx", "1.18", "cpu"),
+    Requirement("onnx", "1.21", "cpu"),
 )
 # A distribution that holds the same modules under another name.
 _STANDS_IN = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")}

@@ -57,7 +57,9 @@ def exported(checkpoint: LocalModel, head: str, cache_dir: str | None = None) ->
 
 def _version(python: str) -> str:
     try:
-        done = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(  # not in the user's folder, from which `-c` would import
+            [python, "-c", _VERSION], cwd="/", capture_output=True, text=True, timeout=60, check=False
+        )
     except OSError as error:
         raise MissingExtra(f"{PYTHON}: {python} cannot be run: {error.strerror}") from error
     if done.returncode:

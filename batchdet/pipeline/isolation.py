@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError
-from batchdet.machine import child_environment, private_bytes
+from batchdet.machine import child_environment, private_bytes, python_command
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.labeller import load_labeller
@@ -71,7 +71,7 @@ class Replay:
         compute = self.spec.compute
         limits = _Limits(compute.image_timeout_s, compute.image_memory_bytes)
         with subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
+            python_command("-m", __name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
         ) as process:
             try:
                 _send(process, self, segment, start)

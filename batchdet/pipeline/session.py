@@ -65,7 +65,7 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
     Args:
         address: ``auto`` or ``HOST:PORT``; None starts one.
         verbose: Let Ray speak.
-        code: A module's file or a package's folder that workers shall be able to import.
+        code: A module's file or a package's folder that the workers of a cluster must be able to import.
 
     Yields:
         What the cluster has.
@@ -85,6 +85,7 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.CRITICAL,
         "configure_logging": True,
+        "job_config": _job_config(),
     }
     if address is None:
         for name, value in ray_environment(usable_cpus()).items():
@@ -97,9 +98,6 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             # workers import it when they start, not when they are first wanted
             "_system_config": {"preload_python_modules": [_PIPELINE]},
         }
-        if code is not None:
-            places = [str(code.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-            options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(places)}}
     else:
         options["address"] = address
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -125,6 +123,24 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+def _job_config() -> Any:
+    """Return Ray's settings of this job, with a list of import paths that stays as it is.
+
+    Ray would add the working directory to it and put that before the standard library on every worker, so that a
+    ``random.py`` there would be executed.
+    """
+    from ray.job_config import JobConfig
+
+    class Fixed(list[str]):
+        def extend(self, _: object) -> None:
+            """Leave out what Ray adds."""
+
+    home = str(Path(batchdet.__file__).resolve().parents[1])
+    config = JobConfig()
+    config._py_driver_sys_path = Fixed([home] if home == os.getcwd() else [])
+    return config
 
 
 @contextmanager

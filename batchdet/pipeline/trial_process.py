@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from batchdet.errors import BatchdetError, ClusterError
-from batchdet.machine import child_environment
+from batchdet.machine import child_environment, python_command
 
 if TYPE_CHECKING:  # who starts a process shall not wait for what only the process needs
     from batchdet.model.runtimes import Device
@@ -24,7 +24,7 @@ class TrialProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            python_command("-m", __name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +37,8 @@ Array = npt.NDArray[Any]
 _INTEGERS: Final = "iu"
 _ROUNDING: Final = 1e-3
 """So far from 0..1 may arithmetic of few bits take a score."""
+_FOLDER: Final = "BATCHDET_PLUGINS"
+"""Environment variable with the folder of the job file; child processes and workers of this machine inherit it."""
 
 
 class Head(ABC):
@@ -149,10 +153,12 @@ class PluginFamily(Family):
 
 
 def look_beside(job_path: str) -> None:
-    """Let heads be imported that lie beside a job file of this machine."""
-    folder = os.path.dirname(os.path.abspath(job_path))
-    if "://" not in job_path and folder not in sys.path:
-        sys.path.append(folder)
+    """Let a head be loaded that lies beside a job file of this machine.
+
+    The folder never enters ``sys.path``: only the module that the spec names is loaded from it, by its file.
+    """
+    if "://" not in job_path:
+        os.environ[_FOLDER] = os.path.dirname(os.path.abspath(job_path))
 
 
 def class_path(name: str) -> str:
@@ -172,7 +178,7 @@ def load_plugin(name: str) -> PluginFamily:
     """
     module_name, _, class_name = class_path(name).partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = _module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise PluginError(f"model.family: {name}: {_where(error)}: {_said(error)}") from error
@@ -192,6 +198,35 @@ def load_plugin(name: str) -> PluginFamily:
     if not isinstance(head.preprocess, Preprocess) or not all(isinstance(text, str) for text in head.labels):
         raise PluginError(f"model.family: {name}: preprocess must be a Preprocess, and labels a tuple of texts")
     return PluginFamily(name, head)
+
+
+def _module(name: str) -> ModuleType:
+    """Import a module: an installed one, else a file or a package beside the job."""
+    root = name.partition(".")[0]
+    folder = os.environ.get(_FOLDER)
+    if folder and root not in sys.modules and importlib.util.find_spec(root) is None:
+        for file, inside in (
+            (Path(folder, f"{root}.py"), None),
+            (Path(folder, root, "__init__.py"), Path(folder, root)),
+        ):
+            if file.is_file():
+                _load_file(root, file, inside)
+                break
+    return importlib.import_module(name)
+
+
+def _load_file(name: str, file: Path, package: Path | None) -> None:
+    spec = importlib.util.spec_from_file_location(
+        name, file, submodule_search_locations=None if package is None else [str(package)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def is_plugin(name: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import batchdet
+from batchdet.cluster.requirements import BASE, RUNTIMES, is_older
 from batchdet.ray_environment import ray_environment
 
 ROOT = Path(__file__).parents[3]
@@ -68,16 +69,40 @@ class TestDockerfile:
         assert found["ENTRYPOINT"] == '["batchdet"]'
         assert found["CMD"] == '["--help"]'
 
-    def test_all_packages_are_constrained(self, path: Path) -> None:
+    @pytest.mark.acceptance("S22")
+    def test_all_packages_are_locked_by_their_hashes(self, path: Path) -> None:
         text = " ".join(rest for word, rest in instructions(path) if word == "RUN" and "pip install" in rest)
-        assert "--constraint /opt/batchdet/constraints.txt" in text
-        assert f"[{path.suffix[1:]}]" in text
+        assert "--require-hashes --requirement /opt/batchdet/requirements.lock" in text
+        assert "--no-deps /wheels/" in text
+        assert ("COPY", f"infra/requirements-{path.suffix[1:]}.lock /opt/batchdet/requirements.lock") in instructions(
+            path
+        )
 
     def test_no_secret_is_built_in(self, path: Path) -> None:
         assert not re.search(r"(?i)(secret|token|password|access_key)", path.read_text())
 
     def test_the_tag_is_of_this_version(self, path: Path) -> None:
         assert f"batchdet:{batchdet.__version__}-{path.suffix[1:]}" in path.read_text()
+
+
+@pytest.mark.acceptance("S22")
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_the_lock_holds_every_package_of_an_image_with_its_hashes(extra: str) -> None:
+    """``make lock`` writes it anew when pyproject.toml or constraints.txt has changed."""
+    text = (INFRA / f"requirements-{extra}.lock").read_text()
+    entries = [entry for entry in re.split(r"^(?=\S)", text, flags=re.MULTILINE) if entry]
+    locked = {}
+    for entry in entries:
+        name, version = re.match(r"([a-z0-9-]+)==([^\s;]+)", entry).groups()  # type: ignore[union-attr]
+        assert "--hash=sha256:" in entry, name
+        locked[name] = version
+    pinned = {name.replace("_", "-"): version for name, version in constraints().items()}
+    assert {name: version for name, version in locked.items() if name in pinned} == {
+        name: pinned[name] for name in locked if name in pinned
+    }
+    for requirement in (*BASE, *(each for each in RUNTIMES if each.extra == extra)):
+        assert requirement.name in locked, requirement
+        assert not is_older(locked[requirement.name], requirement.floor)
 
 
 def cluster() -> Any:

@@ -27,6 +27,28 @@ def test_floors_are_those_of_pyproject() -> None:
         assert {r.name: r.floor for r in RUNTIMES if r.extra == extra} == floors(extras[extra])
 
 
+@pytest.mark.acceptance("S22")
+@pytest.mark.parametrize(
+    ("name", "fixed"),
+    [
+        ("onnx", "1.21"),  # CVE-2026-27489, 34446, 34447: external data that leaves the model's folder
+        ("torch", "2.11"),  # CVE-2026-24747 (2.10) and PYSEC-2026-139, which names 2.10 as the last one affected
+        ("transformers", "5.3"),  # CVE-2026-4372, 5241, 1839: a config.json that runs code
+        ("pillow", "12.2"),  # CVE-2026-42308
+        ("pyarrow", "23.0.1"),  # CVE-2026-25087: use after free while an Arrow file is read
+        ("opencv-python-headless", "4.12"),  # CVE-2025-53644: a JPEG that writes out of bounds
+        ("ray", "2.55"),  # a Parquet file that runs code in 2.49 to 2.54; CVE-2026-27482 (2.54)
+    ],
+)
+def test_floors_stand_above_versions_with_known_faults(name: str, fixed: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    found = [match[1] for line in lines if (match := re.match(rf"{name}(?:\[\w+\])?>=([0-9.]+)", line))]
+    assert found, name
+    for floor in found:
+        assert not is_older(floor, fixed)
+
+
 @pytest.mark.parametrize(
     ("version", "floor", "older"),
     [

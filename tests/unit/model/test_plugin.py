@@ -12,7 +12,7 @@ from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import open_detector
 from batchdet.model.families import FAMILIES, DecodeSettings
-from batchdet.model.families.plugin import PluginError, load_plugin, plugin_sha256, plugin_to_ship
+from batchdet.model.families.plugin import PluginError, load_plugin, look_beside, plugin_sha256, plugin_to_ship
 from batchdet.spec import FAMILIES as SPEC_FAMILIES
 from batchdet.spec import JobSpec, ModelSpec
 from batchdet.specfile import parse_job
@@ -128,6 +128,30 @@ def test_modules_that_do_not_load(text: str, error: type[Exception], words: str,
 def test_a_module_that_is_not_there() -> None:
     with pytest.raises(SpecError, match=r"there is no module nowhere\.at\.all; it must lie beside the job file, or be"):
         load_plugin("nowhere.at.all:Mine")
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_head_beside_its_job_is_loaded_by_its_file(
+    package: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHDET_PLUGINS", "")
+    name = f"plug_beside_{package}".lower()
+    text = "from batchdet.plugin import Head\n" + head("return np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)")
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('executed')")
+    if package:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        (tmp_path / name / "inner.py").write_text("import colorsys\n" + text)
+    else:
+        (tmp_path / f"{name}.py").write_text("import colorsys\n" + text)
+    look_beside(str(tmp_path / "job.yaml"))
+    module = f"{name}.inner" if package else name
+    assert load_plugin(f"{module}:Mine").labels == ("a", "b", "c")
+    assert str(tmp_path) not in sys.path
+    with pytest.raises(SpecError, match="has no class Mine"):
+        load_plugin("colorsys:Mine")  # the standard library's goes first
+    for loaded in [each for each in sys.modules if each.partition(".")[0] == name]:
+        del sys.modules[loaded]
 
 
 def test_a_head_that_fails_ends_the_job_before_it_begins(beside: Any, tmp_path: Path) -> None:
