@@ -4,6 +4,7 @@
 
     BatchdetError                 exit status
     ├── SpecError                 2   the job spec or an argument is wrong
+    │   ├── SpecErrors            2   a job has several mistakes
     │   ├── SourceError           2   the source cannot be listed, or holds no image
     │   │   └── SourceEmpty       2   it holds no file at all, and no run of the output has ever labelled it
     │   └── OutputError           2   the output cannot be written or read
@@ -23,7 +24,26 @@ Beside it an error has a stable ``code`` for programs and tests, such as ``sourc
 narrower one given when it is raised. Every error pickles, because Ray carries errors between processes.
 """
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong.
+
+    Args:
+        message: For a person.
+        code: Stable and lower case, ``group.what``.
+        key: The key, path or file with line that it is about.
+        hint: What to do, if the message does not say it.
+    """
+
+    message: str
+    code: str
+    key: str | None = None
+    hint: str | None = None
 
 
 class BatchdetError(Exception):
@@ -48,12 +68,51 @@ class BatchdetError(Exception):
         self.key = key
         self.hint = hint
 
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        """What is wrong, one by one."""
+        return (Mistake(self.message, self.code, self.key, self.hint),)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of an error.
+
+        Returns:
+            ``error``: ``code``, ``key``, ``message``, ``hint`` and ``exit_status``. If there are several mistakes,
+            ``errors`` has all of them in the same form, and ``error`` is the first.
+        """
+        plain = [asdict(mistake) | {"exit_status": self.exit_status} for mistake in self.mistakes]
+        return {"error": plain[0]} | ({"errors": plain} if len(plain) > 1 else {})
+
 
 class SpecError(BatchdetError):
     """The job spec or a command's argument is wrong."""
 
     exit_status = 2
     code = "spec.invalid"
+
+
+class SpecErrors(SpecError):
+    """A job has several mistakes.
+
+    Args:
+        mistakes: At least one; the first gives code, key and hint.
+        exit_status: Of the first.
+    """
+
+    def __init__(self, mistakes: Sequence[Mistake], exit_status: int = 2) -> None:
+        first = mistakes[0]
+        text = "\n".join(mistake.message for mistake in mistakes)
+        super().__init__(text, code=first.code, key=first.key, hint=first.hint)
+        self.exit_status = exit_status
+        self._mistakes = tuple(mistakes)
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        """What is wrong, one by one."""
+        return self._mistakes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self._mistakes, self.exit_status))
 
 
 class SourceError(SpecError):

@@ -7,14 +7,25 @@ import difflib
 import importlib.metadata
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Positive = Annotated[float, Field(gt=0)]
-CanvasSize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$")]
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_CANVAS_SIZE: Final = r"^[1-9]\d{1,3}x[1-9]\d{1,3}$"
+_SHA256: Final = r"^[0-9a-f]{64}$"
+PATTERN_WORDS: Final = {
+    _NAME: "use at most 63 letters, digits, '.', '_' and '-', and begin with a letter or a digit",
+    _CANVAS_SIZE: "write it as WIDTHxHEIGHT in pixels, such as 640x480",
+    _SHA256: "it should be a SHA-256 digest: 64 digits from 0 to 9 and a to f",
+}
+"""Pattern -> what a text that fits it looks like, as a sentence."""
+PLACES: Final = ("source", "model", "output")
+"""Groups of the spec that may be written as a text, which is their ``uri``."""
+CanvasSize = Annotated[str, StringConstraints(pattern=_CANVAS_SIZE)]
 SourceFormat = Literal["auto", "webdataset", "folder", "parquet", "uri_list"]
 FAMILIES = (
     "yolo_end2end",
@@ -158,9 +169,7 @@ class ModelSpec(_Part):
         "batchdet's own (safetensors), a TorchScript or torch.export file, an Ultralytics "
         "checkpoint; or builtin:sample, the embedded one."
     )
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="Refuse the model unless its bytes have this digest."
-    )
+    sha256: str | None = Field(None, pattern=_SHA256, description="Refuse the model unless its bytes have this digest.")
     trusted: bool = Field(
         False,
         description="You trust whoever made the file: allows formats that can run code of their own while they are "
@@ -333,10 +342,18 @@ class PolicySpec(_Part):
     )
 
 
+def _places_as_text(schema: dict[str, Any]) -> None:
+    """Let editors accept what :mod:`batchdet.specfile` does: a text in the place of a group with a ``uri``."""
+    for name in PLACES:
+        schema["properties"][name] = {"anyOf": [{"type": "string"}, schema["properties"][name]]}
+
+
 class JobSpec(_Part):
     """One labelling job."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+    model_config = ConfigDict(json_schema_extra=_places_as_text)
+
+    name: Annotated[str, StringConstraints(pattern=_NAME)] = Field(
         description="Letters, digits, '.', '_' and '-'; names the job in logs and on clusters."
     )
     source: SourceSpec = Field(description="Where the images are.")

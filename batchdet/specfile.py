@@ -1,6 +1,5 @@
 """Job specs in YAML: settings applied, variables expanded, checked, and every mistake said with its line."""
 
-import difflib
 import json
 import os
 import re
@@ -11,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from batchdet import storage
 from batchdet.credentials import find_secret, is_secret_name
-from batchdet.errors import SpecError
-from batchdet.spec import JobSpec
-from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, parse_yaml, rewrite, shortened
+from batchdet.errors import Mistake, SpecError, SpecErrors
+from batchdet.spec import PATTERN_WORDS, PLACES, JobSpec
+from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, glued, parse_yaml, rewrite, shortened
+from batchdet.text import did_you_mean
 
 _MAX_MISTAKES: Final = 20
 
@@ -28,24 +28,29 @@ def make_spec(document: Document, environment: Mapping[str, str]) -> JobSpec:
     try:
         return JobSpec.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        sentences = _sentences(document, data, error)
-        more = [f"{document.name}: {len(sentences) - _MAX_MISTAKES} more mistakes"] * (len(sentences) > _MAX_MISTAKES)
-        raise SpecError("\n".join(sentences[:_MAX_MISTAKES] + more)) from None
+        mistakes = _mistakes(document, data, error)
+        if (others := len(mistakes) - _MAX_MISTAKES) > 0:
+            mistakes[_MAX_MISTAKES:] = [Mistake(f"{document.name}: {others} more mistakes", "spec.more_mistakes")]
+        raise SpecErrors(mistakes) from None
 
 
 def _expand(document: Document, text: str, path: Path, environment: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] not in environment:
-            document.fail_at(path, f"the environment variable {match[1]} is not set; export it and try again")
+            document.fail_at(
+                path, f"the environment variable {match[1]} is not set; export it and try again", "spec.variable"
+            )
         if is_secret_name(match[1]):
             document.fail_at(
-                path, f"{match[1]} is a secret by its name, and the spec is kept with the results; {_REMEDY}"
+                path,
+                f"{match[1]} is a secret by its name, and the spec is kept with the results; {_REMEDY}",
+                "spec.secret",
             )
         return environment[match[1]]
 
     expanded = MARKED.sub(value, text)
     if what := find_secret(expanded, environment):
-        document.fail_at(path, f"holds {what}; {_REMEDY}")
+        document.fail_at(path, f"holds {what}; {_REMEDY}", "spec.secret")
     return expanded
 
 
@@ -79,29 +84,61 @@ def read_document(path: str, overrides: Sequence[str] = ()) -> Document:
     try:
         raw = storage.read_bytes(storage.normalize(path))
     except storage.NotFound as error:
-        raise SpecError(f"{path}: there is no such job spec; give the path of a YAML file") from error
+        raise SpecError(
+            f"{path}: there is no such job file; {storage.what_exists(path)}", code="spec.not_found", key=path
+        ) from error
+    except storage.StorageError as error:
+        if not storage.is_folder(storage.normalize(path)):
+            raise SpecError(error.message, code="spec.unreadable", key=path) from error
+        raise SpecError(
+            f"{path} is a folder, and a job is a YAML file; to label the images of a folder, write "
+            f"batchdet label {path} --model MODEL --out OUT",
+            code="spec.folder",
+            key=path,
+        ) from error
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: byte {error.start} is not UTF-8; a job spec is text") from error
+        raise SpecError(
+            f"{path}: byte {error.start} is not UTF-8; a job spec is text", code="spec.not_text", key=path
+        ) from error
     return _document(text, storage.basename(path) if "://" in path else path, overrides)
 
 
 def _document(text: str, name: str, overrides: Sequence[str]) -> Document:
     document = parse_yaml(text, name)
     if not isinstance(document.data, dict):
+        document.fail_if_glued(text, 1, len(text))
         found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
         document.fail(None, f"found {found}; a job spec is a mapping with the keys {', '.join(JobSpec.model_fields)}")
+    _spell_out(document)
     for override in overrides:
         _override(document, override)
+        _spell_out(document)
     return document
+
+
+def _spell_out(document: Document) -> None:
+    """Write ``source: photos`` as ``source: {uri: photos}``; likewise the model and the output."""
+    for name in PLACES:
+        value = document.data.get(name)
+        if isinstance(value, str):
+            if advice := glued(value) if value.partition(":")[0] in _keys_at((name,)) else "":
+                document.fail_at((name,), advice, "spec.blank_missing")
+            document.data[name] = {"uri": value}
+            if (name,) in document.lines:
+                document.lines[(name, "uri")] = document.lines[(name,)]
 
 
 def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise SpecError(f"--set {override}: write it as key.path=value, such as model.score_threshold=0.4")
+        raise SpecError(
+            f"--set {override}: write it as key.path=value, such as model.score_threshold=0.4",
+            code="spec.setting",
+            key=f"--set {override}",
+        )
     value = parse_yaml(text, f"--set {key}")
     holder = document.data
     for depth, part in enumerate(parts[:-1]):
@@ -109,7 +146,10 @@ def _override(document: Document, override: str) -> None:
             holder[part] = {}
         holder = holder[part]
         if not isinstance(holder, dict):
-            raise SpecError(f"--set {override}: {'.'.join(parts[: depth + 1])} is a value and has no keys below it")
+            above = ".".join(parts[: depth + 1])
+            raise SpecError(
+                f"--set {override}: {above} is a value and has no keys below it", code="spec.setting", key=above
+            )
     holder[parts[-1]] = value.data
     set_path = tuple(parts)
     for path in [path for path in document.lines if path[: len(set_path)] == set_path]:
@@ -118,23 +158,24 @@ def _override(document: Document, override: str) -> None:
     document.overrides[set_path] = f"--set {shown}"
 
 
-def _sentences(document: Document, data: Any, error: ValidationError) -> list[str]:
+def _mistakes(document: Document, data: Any, error: ValidationError) -> list[Mistake]:
     """Say each mistake once, with its line; the members of a union count as one."""
     said: dict[Path, list[str]] = {}
+    codes: dict[Path, str] = {}
     for item in error.errors(include_url=False):
         path, inside = _inside(data, item["loc"])
-        kind = item["type"]
+        kind, code = item["type"], "spec.value"
         if kind == "extra_forbidden":
             keys = _keys_at(path[:-1])
-            close = difflib.get_close_matches(str(path[-1]), keys, n=1)
-            advice = f"did you mean {close[0]!r}?" if close else f"known here are {', '.join(keys)}"
-            text = f"unknown key; {advice}"
+            advice = did_you_mean(str(path[-1]), keys) or f"known here are {', '.join(keys)}"
+            text, code = f"unknown key; {advice}", "spec.unknown_key"
         elif kind == "missing":
             path = tuple(item["loc"])
-            text = "this key is missing and must be given"
+            text, code = "this key is missing and must be given", "spec.missing_key"
         else:
             found = json.dumps(inside, ensure_ascii=False)
             text = f"found {found if len(found) < 80 else found[:77] + '...'}; {_should(item)}"
+        codes.setdefault(path, code)
         sentences = said.setdefault(path, [])
         if text not in sentences:
             sentences.append(text)
@@ -143,14 +184,15 @@ def _sentences(document: Document, data: Any, error: ValidationError) -> list[st
         first, *others = texts
         more = "".join(" or " + other.split("; ", 1)[-1].removeprefix("it should be ") for other in others)
         key = f"{dotted(path)}: " if path else ""
-        result.append(shortened(f"{document.place(path)}: {key}{first}{more}"))
+        message = shortened(f"{document.place(path)}: {key}{first}{more}")
+        result.append(Mistake(message, codes[path], dotted(path) or None))
     return result
 
 
 def _should(item: Any) -> str:
     message = str(item["msg"])
     if item["type"] == "string_pattern_mismatch":
-        return f"it should match {item['ctx']['pattern']}"
+        return PATTERN_WORDS[item["ctx"]["pattern"]]
     for start in ("Input should be a valid ", "Input should be "):
         if message.startswith(start):
             rest = message.removeprefix(start)

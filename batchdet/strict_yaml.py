@@ -1,7 +1,8 @@
 """YAML without its surprises, with the line of each value.
 
 No tags, anchors or aliases, no duplicate keys, and no plain scalar that two YAML versions read differently (``no``,
-``012``, ``1e3``, ``1_000``): such a one must be quoted or spelled out. ``${NAME}`` may stand anywhere in a text.
+``012``, ``1e3``, ``1_000``): such a one must be quoted or spelled out. A value without quotes ends with its line.
+``${NAME}`` may stand anywhere in a text.
 """
 
 import json
@@ -27,6 +28,19 @@ _AMBIGUOUS: Final = re.compile(
 )
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MARKED: Final = re.compile("\ue000([A-Za-z0-9_]+)\ue001")  # ${NAME} while YAML is read: braces mean maps there
+
+_GLUED: Final = re.compile(r"\s*(?:- +)?([A-Za-z_]\w*):([^\s:/].*)")
+"""A key whose value follows the colon without a blank."""
+_PLAIN_WORDS: Final = {
+    "mapping values are not allowed": "found a second ': ' in a value, or a line that is indented too far; put a value "
+    "with ': ' in quotes",
+    "found character '\\t'": "found a tab; indent with blanks",
+    "expected <block end>": "this line is indented differently from the lines that it belongs to",
+    "could not find expected ':'": "found a line without ': ' between a key and its value",
+    "found unexpected end of stream": "a quote is not closed",
+    "expected ',' or": "a bracket is not closed, or a comma is missing",
+}
+"""What the parser says -> the same for a person."""
 
 Path = tuple[str | int, ...]
 
@@ -56,14 +70,25 @@ class Document:
         """Return plain values with each ``${NAME}`` as it was written."""
         return rewrite(self.data, lambda text, path: unmarked(text))
 
-    def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise a SpecError that begins with file and line."""
-        raise SpecError(shortened(unmarked(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}")))
+    def fail(self, line: int | None, message: str, code: str = "spec.yaml") -> NoReturn:
+        """Raise a SpecError that begins with file and line, which is also its key."""
+        where = f"{self.name}:{line}" if line else self.name
+        raise SpecError(shortened(unmarked(f"{where}: {message}")), code=code, key=where)
 
-    def fail_at(self, path: Path, message: str) -> NoReturn:
+    def fail_at(self, path: Path, message: str, code: str = "spec.value") -> NoReturn:
         """Raise a SpecError that names the line and key of a value."""
         text = f"{self.place(path)}: {dotted(path)}: {message}" if path else f"{self.name}: {message}"
-        raise SpecError(shortened(unmarked(text)))
+        raise SpecError(shortened(unmarked(text)), code=code, key=dotted(path) or None)
+
+    def fail_if_glued(self, text: str, line: int, last: int) -> None:
+        """Refuse a key that no blank parts from its value, if there is one between two lines of the text.
+
+        Raises:
+            SpecError: There is; of several the first is named.
+        """
+        for number, written in enumerate(text.splitlines()[line - 1 : last], line):
+            if advice := glued(written):
+                self.fail(number, advice, "spec.blank_missing")
 
     def place(self, path: Path) -> str:
         """Say where a value was written: file and line (its own or that of what encloses it), or the ``--set``."""
@@ -72,6 +97,15 @@ class Document:
         if path in self.overrides:
             return self.overrides[path]
         return f"{self.name}:{self.lines[path]}" if path else self.name
+
+
+def glued(text: str) -> str:
+    """Say what is wrong with a line such as ``uri:photos``; "" if a blank follows its colon, or it has none."""
+    found = _GLUED.fullmatch(text)
+    if not found:
+        return ""
+    value = found[2] if len(found[2]) < 60 else f"{found[2][:57]}..."
+    return f"a blank is missing after the colon; write '{found[1]}: {value}'"
 
 
 def shortened(text: str) -> str:
@@ -117,16 +151,20 @@ def parse_yaml(text: str, name: str) -> Document:
     if "\ue000" in text or "\ue001" in text:
         document.fail(None, "holds characters of Unicode's private use area, which a job spec has no use for")
     try:
-        _build(document, yaml.parse(_VARIABLE.sub("\ue000\\1\ue001", text), Loader=yaml.SafeLoader))
+        _build(document, yaml.parse(_VARIABLE.sub("\ue000\\1\ue001", text), Loader=yaml.SafeLoader), text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        document.fail(None if mark is None else mark.line + 1, f"not valid YAML: {error.problem or error.context}")
+        line = None if mark is None else mark.line + 1
+        document.fail_if_glued(text, 1, line or 0)
+        said = str(error.problem or error.context)
+        plain = next((words for start, words in _PLAIN_WORDS.items() if said.startswith(start)), said)
+        document.fail(line, f"not valid YAML: {plain}")
     except yaml.YAMLError as error:
         document.fail(None, f"not valid YAML: {' '.join(str(error).split())}")
     return document
 
 
-def _build(document: Document, events: Iterable[yaml.Event]) -> None:
+def _build(document: Document, events: Iterable[yaml.Event], text: str) -> None:
     """Build plain values from parser events: events do not recurse, so that depth can be capped first."""
     stack: list[tuple[Any, Path]] = []
     keys: list[str | None] = []
@@ -170,6 +208,10 @@ def _build(document: Document, events: Iterable[yaml.Event]) -> None:
             document.fail(line, f"more than {_MAX_VALUES} values; a job spec has a few dozen")
         value: Any
         if isinstance(event, yaml.ScalarEvent):
+            last = event.end_mark.line + 1  # type: ignore[union-attr]
+            if event.implicit[0] and last > line and event.value:
+                document.fail_if_glued(text, line, last)
+                document.fail(line, f"a value goes on until line {last}; write it on one line, or in quotes")
             value = _scalar(document, event.value, path) if event.implicit[0] else event.value
         else:
             value = {} if isinstance(event, yaml.MappingStartEvent) else []
@@ -207,7 +249,7 @@ def _advice(text: str) -> str:
 
 def dump_yaml(plain: Any) -> str:
     """Write plain values as the strict YAML that :func:`parse_yaml` reads."""
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
 
 
 class _Dumper(yaml.SafeDumper):

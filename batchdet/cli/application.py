@@ -1,20 +1,51 @@
-"""The application that commands are added to, and what happens when one ends otherwise than well."""
+"""The application that commands are added to, and what it says when one fails."""
 
 import atexit
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 import batchdet
-from batchdet.cli.output import plain
-from batchdet.errors import BatchdetError, Interrupted
+from batchdet.cli.output import plain, print_json
+from batchdet.errors import BatchdetError, Interrupted, SpecError
 from batchdet.failpoint import failpoint
+from batchdet.text import did_you_mean
+
+_UsageError: Final[Any] = typer.BadParameter.__bases__[0]
+"""Where typer keeps this class depends on its version."""
+_OTHER_NAMES: Final = dict.fromkeys(("predict", "detect", "infer", "inference", "start"), "run")
+"""What the commands are called elsewhere."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands; of an unknown one it names the nearest."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command.
+
+        Raises:
+            SpecError: There is none of that name.
+        """
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            other = _OTHER_NAMES.get(name)
+            near = f"did you mean {other!r}?" if other else did_you_mean(name, self.commands)
+            raise SpecError(
+                f"there is no command {name!r}; {near or 'batchdet --help lists the commands'}",
+                code="argument.unknown_command",
+                key=name,
+            )
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="batchdet",
+    cls=Commands,
     help="Label very large image sets with an object detector, on a cluster, so that the result can be trusted.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,11 +66,20 @@ def _top(
         raise typer.Exit
 
 
-def fail(error: BatchdetError) -> NoReturn:
-    """Print an error and exit with its status."""
-    text = error.message
-    for line in text.splitlines() or [""]:
+def fail(error: BatchdetError, as_json: bool = False, report: Mapping[str, Any] | None = None) -> NoReturn:
+    """Print an error and exit with its status.
+
+    Args:
+        error: What happened.
+        as_json: Also print it as a JSON object on standard output, see :meth:`BatchdetError.to_dict`.
+        report: What the command has found all the same; it goes into the same object.
+    """
+    for line in error.message.splitlines() or [""]:
         print(f"error: {plain(line)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {plain(error.hint)}", file=sys.stderr)
+    if as_json:
+        print_json(dict(report or {}) | error.to_dict())
     sys.stdout.flush()
     sys.exit(error.exit_status)
 
@@ -53,14 +93,48 @@ def _on_signal(number: int, frame: object) -> None:
     raise Interrupted(f"stopped by {name}; what was staged is kept, the same command goes on", 128 + number)
 
 
-def main() -> None:
-    """Run the command line and exit with the status that DESIGN.md names."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the status that DESIGN.md names.
+
+    Args:
+        arguments: Without the program's name; None takes those of the process.
+    """
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app()
+        sys.exit(app(arguments, prog_name="batchdet", standalone_mode=False))
     except BatchdetError as error:
-        fail(error)
+        fail(error, "--json" in arguments)
+    except _UsageError as error:
+        if not error.format_message():  # no arguments at all: it has printed the help
+            sys.exit(2)
+        fail(_unusable(error), "--json" in arguments)
+    except typer.Abort:
+        sys.exit(1)
+
+
+def _unusable(error: Any) -> SpecError:
+    """Say what is wrong with the arguments of a command in a sentence, given what typer says."""
+    context = error.ctx
+    command = context.command_path if context else "batchdet"
+    see = f"{command} --help lists what it takes"
+    if type(error).__name__ == "NoSuchOption":
+        option = error.option_name
+        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        near = did_you_mean(option, [name for name in known if name.startswith("--")])
+        return SpecError(
+            f"{command}: there is no option {option}; {near or see}", code="argument.unknown_option", key=option
+        )
+    parameter = getattr(error, "param", None)
+    key = (parameter.metavar or parameter.opts[0]) if parameter else getattr(error, "option_name", None)
+    missing = "Missing" in type(error).__name__
+    what = error.format_message().partition(", unable")[0].replace("Input should", "it should").rstrip(".")
+    return SpecError(
+        f"{command}: {what[:1].lower()}{what[1:]}; {see}",
+        code="argument.missing" if missing else "argument.invalid",
+        key=key,
+    )
 
 
 def main_of_process() -> None:

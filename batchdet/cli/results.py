@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from batchdet.cli.application import app
+from batchdet.cli.application import app, fail
 from batchdet.cli.arguments import LOOK, Json, Out, RunId, SheetDir, VectorRun
 from batchdet.cli.output import console, plain, print_json
+from batchdet.errors import BatchdetError
 
 _MOST_PICTURES = 60
 
@@ -91,11 +92,11 @@ def verify(
 
     with counting("bytes", 1) as progress:
         report = inspect_output(out, run_id, progress)
-    if as_json:
-        print_json(report.to_dict())
-    elif not report.problems:
-        render_verify(report, console())
-    report.raise_problems()
+    try:
+        report.raise_problems()
+    except BatchdetError as error:
+        fail(error, as_json, report.to_dict())
+    print_json(report.to_dict()) if as_json else render_verify(report, console())
 
 
 @app.command(rich_help_panel=LOOK)

@@ -157,7 +157,9 @@ def _parts(uri: str) -> tuple[str, dict[str, storage.StoredObject]]:
                 parts[name] = stat
         return uri, parts
     except storage.NotFound as error:
-        raise SpecError(f"model.uri: {uri} does not exist") from error
+        raise SpecError(
+            f"model.uri: {uri} does not exist; {storage.what_exists(uri)}", code="model.not_found", key="model.uri"
+        ) from error
     except storage.StorageError as error:
         raise SpecError(f"model.uri: {error}") from error
 

@@ -1,6 +1,5 @@
 """What a URI names, and in which format: decided from one listing, by extension."""
 
-import difflib
 import posixpath
 import re
 from collections import Counter
@@ -28,6 +27,7 @@ _FORMATS: Final = {
     "uri_list": "lists (csv, jsonl, txt)",
     "folder": "images",
 }
+_VIDEOS: Final = ("mp4", "mov", "avi", "mkv", "webm", "m4v", "mpg", "mpeg", "wmv")
 _LITERAL_EXTENSION: Final = re.compile(r"\.[^.*?\[\]{}]+$")
 
 
@@ -60,7 +60,7 @@ def list_source(source: SourceSpec) -> list[StoredObject]:
     try:
         objects = storage.list_objects(source.uri, keep_underscore=is_image_name)
     except NotFound as error:
-        raise SourceError(f"source.uri: {source.uri} does not exist; {_what_exists(source.uri)}") from error
+        raise SourceError(f"source.uri: {source.uri} does not exist; {storage.what_exists(source.uri)}") from error
     except MissingExtra as error:
         raise MissingExtra(f"source.uri: {error.message}") from error
     except StorageError as error:
@@ -71,25 +71,6 @@ def list_source(source: SourceSpec) -> list[StoredObject]:
             f"source.uri: {source.uri} {what}; it should name images, tar shards, Parquet files or a list"
         )
     return objects
-
-
-def _what_exists(uri: str) -> str:
-    uri = storage.normalize(uri)
-    scheme, _, path = uri.partition("://") if "://" in uri else ("", "", uri)
-    if scheme and "/" not in path.strip("/"):
-        return f"there is no bucket of that name at {storage.endpoint(uri) or f'{scheme}://'}"
-    parent = posixpath.dirname(uri)
-    try:
-        names = storage.list_names(parent)
-    except StorageError:
-        names = []
-    if not names:
-        return f"check the path ({parent} does not exist either, or is empty)"
-    close = difflib.get_close_matches(posixpath.basename(uri), names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{parent} holds {shown}"
 
 
 def resolve_format(source: SourceSpec, objects: Sequence[StoredObject]) -> str:
@@ -117,11 +98,40 @@ def resolve_format(source: SourceSpec, objects: Sequence[StoredObject]) -> str:
             f"source.format: {source.uri} holds {_listed(counts, 'and')}; write source.format: "
             f"{_listed(found, 'or')}, or a source.uri that matches one kind"
         )
-    advice = "uri_list" if kinds["uri_list"] else "folder"
+    if _is_named(storage.normalize(source.uri), objects):
+        advice = "uri_list" if kinds["uri_list"] else "folder"
+        raise SourceError(
+            f"source.format: {source.uri} holds {count_extensions(objects)}, which does not tell the format; "
+            f"write source.format: {advice} if that is what it is, or correct source.uri",
+            code="source.format_unclear",
+            key="source.format",
+        )
     raise SourceError(
-        f"source.format: {source.uri} holds {count_extensions(objects)}, which does not tell the format; "
-        f"write source.format: {advice} if that is what it is, or correct source.uri"
+        f"source.uri: {source.uri} holds {count_extensions(objects)} and no images, tar shards or Parquet files"
+        f"{_way_out(objects)}",
+        code="source.no_images",
+        key="source.uri",
     )
+
+
+def _is_named(uri: str, objects: Sequence[StoredObject]) -> bool:
+    """Tell whether the URI names files whatever their extension: one file, or a glob such as ``*.dat``."""
+    literal = storage.is_glob(uri) and _LITERAL_EXTENSION.search(posixpath.basename(uri)) is not None
+    return literal or (len(objects) == 1 and objects[0].uri == uri)
+
+
+def _way_out(objects: Sequence[StoredObject]) -> str:
+    """Say as half a sentence what to do with files that are not images by their names; "" if nothing can be done."""
+    names = [posixpath.basename(obj.uri) for obj in objects]
+    if any(has_extension(name, _VIDEOS) for name in names):
+        return "; videos are not read, write their frames to images first"
+    if all(kind_of(name) == "uri_list" for name in names):
+        return "; if they are lists of images, write source.format: uri_list"
+    if any(kind_of(name) == "uri_list" for name in names):
+        return "; if one of them is a list of images, name that file in source.uri"
+    if any("." not in name for name in names):
+        return "; images without an extension are read if a list (txt, csv, jsonl) names them"
+    return ""
 
 
 def _listed(words: Sequence[str], last: str) -> str:
@@ -143,10 +153,7 @@ def pick_objects(
     Raises:
         SourceError: None is left.
     """
-    uri = storage.normalize(source.uri)
-    last = posixpath.basename(uri)
-    literal = storage.is_glob(uri) and _LITERAL_EXTENSION.search(last) is not None
-    if literal or (len(objects) == 1 and objects[0].uri == uri):
+    if _is_named(storage.normalize(source.uri), objects):
         return list(objects), []
     kept: list[StoredObject] = []
     others: list[StoredObject] = []
@@ -155,7 +162,9 @@ def pick_objects(
     if not kept:
         raise SourceError(
             f"source.uri: {source.uri} holds no {_FORMATS[format_]} ({', '.join(_EXTENSIONS[format_])}) "
-            f"but {count_extensions(objects)}"
+            f"but {count_extensions(objects)}{_way_out(objects)}",
+            code="source.no_images",
+            key="source.uri",
         )
     return kept, others
 

@@ -13,6 +13,7 @@ from batchdet.storage.listing import (
     list_objects,
     stat,
 )
+from batchdet.storage.nearby import what_exists
 from batchdet.storage.read import RangeFile, open_read, read_bytes, read_object, read_range
 from batchdet.storage.uri import basename, is_glob, join, normalize, scheme
 from batchdet.storage.write import create, delete, delete_folder, move, write_bytes, write_file
@@ -49,6 +50,7 @@ __all__ = [
     "retry",
     "scheme",
     "stat",
+    "what_exists",
     "write_bytes",
     "write_file",
 ]

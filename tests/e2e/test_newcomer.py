@@ -101,7 +101,7 @@ def test_wrong_key_names_the_line(images: Path, cli: Cli, here: Callable[..., Si
     path = tmp_path / "job.yaml"
     path.write_text(JOB % (images, "builtin:sample", tmp_path) + "polcy: {}\n")
     check(cli("run", path), 2, f"{path}:5: polcy: unknown key; did you mean 'policy'?")
-    check(here("run", tmp_path / "nope.yaml"), 2, "nope.yaml: there is no such job spec")
+    check(here("run", tmp_path / "nope.yaml"), 2, "nope.yaml: there is no such job file")
     check(here("run", path, "--set", "x"), 2, "--set x")
 
 

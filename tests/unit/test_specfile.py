@@ -1,9 +1,12 @@
+from typing import Any
+
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchdet.errors import SpecError
-from batchdet.spec import JobSpec
+from batchdet.spec import _CLASS_PATH, PATTERN_WORDS, JobSpec
 from batchdet.specfile import dump_job, load_job, parse_job
 
 GOOD = """name: street
@@ -46,7 +49,13 @@ def test_good_spec() -> None:
         (("bucket", "AKIAABCDEFGHIJKLMNOP"), "job.yaml:2: source.uri: holds an AWS access key"),
         (("bucket", "${BATCHDET_NOT_SET}"), "job.yaml:2: source.uri: the environment variable BATCHDET_NOT_SET is not"),
         (("{uri: s3", "{format: tar, uri: s3"), "job.yaml:2: source.format: found \"tar\"; it should be 'auto', 'web"),
-        (("street", "two words"), 'job.yaml:1: name: found "two words"; it should match'),
+        (("street", "two words"), 'job.yaml:1: name: found "two words"; use at most 63 letters'),
+        (("0.3", "0.3\n  high"), "job.yaml:5: a value goes on until line 6"),
+        (("name: street", "name:street"), "job.yaml:1: a blank is missing after the colon; write 'name: street'"),
+        (("  score_threshold: ", "  score_threshold:"), "job.yaml:5: a blank is missing after the colon"),
+        (("output: {uri: /tmp/out}", "output:\n  uri: /o\n  part_rows:5000"), "job.yaml:9: a blank is missing after"),
+        (("output: {uri: /tmp/out}", "output:\n  uri:/o"), "job.yaml:7: output: a blank is missing after the colon"),
+        (("output: {uri: /tmp/out}", "output:\n\turi: /o"), "job.yaml:8: not valid YAML: found a tab"),
     ],
 )
 @pytest.mark.acceptance("S10", "S13")
@@ -62,6 +71,40 @@ def test_every_mistake_is_named() -> None:
     with pytest.raises(SpecError) as caught:
         parse_job(text, "job.yaml")
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_place_may_be_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = "name: street\nsource: photos\nmodel: builtin:sample\noutput: ${OUT}\n"
+    monkeypatch.setenv("OUT", "out")
+    long = "name: street\nsource: {uri: photos}\nmodel: {uri: 'builtin:sample'}\noutput: {uri: out}\n"
+    assert parse_job(short, "job.yaml") == parse_job(long, "job.yaml")
+    changed = parse_job(short, "job.yaml", ["source.format=folder", "model=my.onnx", "model.score_threshold=0.5"])
+    assert (changed.source.uri, changed.source.format) == ("photos", "folder")
+    assert (changed.model.uri, changed.model.score_threshold) == ("my.onnx", 0.5)
+    python = {"name": "street", "source": "photos", "model": "builtin:sample", "output": "out"}
+    jsonschema.validate(python, JobSpec.model_json_schema())
+    with pytest.raises(SpecError) as caught:
+        parse_job(short.replace("photos", "5"), "job.yaml")
+    assert (caught.value.key, caught.value.code) == ("source", "spec.value")
+
+
+def test_each_mistake_has_its_code_and_key() -> None:
+    text = GOOD.replace("score_threshold: 0.3", "score_treshold: 0.3").replace("output: {uri: /tmp/out}", "")
+    with pytest.raises(SpecError) as caught:
+        parse_job(text, "job.yaml")
+    found = {(one["code"], one["key"]) for one in caught.value.to_dict()["errors"]}
+    assert found == {("spec.unknown_key", "model.score_treshold"), ("spec.missing_key", "output")}
+
+
+def _patterns(schema: Any) -> set[str]:
+    inside = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    found = {schema["pattern"]} if isinstance(schema, dict) and isinstance(schema.get("pattern"), str) else set()
+    return found.union(*map(_patterns, inside))
+
+
+def test_no_pattern_is_shown_as_advice() -> None:
+    own_message = {_CLASS_PATH.pattern}  # of model.family
+    assert _patterns(JobSpec.model_json_schema()) - own_message == set(PATTERN_WORDS)
 
 
 def test_members_of_a_union_are_one_sentence() -> None:
@@ -97,8 +140,15 @@ def test_overrides_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_and_binary_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SpecError, match="there is no such job spec"):
+    with pytest.raises(SpecError, match="there is no such job file"):
         load_job(str(tmp_path / "nope.yaml"))
+    (tmp_path / "nopes.yaml").write_text("")
+    with pytest.raises(SpecError, match=r"did you mean 'nopes\.yaml'") as caught:
+        load_job(str(tmp_path / "nope.yaml"))
+    assert caught.value.code == "spec.not_found"
+    with pytest.raises(SpecError, match="batchdet label") as caught:
+        load_job(str(tmp_path))
+    assert caught.value.code == "spec.folder"
     (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="is not UTF-8"):
         load_job(str(tmp_path / "job.yaml"))

@@ -90,7 +90,7 @@ def test_what_is_no_job_is_refused(tmp_path: Path, content: bytes, message: str)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"none\.yaml: there is no such job spec"):
+    with pytest.raises(SpecError, match=r"none\.yaml: there is no such job file"):
         read_job_file(str(tmp_path / "none.yaml"))
 
 
