@@ -52,7 +52,8 @@ def test_verify_prints_its_report_for_programs_also_when_something_is_wrong(cli,
     for path in (photographed.folder / "detections").rglob("*.parquet"):
         path.unlink()
     done = cli("verify", photographed.uri, "--json")
-    assert isinstance(done.exception, VerificationError)
+    assert done.exit_code == 6
+    assert json.loads(done.stdout)["error"]["code"] == VerificationError.code
     assert len(json.loads(done.stdout)["problems"]) == 2
     assert cli("verify", photographed.uri).stdout == ""
 
