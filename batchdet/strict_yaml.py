@@ -169,6 +169,7 @@ def _build(document: Document, events: Iterable[yaml.Event], text: str) -> None:
     stack: list[tuple[Any, Path]] = []
     keys: list[str | None] = []
     documents = 0
+    folded: tuple[int, int] | None = None
     for event in events:
         line = event.start_mark.line + 1  # type: ignore[union-attr]  # a parser's events have marks
         if isinstance(event, yaml.DocumentStartEvent):
@@ -209,9 +210,8 @@ def _build(document: Document, events: Iterable[yaml.Event], text: str) -> None:
         value: Any
         if isinstance(event, yaml.ScalarEvent):
             last = event.end_mark.line + 1  # type: ignore[union-attr]
-            if event.implicit[0] and last > line and event.value:
-                document.fail_if_glued(text, line, last)
-                document.fail(line, f"a value goes on until line {last}; write it on one line, or in quotes")
+            if event.implicit[0] and event.value and last > line and folded is None:
+                folded = (line, last)
             value = _scalar(document, event.value, path) if event.implicit[0] else event.value
         else:
             value = {} if isinstance(event, yaml.MappingStartEvent) else []
@@ -226,6 +226,9 @@ def _build(document: Document, events: Iterable[yaml.Event], text: str) -> None:
         if not isinstance(event, yaml.ScalarEvent):
             stack.append((value, path))
             keys.append(None)
+    if folded is not None:  # only now: a bracket that is not closed makes such values, too
+        document.fail_if_glued(text, *folded)
+        document.fail(folded[0], f"a value goes on until line {folded[1]}; write it on one line, or in quotes")
 
 
 def _scalar(document: Document, text: str, path: Path) -> Any:
