@@ -29,7 +29,7 @@ _AMBIGUOUS: Final = re.compile(
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MARKED: Final = re.compile("\ue000([A-Za-z0-9_]+)\ue001")  # ${NAME} while YAML is read: braces mean maps there
 
-_GLUED: Final = re.compile(r"\s*(?:- +)?([A-Za-z_]\w*):([^\s:/].*)")
+_GLUED: Final = re.compile(r"\s*(?:- +)?([A-Za-z_]\w*):((?!//)[^\s:].*)")
 """A key whose value follows the colon without a blank."""
 _PLAIN_WORDS: Final = {
     "mapping values are not allowed": "found a second ': ' in a value, or a line that is indented too far; put a value "

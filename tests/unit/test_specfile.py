@@ -50,7 +50,7 @@ def test_good_spec() -> None:
         (("bucket", "${BATCHDET_NOT_SET}"), "job.yaml:2: source.uri: the environment variable BATCHDET_NOT_SET is not"),
         (("{uri: s3", "{format: tar, uri: s3"), "job.yaml:2: source.format: found \"tar\"; it should be 'auto', 'web"),
         (("street", "two words"), 'job.yaml:1: name: found "two words"; use at most 63 letters'),
-        (("0.3", "0.3\n  high"), "job.yaml:5: a value goes on until line 6"),
+        (("0.3", "0.3\n    high"), "job.yaml:5: a value goes on until line 6"),
         (("name: street", "name:street"), "job.yaml:1: a blank is missing after the colon; write 'name: street'"),
         (("  score_threshold: ", "  score_threshold:"), "job.yaml:5: a blank is missing after the colon"),
         (("output: {uri: /tmp/out}", "output:\n  uri: /o\n  part_rows:5000"), "job.yaml:9: a blank is missing after"),
