@@ -8,7 +8,7 @@
     │   ├── SourceError           2   the source cannot be listed, or holds no image
     │   │   └── SourceEmpty       2   it holds no file at all, and no run of the output has ever labelled it
     │   └── OutputError           2   the output cannot be written or read
-    ├── TooManyFailures           3   more images failed than the spec allows
+    ├── TooManyFailures           3   more images or shards failed than the spec allows
     ├── OutputLocked              4   another run holds the output
     ├── ClusterError              5   the cluster cannot do it (resources, time-outs, lost nodes)
     │   ├── ModelError            5   the model cannot be loaded or is not understood
@@ -134,7 +134,10 @@ class OutputError(SpecError):
 
 
 class TooManyFailures(BatchdetError):
-    """More images failed than ``policy.max_failed_fraction`` allows; nothing was committed."""
+    """More images failed than ``policy.max_failed_fraction`` allows, or more shards than ``max_bad_shard_fraction``.
+
+    Nothing of that run was committed.
+    """
 
     exit_status = 3
     code = "run.too_many_failures"

@@ -3,16 +3,17 @@
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchdet import storage
-from batchdet.errors import OutputError
+from batchdet.errors import OutputError, TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
 from batchdet.places import check_apart, in_full
 from batchdet.plan import Plan, cut_of, plan_job
+from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_warning
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
@@ -21,6 +22,7 @@ from batchdet.table.gather import ExpectedShard
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
 from batchdet.table.manifest import Manifest, list_runs, run_folder
+from batchdet.table.refusal import clear_refusal
 from batchdet.table.staging import StagedShard, list_staged
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class Run:
         wall_s: Seconds from start to end.
         manifest: What was committed.
         measured: ``roofline`` and ``prediction`` as in ``stats.json``; empty when nothing was labelled.
+        earlier: Runs that the same command committed before this one, oldest first: unfinished ones come first.
+        quarantine: Tar and Parquet files that are in quarantine now, at these settings.
     """
 
     run_id: str
@@ -76,6 +80,8 @@ class Run:
     wall_s: float
     manifest: Manifest = field(repr=False)
     measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    earlier: "tuple[Run, ...]" = field(default=(), repr=False)
+    quarantine: tuple[Quarantined, ...] = field(default=(), repr=False)
 
     def results(self) -> "Results":
         """Open the run's tables."""
@@ -87,6 +93,9 @@ class Run:
 def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, verbose: bool = False) -> Run:
     """Label everything that is new, and commit it.
 
+    Unfinished runs are resumed first, each with the inventory that it was begun with; what is new since becomes a run
+    of its own. So one command may commit several runs, and a run that is refused again does not stop the others.
+
     Args:
         spec: The job.
         fresh: Label everything again, whatever earlier runs hold.
@@ -94,49 +103,113 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
         verbose: Let Ray speak.
 
     Returns:
-        The run, committed.
+        The last run, committed.
 
     Raises:
-        BatchdetError: See :mod:`batchdet.errors`; nothing was committed then, and what was done is kept.
+        TooManyFailures: A run was refused; the message says what was committed all the same.
+        BatchdetError: See :mod:`batchdet.errors`; what was done is kept.
     """
-    from batchdet.pipeline.probe import Probe
-
     watcher = watcher or Watcher()
-    started = time.monotonic()
     spec = in_full(spec)
     out = spec.output.uri
     check_apart(spec, out)
     _check_writable(out)
     try:
-        with (
-            Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease,
-            Probe(spec.compute) as probe,
-        ):
-            failpoint("run.leased")
-            plan = plan_job(spec, fresh)
-            for manifest in plan.committed:
-                if not commit.is_finished(out, manifest.run_id):
-                    commit.finish_commit(out, manifest.run_id)
-            if plan.finished_run_id is None:
-                return _run(plan, probe, started, watcher, verbose, fresh, lease)
-            commit.mark_newest(out, plan.committed[-1].run_id)
-            finished = next(m for m in plan.committed if m.run_id == plan.finished_run_id)
-            watcher.say(f"nothing new: {plan.why}")
-            return Run(finished.run_id, out, "nothing_new", 0, 0, time.monotonic() - started, finished)
+        with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
+            return _take_steps(spec, _Command(fresh, watcher, verbose, lease))
     finally:
         watcher.stop()
 
 
-def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: bool, fresh: bool, lease: Lease) -> Run:
+@dataclass(frozen=True)
+class _Command:
+    """What all steps of one command share."""
+
+    fresh: bool
+    watcher: Watcher
+    verbose: bool
+    lease: Lease
+
+
+def _take_steps(spec: JobSpec, command: _Command) -> Run:
+    """Plan and take one step after another, until nothing is left that this command has not tried."""
+    from batchdet.pipeline.probe import Probe
+
+    started = time.monotonic()
+    out = spec.output.uri
+    done: list[Run] = []
+    refused: dict[str, TooManyFailures] = {}
+    while True:
+        step_started = time.monotonic()
+        with Probe(spec.compute) as probe:
+            failpoint("run.leased")
+            # once a fresh run is committed, only what is not in it is new
+            plan = plan_job(spec, command.fresh and not done, refused)
+            _finish_commits(plan)
+            if plan.finished_run_id is not None or (refused and not len(plan.shards)):
+                break
+            run_id = plan.resume_run_id or new_run_id(list_runs(out))
+            try:
+                done.append(_label(plan, run_id, command, probe, step_started))
+            except TooManyFailures as error:
+                refused[run_id] = error
+        if plan.resume_run_id is None or not plan.later_objects:
+            break
+    quarantine = _quarantine(plan, done)
+    if quarantine:
+        command.watcher.say(f"warning: {quarantine_warning(quarantine)}")
+    if refused:
+        raise _refusal(refused, done)
+    wall_s = time.monotonic() - started
+    if done:
+        return replace(done[-1], wall_s=wall_s, earlier=tuple(done[:-1]), quarantine=quarantine)
+    command.watcher.say(f"nothing new: {plan.why}")
+    commit.mark_newest(out, plan.committed[-1].run_id)
+    finished = next(m for m in plan.committed if m.run_id == plan.finished_run_id)
+    return Run(finished.run_id, out, "nothing_new", 0, 0, wall_s, finished, quarantine=quarantine)
+
+
+def _quarantine(plan: Plan, done: Sequence[Run]) -> tuple[Quarantined, ...]:
+    """Find what is in quarantine after the last step."""
+    runs = {m.run_id: m for m in (*plan.committed, *(run.manifest for run in done))}
+    same = [runs[run_id] for run_id in sorted(runs) if runs[run_id].fingerprint == plan.fingerprint]
+    return tuple(find_quarantine(plan.spec.output.uri, same))
+
+
+def _finish_commits(plan: Plan) -> None:
+    """Do what an earlier command left to do behind the commit point of its runs."""
+    out = plan.spec.output.uri
+    for manifest in plan.committed:
+        if not commit.is_finished(out, manifest.run_id):
+            commit.finish_commit(out, manifest.run_id)
+
+
+def _refusal(refused: Mapping[str, TooManyFailures], done: Sequence[Run]) -> TooManyFailures:
+    """Say which runs were refused and why, and which ones the same command committed."""
+    *_, last = refused.values()
+    if len(refused) == 1 and not done:
+        return last
+    parts = [f"run {run_id} was refused: {error.message}" for run_id, error in refused.items()]
+    parts += [f"run {run.run_id} was committed: {run.images_ok + run.images_failed} images" for run in done]
+    return TooManyFailures(". ".join(parts), code=last.code, key=last.key)
+
+
+def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: float) -> Run:
+    """Label what a plan holds, and commit it.
+
+    Raises:
+        TooManyFailures: It was not committed; the reason is kept in the run's folder.
+    """
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import ray_session
 
     spec, inventory, out = plan.spec, plan.inventory, plan.spec.output.uri
+    watcher, lease = command.watcher, command.lease
     reached = {"plan": time.monotonic()}
     _say_plan(plan, watcher)
     address = spec.compute.address
     probe.begin(trial_of(plan))
-    with ray_session(address, verbose, plugin_to_ship(spec.model.family)) as capacity:
+    with ray_session(address, command.verbose, plugin_to_ship(spec.model.family)) as capacity:
         from batchdet.pipeline.ray_data import get_ready, label_segments
 
         reached["ray"] = time.monotonic()
@@ -153,7 +226,7 @@ def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: 
         account = Account(plan, probed.model, workers, rows, segments, started, reached)
         watcher.say(f"predicted: {account.outlook}")
         lineage = Lineage(
-            run_id=plan.resume_run_id or new_run_id(list_runs(out)),
+            run_id=run_id,
             name=spec.name,
             fingerprint=plan.fingerprint,
             inventory_digest=inventory.digest,
@@ -167,10 +240,11 @@ def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: 
             prediction=account.prediction.to_dict() if account.prediction else {},
             cut=cut_of(spec),
             segment_rows=rows,
-            fresh=fresh,
+            fresh=plan.fresh,
         )
-        run_id, spec_text = lineage.run_id, dump_job(spec)
+        spec_text = dump_job(spec)
         lease.name_run(run_id)
+        clear_refusal(out, run_id)
         storage.write_bytes(storage.join(run_folder(out, run_id), "spec.yaml"), spec_text.encode())
         failpoint("run.spec.after")
         inventory.write(storage.join(run_folder(out, run_id), "inventory.parquet"))
@@ -213,11 +287,11 @@ def _run(plan: Plan, probe: "Probe", started: float, watcher: Watcher, verbose: 
         watcher.committing,
         lease.check,
         plan.resume_run_id is not None,
-        (plan.retried_images, plan.retried_objects),
+        commit.Before(plan.retried_images, frozenset(shard.uri for shard in plan.quarantine)),
         functools.partial(account.close, wall_s),
     )
     failpoint("run.committed")
-    commit.mark_newest(out, run_id)
+    commit.mark_newest(out, max([run_id, *(m.run_id for m in plan.committed)]))
     return Run(
         run_id,
         out,

@@ -1,7 +1,7 @@
 """Plans: what a job would do, found out without doing it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from batchdet.model.licence import licences_of
 from batchdet.places import check_apart, check_not_own_tables, in_full
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
+from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_to_dict
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec, unknown_way
@@ -26,6 +27,8 @@ from batchdet.table.manifest import Manifest, committed_runs, run_folder
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
+_WHOLE_OBJECTS: Final = frozenset({"webdataset", "parquet"})
+"""Formats whose shards are objects: when one is gone, what is staged of the others stands."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Plan:
         known_objects: Source objects that committed runs hold already and that are left alone.
         retried_objects: Source objects of ``inventory`` that hold images which failed in committed runs.
         retried_images: Those images.
-        later_objects: Source objects that are left for the next run, because an unfinished one goes on.
+        later_objects: Source objects that come after this run, because an unfinished one is resumed first.
         passed_over: What else the listing holds, by extension; "" when nothing.
         model_sha256: Digest of the model's bytes.
         fingerprint: Everything that changes results, as one digest.
@@ -49,6 +52,8 @@ class Plan:
         why: Why this is a new run, why it goes on, or why there is nothing to do; "" for the first run of an output.
         warning: What to know before using the model: a licence with duties; "" for nothing.
         committed: Every committed run of the output, oldest first.
+        quarantine: Shards that runs of this fingerprint could not read to their end.
+        fresh: Whether everything is labelled again.
     """
 
     spec: JobSpec
@@ -67,6 +72,8 @@ class Plan:
     why: str
     warning: str = ""
     committed: Sequence[Manifest] = field(default=(), repr=False)
+    quarantine: Sequence[Quarantined] = field(default=(), repr=False)
+    fresh: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``plan --json``."""
@@ -92,15 +99,17 @@ class Plan:
             "resume_run_id": self.resume_run_id,
             "finished_run_id": self.finished_run_id,
             "why": self.why,
+            "quarantine": quarantine_to_dict(self.quarantine),
         }
 
 
-def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
+def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) -> Plan:
     """List the source, fetch the model's digest and say what a run would do, without doing it.
 
     Args:
         spec: The job.
         fresh: Label everything again, whatever committed runs hold.
+        refused: Unfinished runs that this command has tried to commit: they and what they hold are left alone.
 
     Raises:
         SourceError: The source cannot be listed or holds nothing.
@@ -123,12 +132,17 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         fingerprint(spec, listed.format, model.sha256, _labels_sha256(spec), _head_sha256(spec)),
     )
     finished = [m for m in committed if m.fingerprint == job.fingerprint] or emptied
+    unfinished = unfinished_runs(out, committed)
     todo, retried_images = _to_do(job, listed, finished)
+    for run in unfinished:
+        if run.run_id in refused and run.inventory is not None:
+            todo &= ~listed.held_by(run.inventory.objects)
     inventory = listed.keep(todo)
     nothing = inventory.objects.num_rows == 0 and bool(finished)
-    going_on, obstacle = (None, "") if nothing else _look_for_unfinished(job, inventory, committed)
+    candidates = [] if nothing else [run for run in unfinished if run.run_id not in refused]
+    going_on, obstacle = _look_for_unfinished(job, inventory, candidates)
     if going_on is not None and going_on.inventory is not None:
-        inventory = going_on.inventory
+        inventory = going_on.inventory.keep(going_on.inventory.held_by(inventory.objects))
         retried_images = np.where(listed.held_by(inventory.objects), retried_images, 0)
     known = int(np.count_nonzero(~todo))
     plan = Plan(
@@ -148,6 +162,8 @@ def plan_job(spec: JobSpec, fresh: bool = False) -> Plan:
         why="",
         warning=licences_of(model).warning,
         committed=committed,
+        quarantine=find_quarantine(out, [m for m in committed if m.fingerprint == job.fingerprint]),
+        fresh=fresh,
     )
     return replace(plan, why=_why(plan, job, finished, emptied, obstacle))
 
@@ -199,20 +215,24 @@ def _to_do(
     if everything:
         return np.ones(count, bool), np.zeros(count, np.int64)
     standing = compare(job.out, listed, finished, policy.retry == "failed")
-    new = ~standing.known if policy.incremental else np.zeros(count, bool)
-    return new | (standing.failed_images > 0), standing.failed_images
+    return ~standing.known | (standing.failed_images > 0), standing.failed_images
 
 
 def _look_for_unfinished(
-    job: _Job, inventory: Inventory, committed: Sequence[Manifest]
+    job: _Job, inventory: Inventory, unfinished: Sequence[Unfinished]
 ) -> tuple[Unfinished | None, str]:
     """Find the newest unfinished run that this one can go on with.
+
+    Args:
+        job: With the settings.
+        inventory: What is to be labelled.
+        unfinished: The runs that may be resumed, newest first.
 
     Returns:
         The run, or None; and why the newest run of all, if it is unfinished, is not the one.
     """
     obstacle = ""
-    for run in unfinished_runs(job.out, committed):
+    for run in unfinished:
         newest = not obstacle and not run.newer
         found = _obstacle(job, run, inventory, newest)
         if not found:
@@ -225,8 +245,9 @@ def _look_for_unfinished(
 def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool) -> str:
     """Say why this job cannot go on with an unfinished run, as half a sentence; "" when it can.
 
-    It must have the same fingerprint and cut, and every object that it was to label must still be there unchanged and
-    to be labelled; objects that are new since it began are the next run's.
+    It must have the same fingerprint and cut, and what it was to label must still be there unchanged and to be
+    labelled: some of its tar or Parquet files, as each is a shard of its own, or every image of its slices. Objects
+    that are new since it began are the next run's.
     """
     if run.lineage is None:
         return run.ended
@@ -242,16 +263,20 @@ def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool)
         return unknown
     if run.ended or run.inventory is None:
         return run.ended
-    gone = run.inventory.without(inventory.objects).objects.num_rows
-    count = run.inventory.objects.num_rows
+    left = run.inventory.held_by(inventory.objects)
+    if left.all() or (left.any() and run.inventory.format in _WHOLE_OBJECTS):
+        return ""
     moved = name_source_change(job.out, run.run_id, job.spec)
-    return (moved or f"{gone} of its {count} source objects are gone, changed or labelled by now") if gone else ""
+    gone = f"{np.count_nonzero(~left)} of its {len(left)} source objects are gone, changed or labelled by now"
+    return moved or gone
 
 
 def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[Manifest], obstacle: str) -> str:
     """Say in a sentence why this is a new run, goes on, or has nothing to do."""
     if plan.resume_run_id:
-        return f"run {plan.resume_run_id} goes on where it stopped"
+        gone = (plan.begun.inventory_digest != plan.inventory.digest) if plan.begun else False
+        without = "; its source objects that are gone or changed since are left out" if gone else ""
+        return f"run {plan.resume_run_id} goes on where it stopped{without}"
     if plan.finished_run_id and emptied:
         return f"{job.spec.source.uri} holds nothing any more; the last run over it is {plan.finished_run_id}"
     known = f"{plan.known_objects} source objects are labelled already"

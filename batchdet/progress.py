@@ -40,6 +40,7 @@ class _Meter:
     def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
         self.total_images = total_images
         self.total_bytes = total_bytes
+        self.images = self.failed = self.size_bytes = 0  # a command may label several runs
         self.skipped = done_images
         self._started = time.monotonic()
 

@@ -340,6 +340,14 @@ class PolicySpec(_Part):
     max_failed_fraction: float = Field(
         0.01, ge=0, le=1, description="The run is not committed when a larger share of its images failed."
     )
+    max_bad_shard_fraction: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Tar and Parquet files that cannot be read to their end go into quarantine. The run is not "
+        "committed when they are a larger share of its files. A run of fewer than 10 files counts as 10. Files that "
+        "were in quarantine before do not count.",
+    )
 
 
 def _places_as_text(schema: dict[str, Any]) -> None:

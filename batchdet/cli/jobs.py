@@ -22,6 +22,7 @@ def run(
     """Label what is new and commit it; after a crash the same command goes on."""
     from batchdet.job import run_job
     from batchdet.progress import hushed, watcher_for
+    from batchdet.results.quarantine import quarantine_to_dict
     from batchdet.results.speed import speed_rows
 
     spec = load(job, set_)
@@ -36,15 +37,17 @@ def run(
                 "images_ok": done.images_ok,
                 "images_failed": done.images_failed,
                 "wall_s": round(done.wall_s, 3),
+                "earlier_runs": [run.run_id for run in done.earlier],
+                "quarantine": quarantine_to_dict(done.quarantine),
                 **done.measured,
             }
         )
     elif done.status == "committed":
-        total = done.images_ok + done.images_failed
-        print(
-            f"run {done.run_id}: {total} images ({done.images_failed} failed), "
-            f"{sum(p.rows for p in done.manifest.detections)} detections in {done.wall_s:.1f} s"
-        )
+        for each in (*done.earlier, done):
+            print(
+                f"run {each.run_id}: {each.images_ok + each.images_failed} images ({each.images_failed} failed), "
+                f"{sum(p.rows for p in each.manifest.detections)} detections in {each.wall_s:.1f} s"
+            )
         print_facts([(name.lower(), text) for name, text in speed_rows(done.measured)])
         print(f"tables: {done.output}\nlook:   batchdet show {done.output}")
 

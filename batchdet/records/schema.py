@@ -23,6 +23,7 @@ ERROR_CODES: Final[dict[str, str]] = {
     "duplicate_member": "the same member name occurs a second time in its shard",
     "shard_truncated": "the shard ends in the middle; images behind this point cannot be listed",
     "shard_corrupt": "the shard cannot be read from this point on; images behind it cannot be listed",
+    "shard_unreadable": "the shard is gone, forbidden, or not as it was listed; the rest of it is not labelled",
     "refused_uri": "the listed URI is not on the allow-list",
     "null_image": "the table's image column holds nothing in this row",
     "inference": "the model failed on this image",
@@ -32,8 +33,11 @@ ERROR_CODES: Final[dict[str, str]] = {
 }
 """Error code of a failed image -> what it means."""
 
-SHARD_CODES: Final = frozenset({"shard_truncated", "shard_corrupt"})
-"""Codes of a row that stands for all images behind a point that cannot be passed."""
+PASSING_SHARD_CODES: Final = frozenset({"shard_unreadable"})
+"""Codes of a shard that another try may read although it has not changed: every run tries it again."""
+
+SHARD_CODES: Final = PASSING_SHARD_CODES | {"shard_truncated", "shard_corrupt"}
+"""Codes of rows that say something of a shard (a tar or Parquet file) and nothing of an image in it."""
 
 RETRIABLE_CODES: Final = SHARD_CODES | {
     "unreadable",

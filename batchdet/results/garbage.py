@@ -18,7 +18,8 @@ from batchdet.results.query import escape
 from batchdet.results.units import format_bytes
 from batchdet.storage import StoredObject
 from batchdet.table.lease import Lease, live_holder
-from batchdet.table.manifest import FAILED_LIST, RUNS_FOLDER, TABLES, committed_runs, run_folder
+from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
+from batchdet.table.refusal import LEFT_BY_REFUSAL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -224,8 +225,8 @@ class _Search:
             for name in ("staged", "parts"):
                 if name in names:
                     yield from self._folder("staged", storage.join(folder, name), f"run {run_id} is committed")
-            if FAILED_LIST in names:
-                found = storage.stat(storage.join(folder, FAILED_LIST))
+            for name in sorted(LEFT_BY_REFUSAL.intersection(names)):
+                found = storage.stat(storage.join(folder, name))
                 yield Item("partial file", self._path(found), 1, found.size_bytes, f"run {run_id} is committed")
 
     def _partial_files(self) -> Iterator[Item]:

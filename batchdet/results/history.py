@@ -48,7 +48,7 @@ class Standing:
 def compare(out: str, listed: Inventory, runs: Sequence[Manifest], with_failures: bool) -> Standing:
     """Look up a listing in committed runs, newest first, and no further back than needed.
 
-    A shard that a run could not open at all is not held by it.
+    A shard in quarantine that another try may read is not held: it is tried again. Any other one is held as it is.
 
     Args:
         out: The output's URI.
@@ -72,9 +72,9 @@ def compare(out: str, listed: Inventory, runs: Sequence[Manifest], with_failures
         undecided &= holders < 0
         for place, manifest in enumerate(newest):
             held = holders == place
-            if manifest.unread_uris:
-                unread = pc.is_in(listed.objects["uri"], pa.array(manifest.unread_uris, pa.string()))
-                held &= ~unread.to_numpy()
+            passing = [shard.uri for shard in manifest.quarantine if shard.may_pass]
+            if passing:
+                held &= ~pc.is_in(listed.objects["uri"], pa.array(passing, pa.string())).to_numpy()
             known |= held
             if with_failures and manifest.images_failed and held.any():
                 failed_images[held] = _failed_images(out, manifest, listed)[held]

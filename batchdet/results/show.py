@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.open import open_results
+from batchdet.results.quarantine import find_quarantine, quarantine_to_dict
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
 from batchdet.results.speed import speed_rows
@@ -33,8 +34,8 @@ def show(uri: str, run: str | None = None) -> dict[str, Any]:
         run: The run; null takes the newest committed one.
 
     Returns:
-        ``output``, ``run``, ``other_runs``, ``lineage``, ``stats`` (see :meth:`RunStats.to_dict`), ``tables`` and a
-        ``query`` to try.
+        ``output``, ``run``, ``other_runs``, ``lineage``, ``stats`` (see :meth:`RunStats.to_dict`), ``tables``, a
+        ``query`` to try, and ``quarantine``: the shards that are in quarantine at the run's settings.
 
     Raises:
         OutputError: There is no such output or run.
@@ -50,6 +51,7 @@ def show(uri: str, run: str | None = None) -> dict[str, Any]:
             "part_files": len(parts),
             "size_bytes": sum(p.size_bytes for p in parts),
         }
+    same = [m for m in results.runs if m.fingerprint == manifest.fingerprint]
     sql = "SELECT label, count(*) AS boxes FROM detections GROUP BY ALL ORDER BY boxes DESC"
     return {
         "output": results.uri,
@@ -65,6 +67,7 @@ def show(uri: str, run: str | None = None) -> dict[str, Any]:
         "stats": read_record(results.uri, manifest.run_id, "stats.json"),
         "tables": tables,
         "query": f'batchdet query {shlex.quote(results.uri)} "{sql}"',
+        "quarantine": quarantine_to_dict(find_quarantine(results.uri, same)),
     }
 
 
@@ -102,6 +105,8 @@ def _render(shown: Mapping[str, Any], console: "Console") -> None:
         files = f"{table['part_files']} file{'s' * (table['part_files'] != 1)}, {format_bytes(table['size_bytes'])}"
         _line(console, f"{name:<11}{table['glob']}  ({table['rows']:,} rows, {files})")
     console.print()
+    if warning := shown.get("quarantine", {}).get("warning"):
+        _line(console, f"warning: {warning}", style="yellow")
     _line(console, f"Try:  {shown['query']}")
 
 

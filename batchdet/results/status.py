@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.history import Unfinished, unfinished_runs
+from batchdet.results.quarantine import current_quarantine, quarantine_to_dict
 from batchdet.results.query import escape
 from batchdet.results.record import read_record
 from batchdet.results.units import format_bytes
@@ -29,7 +30,8 @@ def status(uri: str) -> dict[str, Any]:
         uri: The output's folder.
 
     Returns:
-        ``output`` and ``runs``, oldest first; each with ``state`` (committed or uncommitted), counts, sizes, age.
+        ``output`` and ``runs``, oldest first; each with ``state`` (committed or uncommitted), counts, sizes, age;
+        and ``quarantine``, see :func:`batchdet.results.quarantine.quarantine_to_dict`.
 
     Raises:
         OutputError: There is no run.
@@ -42,7 +44,11 @@ def status(uri: str) -> dict[str, Any]:
     with ThreadPoolExecutor(_READERS) as pool:
         uncommitted = list(pool.map(_uncommitted, unfinished_runs(out, committed)))
     runs = [*map(_committed, committed), *uncommitted]
-    return {"output": out, "runs": sorted(runs, key=lambda run: str(run["run_id"]))}
+    return {
+        "output": out,
+        "runs": sorted(runs, key=lambda run: str(run["run_id"])),
+        "quarantine": quarantine_to_dict(current_quarantine(out, committed) if committed else ()),
+    }
 
 
 def _committed(manifest: Manifest) -> dict[str, Any]:
@@ -116,6 +122,8 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
             segments = f"{run['staged_files']:,} segment{'s' * (run['staged_files'] != 1)} staged"
             text = f"Run {run['run_id']} is not committed ({segments}); {run['go_on']}."
             console.print(Text(text), soft_wrap=True)
+    if warning := found["quarantine"]["warning"]:
+        console.print(Text(escape(f"warning: {warning}"), "yellow"), soft_wrap=True)
 
 
 def format_age(seconds: float) -> str:

@@ -23,7 +23,7 @@ from batchdet.source.columns import (
     require_column,
 )
 from batchdet.source.parquet_rows import ParquetRows, fields_of, open_file
-from batchdet.source.range_file import lasting_code
+from batchdet.source.range_file import lasting_shard_code
 from batchdet.source.rows import cut, failed_shard
 from batchdet.source.shards import Shard
 from batchdet.spec import SourceSpec
@@ -80,7 +80,7 @@ def read_segments(
             file = stack.enter_context(open_file(shard.objects[0]))
             reader = ParquetRows(file, shard, source, carried)
         except StorageError as error:
-            failure = lasting_code(error), error.message
+            failure = lasting_shard_code(error), error.message
         except (pa.ArrowException, SourceError, OSError) as error:
             failure = "shard_corrupt", f"{shard.shard_uri}: {' '.join(str(error).split())}"
         if failure is not None:

@@ -21,7 +21,7 @@ from batchdet.source.columns import (
 )
 from batchdet.source.fetch import fill, read_allowed
 from batchdet.source.policy import UriPolicy
-from batchdet.source.range_file import RangeFile, check_unchanged, lasting_code
+from batchdet.source.range_file import RangeFile, check_unchanged, lasting_shard_code
 from batchdet.source.rows import ImageRow, make_segment
 from batchdet.source.shards import Shard
 from batchdet.source.uri_list import unique_members
@@ -200,7 +200,7 @@ class ParquetRows:
             except StopIteration:
                 self._failure = "shard_corrupt", f"{self._shard.shard_uri}: row group {group} has too few rows"
             except StorageError as error:
-                self._failure = lasting_code(error), error.message
+                self._failure = lasting_shard_code(error), error.message
             except (pa.ArrowException, OSError, MemoryError) as error:
                 self._failure = "shard_corrupt", f"{self._shard.shard_uri}: {' '.join(str(error).split())}"
         if self._failure is not None:

@@ -22,6 +22,16 @@ def lasting_code(error: StorageError) -> str:
     return "unreadable"
 
 
+def lasting_shard_code(error: StorageError) -> str:
+    """Return the code under which a failure to read a tar or Parquet file becomes a row; see :func:`lasting_code`.
+
+    Raises:
+        TransientError: ``error`` itself, when it may pass.
+    """
+    lasting_code(error)
+    return "shard_unreadable"
+
+
 def check_unchanged(obj: StoredObject) -> StoredObject:
     """Compare an object with its listing.
 

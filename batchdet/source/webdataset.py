@@ -20,7 +20,7 @@ from batchdet.errors import ImageError
 from batchdet.records.segment import Segment
 from batchdet.source.columns import select_columns
 from batchdet.source.listing import is_image_name
-from batchdet.source.range_file import lasting_code
+from batchdet.source.range_file import lasting_shard_code
 from batchdet.source.rows import ImageRow, assemble, failed_shard
 from batchdet.source.shards import Shard
 from batchdet.source.stream import Stream, StreamCorrupt, StreamTruncated, open_stream
@@ -48,7 +48,7 @@ def read_segments(
     try:
         stream = open_stream(shard.objects[0])
     except StorageError as error:
-        code = lasting_code(error)
+        code = lasting_shard_code(error)
         if 0 not in done:
             yield failed_shard(shard, carried, code, error.message)
         return
@@ -97,7 +97,7 @@ class _TarRows:
         except StreamCorrupt as error:
             failure = "shard_corrupt", str(error)
         except StorageError as error:
-            failure = lasting_code(error), error.message
+            failure = lasting_shard_code(error), error.message
         yield from _weighed(sample, texts)
         if failure is not None:
             code, message = failure

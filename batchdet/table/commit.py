@@ -8,8 +8,8 @@ same command repairs a crash at any step.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,17 +18,35 @@ import pyarrow.csv
 from batchdet import storage
 from batchdet.errors import OutputLocked, TooManyFailures
 from batchdet.failpoint import failpoint
-from batchdet.records.schema import SCHEMA_VERSION
+from batchdet.records.schema import SCHEMA_VERSION, SHARD_CODES
 from batchdet.spec import JobSpec
-from batchdet.table.gather import ExpectedShard, Failures, Gathered, gather
+from batchdet.table.gather import FAILURES_KEPT, ExpectedShard, Gathered, gather
 from batchdet.table.lineage import Lineage, now
-from batchdet.table.manifest import FAILED_LIST, TABLES, Manifest, run_folder
+from batchdet.table.manifest import TABLES, Manifest, run_folder
+from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal
 from batchdet.table.staging import staged_folder
 
 _NAMED: Final = 3
-"""Failed images that the message itself names."""
+"""Failed images or bad shards that the message itself names."""
+_LEAST_SHARDS: Final = 10
+"""A run of fewer shards counts as so many: one bad shard on a quiet night is no reason to commit nothing."""
+_SHARDS_IN_STATS: Final = 20
+"""Bad shards that ``stats.json`` names; the manifest names all."""
 _NAME_MAX: Final = 200
 """Characters of each of them there."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What failed in committed runs and is tried again; that it fails again is no reason to refuse a run.
+
+    Args:
+        images: Images that failed.
+        shards: URIs of shards that are in quarantine.
+    """
+
+    images: int = 0
+    shards: Collection[str] = frozenset()
 
 
 def commit_run(
@@ -43,7 +61,7 @@ def commit_run(
     progress: Callable[[int], None] = lambda images: None,
     check_lease: Callable[[], None] = lambda: None,
     resumed: bool = False,
-    retried: tuple[int, int] = (0, 0),
+    before: Before = Before(),
     measured: Callable[[int], dict[str, Any]] = lambda output_bytes: {},
 ) -> Manifest:
     """Commit a run whose segments are all staged.
@@ -60,7 +78,7 @@ def commit_run(
         progress: Called with the number of images taken so far.
         check_lease: Raises when the output is no longer this run's; called before anything is visible.
         resumed: An earlier process may have stopped in this run's commit; what it moved and no longer belongs goes.
-        retried: Images that failed in committed runs and are tried again here, and the source objects they are in.
+        before: What failed in committed runs and is tried again here.
         measured: Called with the size of the part files; gives further keys of ``stats.json``.
 
     Returns:
@@ -68,7 +86,7 @@ def commit_run(
 
     Raises:
         ConservationError: Images listed and images recorded differ; nothing was committed.
-        TooManyFailures: More images failed than the policy allows; nothing was committed.
+        TooManyFailures: More images or shards failed than the policy allows; nothing was committed.
         OutputLocked: Another run took the output over; nothing was committed.
     """
     run_id, folder = lineage.run_id, run_folder(out, lineage.run_id)
@@ -77,7 +95,7 @@ def commit_run(
     failpoint("commit.gather.after")
     counts = gathered.stats.to_dict()["images"]
     check_lease()
-    _check_failures(spec, folder, counts, gathered, retried)
+    _check_failures(spec, out, run_id, gathered, before)
     if resumed:
         _remove_strays(out, run_id, gathered)
     for part in (*gathered.images, *gathered.detections):
@@ -86,6 +104,10 @@ def commit_run(
         storage.persist(lambda source=source, target=target: storage.move(source, target))  # type: ignore[misc]
     summary = gathered.stats.to_dict()
     summary["run"] = {"run_id": run_id, "wall_s": round(wall_s, 3), "images_per_s": _rate(counts["listed"], wall_s)}
+    summary["quarantine"] = {
+        "shards": len(gathered.bad_shards),
+        "first": [asdict(shard) for shard in gathered.bad_shards[:_SHARDS_IN_STATS]],
+    }
     further = measured(sum(part.size_bytes for part in (*gathered.images, *gathered.detections)))
     summary |= further | {"run": summary["run"] | further.get("run", {})}
     stats_text = (json.dumps(summary, indent=1) + "\n").encode()
@@ -108,7 +130,7 @@ def commit_run(
         detections=tuple(gathered.detections),
         spec_sha256=hashlib.sha256(spec_text.encode()).hexdigest(),
         stats_sha256=hashlib.sha256(stats_text).hexdigest(),
-        unread_uris=tuple(gathered.unread_uris),
+        bad_shards=tuple(gathered.bad_shards),
     )
     check_lease()
     failpoint("commit.manifest.before")
@@ -143,15 +165,14 @@ def finish_commit(out: str, run_id: str) -> None:
     for left_over in (staged_folder(out, run_id), storage.join(folder, "parts")):
         storage.persist(lambda left_over=left_over: storage.delete_folder(left_over))  # type: ignore[misc]
         failpoint("commit.clean_up")
-    if FAILED_LIST in storage.persist(lambda: storage.list_names(folder)):
-        storage.persist(lambda: storage.delete([storage.join(folder, FAILED_LIST)]))
+    clear_refusal(out, run_id)
 
 
 def is_finished(out: str, run_id: str) -> bool:
     """Tell whether nothing of a committed run's commit is left to do."""
     folder = run_folder(out, run_id)
     names = storage.list_names(folder)
-    return "_SUCCESS" in names and not {"staged", "parts", FAILED_LIST} & set(names)
+    return "_SUCCESS" in names and not ({"staged", "parts"} | LEFT_BY_REFUSAL) & set(names)
 
 
 def mark_newest(out: str, run_id: str) -> None:
@@ -188,42 +209,52 @@ def _rate(images: int, wall_s: float) -> float:
     return round(images / wall_s, 3) if wall_s > 0 else 0.0
 
 
-def _check_failures(
-    spec: JobSpec, folder: str, counts: dict[str, Any], gathered: Gathered, retried: tuple[int, int]
-) -> None:
-    """Stop the commit when too much failed; a shard whose end could not be read counts as a shard, not as one image.
+def _check_failures(spec: JobSpec, out: str, run_id: str, gathered: Gathered, before: Before) -> None:
+    """Refuse the commit when too much failed, and keep the reason in the run's folder.
 
-    As many images and shards as are tried again may fail again: their failure was committed before.
+    A shard that was not read to its end counts as a shard, never as one image of thousands.
     Staged files with failures that may be mended are dropped, so that the same command tries those images again.
     """
-    allowed = spec.policy.max_failed_fraction
-    listed, failed = counts["listed"], counts["failed"]
-    images, shards = retried
-    what, which = "", gathered.failures
-    if listed and (failed - images) / listed > allowed:
-        codes = ", ".join(f"{code} {n}" for code, n in counts["by_error_code"].items())
-        what = f"{failed} of {listed} images failed ({codes})"
-    elif gathered.shards and (gathered.broken_shards.count - shards) / gathered.shards > allowed:
-        which = gathered.broken_shards
-        what = f"{which.count} of {gathered.shards} shards could not be read to their end"
-    if what:
-        storage.delete(gathered.retriable)
-        named = _list_failures(storage.join(folder, FAILED_LIST), which)
-        raise TooManyFailures(
-            f"{what}: {named}; policy.max_failed_fraction allows {allowed:g}: nothing was committed. Mend them, or "
-            "raise it, and run the same command again: what succeeded is kept"
-        )
+    policy, summary = spec.policy, gathered.stats.to_dict()["images"]
+    images, failed = summary["listed"] - gathered.shard_rows, gathered.failures.count
+    bad = gathered.bad_shards
+    new = sum(shard.uri not in before.shards for shard in bad)
+    if images and (failed - before.images) / images > policy.max_failed_fraction:
+        counted = {code: n for code, n in summary["by_error_code"].items() if code not in SHARD_CODES}
+        codes = ", ".join(f"{code} {n}" for code, n in counted.items())
+        what, code, key = f"{failed} of {images} images failed ({codes})", None, "max_failed_fraction"
+        count, first = failed, gathered.failures.first
+    elif new / max(gathered.shards, _LEAST_SHARDS) > policy.max_bad_shard_fraction:
+        what = f"{len(bad)} of {gathered.shards} shards could not be read to their end"
+        code, key, count = "run.too_many_bad_shards", "max_bad_shard_fraction", len(bad)
+        first = [
+            {"uri": shard.uri, "error_code": shard.code, "error_message": shard.message}
+            for shard in bad[:FAILURES_KEPT]
+        ]
+    else:
+        return
+    storage.delete(gathered.retriable)
+    named = _list_failures(storage.join(run_folder(out, run_id), FAILED_LIST), count, first)
+    refusal = TooManyFailures(
+        f"{what}: {named}; policy.{key} allows {getattr(policy, key):g}: nothing was committed. Mend them, or "
+        "raise it, and run the same command again: what succeeded is kept",
+        code=code,
+        key=f"policy.{key}",
+    )
+    counts = {"images": images, "images_failed": failed, "shards": gathered.shards, "shards_bad": len(bad)}
+    Refusal(refusal.code, refusal.message, counts=counts).write(out, run_id)
+    raise refusal
 
 
-def _list_failures(uri: str, which: Failures) -> str:
+def _list_failures(uri: str, count: int, first: list[dict[str, str]]) -> str:
     """Write what failed to a file, and name the first of it, as a part of a sentence."""
     text = io.BytesIO()
-    pyarrow.csv.write_csv(pa.Table.from_pylist(which.first), text)
+    pyarrow.csv.write_csv(pa.Table.from_pylist(first), text)
     _put(uri, text.getvalue())
-    first = ", ".join(_short(row["uri"]) for row in which.first[:_NAMED])
-    more = f" and {which.count - _NAMED} more" if which.count > _NAMED else ""
-    listed = f"the first {len(which.first)} are listed" if len(which.first) < which.count else "listed"
-    return f"{first}{more}, {listed} with the reasons in {uri}"
+    names = ", ".join(_short(row["uri"]) for row in first[:_NAMED])
+    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    listed = f"the first {len(first)} are listed" if len(first) < count else "listed"
+    return f"{names}{more}, {listed} with the reasons in {uri}"
 
 
 def _short(name: str) -> str:

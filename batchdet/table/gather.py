@@ -16,7 +16,7 @@ from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.stats import RunStats
 from batchdet.table.lineage import Lineage, run_date
-from batchdet.table.manifest import TABLES, PartFile, run_folder
+from batchdet.table.manifest import TABLES, BadShard, PartFile, run_folder
 from batchdet.table.parts import PartWriter
 from batchdet.table.staging import StagedShard, list_staged, read_staged
 
@@ -26,6 +26,8 @@ FAILURES_KEPT: Final = 10_000
 _FAILURE: Final = ("uri", "error_code", "error_message")
 _TEXT_MAX: Final = 500
 """Of each text that is remembered of them; a member of a tar may have a name of a megabyte."""
+_MESSAGES_KEPT: Final = 1000
+"""Bad shards whose message is remembered; of the others only URI and code are."""
 RUN_DATE: Final = "run_date"
 
 
@@ -75,20 +77,20 @@ class Gathered:
         stats: Counts of everything.
         images: Part files of the images table, in the run's folder.
         detections: Part files of the detections table.
-        unread_uris: Shards that could not be opened at all.
         retriable: Staged files with failures that another try may mend.
-        failures: Failed images.
-        broken_shards: Rows that stand for shards whose end could not be read; how many images they have is not known.
+        failures: Failed images; rows that say something of a shard are none.
+        shard_rows: How many rows say something of a shard, and nothing of an image in it.
+        bad_shards: The shards that were not read to their end; how many images they have is not known.
         shards: Shards in all.
     """
 
     stats: RunStats
     images: list[PartFile] = field(default_factory=list)
     detections: list[PartFile] = field(default_factory=list)
-    unread_uris: list[str] = field(default_factory=list)
     retriable: list[str] = field(default_factory=list)
     failures: Failures = field(default_factory=Failures)
-    broken_shards: Failures = field(default_factory=Failures)
+    shard_rows: int = 0
+    bad_shards: list[BadShard] = field(default_factory=list)
     shards: int = 0
 
 
@@ -135,18 +137,18 @@ def gather(
 
 def _note_failures(gathered: Gathered, uri: str, segment: LabelledSegment) -> None:
     failed = segment.images.filter(pc.is_valid(segment.images["error_code"]))
-    gathered.failures.add(failed)
-    codes = pc.unique(failed["error_code"]).to_pylist()
-    if RETRIABLE_CODES.intersection(codes):
+    if RETRIABLE_CODES.intersection(pc.unique(failed["error_code"]).to_pylist()):
         gathered.retriable.append(uri)
-    if segment.last and segment.images.num_rows:
-        last = segment.images.slice(segment.images.num_rows - 1)
-        end = last.to_pylist()[0]
-        whole_shard_lost = end["error_code"] == "unreadable" and end["member"] == ""
-        if whole_shard_lost:
-            gathered.unread_uris.append(end["shard_uri"])
-        if whole_shard_lost or end["error_code"] in SHARD_CODES:
-            gathered.broken_shards.add(last)
+    of_shard = pc.is_in(failed["error_code"], pa.array(sorted(SHARD_CODES)))
+    gathered.failures.add(failed.filter(pc.invert(of_shard)))
+    rows = failed.filter(of_shard)
+    gathered.shard_rows += rows.num_rows
+    for row in rows.slice(0, 1).to_pylist():
+        known = gathered.bad_shards[-1:]
+        if not known or known[0].uri != row["shard_uri"]:
+            message = " ".join((row["error_message"] or "").split()).removeprefix(f"{row['shard_uri']}: ")[:_TEXT_MAX]
+            message = message if len(gathered.bad_shards) < _MESSAGES_KEPT else ""
+            gathered.bad_shards.append(BadShard(row["shard_uri"], row["error_code"], message))
 
 
 def _take_once(

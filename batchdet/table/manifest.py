@@ -11,11 +11,10 @@ from pydantic import Field, TypeAdapter
 
 from batchdet import storage
 from batchdet.errors import OutputError
+from batchdet.records.schema import PASSING_SHARD_CODES
 
 TABLES: Final = ("images", "detections")
 RUNS_FOLDER: Final = "_batchdet/runs"
-FAILED_LIST: Final = "failed.csv"
-"""In the folder of a run that was not committed because too much failed: what, and why."""
 _READERS: Final = 8
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -39,6 +38,26 @@ class PartFile:
 
 
 @dataclass(frozen=True)
+class BadShard:
+    """A tar or Parquet file that a run could not read to its end; it is in quarantine until a later run can.
+
+    Args:
+        uri: The file.
+        code: One of :data:`batchdet.records.schema.SHARD_CODES`.
+        message: What was found there; "" where a manifest names very many.
+    """
+
+    uri: str
+    code: str
+    message: str = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether every run tries it again; if not, only once the file has changed."""
+        return self.code in PASSING_SHARD_CODES
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What one run committed.
 
@@ -57,7 +76,8 @@ class Manifest:
         detections: Part files of the detections table.
         spec_sha256: Digest of ``spec.yaml``.
         stats_sha256: Digest of ``stats.json``.
-        unread_uris: Shards that could not be opened at all; an incremental run tries them again.
+        bad_shards: Tar and Parquet files that were not read to their end. What was read of them is in the tables.
+        unread_uris: What earlier versions wrote in place of ``bad_shards``: shards that could not be opened at all.
     """
 
     run_id: str
@@ -74,7 +94,13 @@ class Manifest:
     detections: tuple[PartFile, ...] = field(default=())
     spec_sha256: str = ""
     stats_sha256: str = ""
+    bad_shards: tuple[BadShard, ...] = ()
     unread_uris: tuple[str, ...] = ()
+
+    @property
+    def quarantine(self) -> tuple[BadShard, ...]:
+        """The shards that this run put or left in quarantine."""
+        return (*self.bad_shards, *(BadShard(uri, "shard_unreadable") for uri in self.unread_uris))
 
     def to_json(self) -> bytes:
         """Serialise, with keys in a fixed order."""

@@ -141,7 +141,7 @@ def test_what_lasts_is_a_row(what: str, error: Exception, monkeypatch: pytest.Mo
     segments = list(_read(what, inventory))
     codes = [c for s in segments for c in s.members["error_code"].to_pylist()]
     if what in {"tar", "table"}:
-        assert codes == ["unreadable"]
+        assert codes == ["shard_unreadable"]
     else:
         assert codes == [None] * 7 + ["unreadable"] + [None] * 4
     assert segments[-1].last

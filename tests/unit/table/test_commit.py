@@ -1,7 +1,6 @@
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,16 @@ from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
-from batchdet.table.commit import commit_run, is_finished, mark_newest
+from batchdet.table.commit import Before, commit_run, is_finished, mark_newest
 from batchdet.table.gather import ExpectedShard
 from batchdet.table.lineage import Lineage, now
-from batchdet.table.manifest import Manifest, committed_runs, load_manifest, run_folder
+from batchdet.table.manifest import BadShard, Manifest, committed_runs, load_manifest, run_folder
+from batchdet.table.refusal import read_refusal
 from batchdet.table.staging import list_staged, staged_folder, write_staged
 
 from .conftest import CARRIED, RUN_ID, Maker
 
+NOTHING_BEFORE = Before()
 SHARDS = [
     ExpectedShard(f"{0:032x}", "/data/0.tar", 0, -1),
     ExpectedShard(f"{1:032x}", "/data/1.tar", 10, 3),
@@ -55,9 +56,13 @@ def commit(
     resumed: bool = False,
     check_lease: Callable[[], None] = lambda: None,
     allowed: float = 0.5,
+    before: Before = NOTHING_BEFORE,
+    max_bad_shard_fraction: float = 0.5,
     **changes: object,
 ) -> Manifest:
     spec = spec_for(out, allowed, **changes)
+    policy = spec.policy.model_copy(update={"max_bad_shard_fraction": max_bad_shard_fraction})
+    spec = spec.model_copy(update={"policy": policy})
     storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
     lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
     labels = [f"class_{i}" for i in range(5)]
@@ -72,6 +77,7 @@ def commit(
         2.0,
         check_lease=check_lease,
         resumed=resumed,
+        before=before,
     )
 
 
@@ -284,13 +290,56 @@ def test_failures_that_may_be_mended_are_dropped_so_that_they_are_tried_again(tm
 
 
 def test_a_shard_cut_short_counts_as_a_shard_and_not_as_one_image(tmp_path: Path, segment: Maker) -> None:
-    cut = segment(0, 0, True, 0, ["ok"] * 4 + ["corrupt"] * 3 + ["ok"] * 9 + ["shard_truncated"])
-    stage(tmp_path, [cut])
-    end = cut.images["uri"][-1].as_py()
-    with pytest.raises(
-        TooManyFailures, match=f"1 of 1 shards could not be read to their end: {re.escape(end)}, listed with"
-    ):
-        commit(tmp_path, SHARDS[:1])
+    stage(tmp_path, [segment(0, 0, True, 0, ["ok"] * 4 + ["corrupt"] * 3 + ["ok"] * 9 + ["shard_truncated"])])
+    with pytest.raises(TooManyFailures) as refused:
+        commit(tmp_path, SHARDS[:1], max_bad_shard_fraction=0.05)
+    assert (refused.value.code, refused.value.key) == ("run.too_many_bad_shards", "policy.max_bad_shard_fraction")
+    assert "1 of 1 shards could not be read to their end: /data/0.tar, listed with" in str(refused.value)
+    kept = read_refusal(str(tmp_path), RUN_ID)
+    assert kept is not None
+    assert (kept.code, kept.message) == (refused.value.code, refused.value.message)
+    assert kept.counts == {"images": 16, "images_failed": 3, "shards": 1, "shards_bad": 1}
+    stage(tmp_path, [segment(0, 0, True, 0, ["ok"] * 4 + ["corrupt"] * 3 + ["ok"] * 9 + ["shard_truncated"])])
+    manifest = commit(tmp_path, SHARDS[:1], allowed=3 / 16)
+    assert manifest.bad_shards == (BadShard("/data/0.tar", "shard_truncated", "because"),)
+    stats = json.loads((tmp_path / "_batchdet/runs" / RUN_ID / "stats.json").read_text())
+    assert stats["quarantine"] == {
+        "shards": 1,
+        "first": [{"uri": "/data/0.tar", "code": "shard_truncated", "message": "because"}],
+    }
+    assert read_refusal(str(tmp_path), RUN_ID) is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "before", "refused"),
+    [
+        (1, 0, 0, False),  # a source of one shard, or a night with one new shard
+        (5, 0, 0, False),
+        (6, 0, 0, True),
+        (6, 6, 0, False),
+        (7, 5, 0, True),
+        (7, 0, 7, False),  # tried again: they were in quarantine before
+        (7, 0, 1, True),
+    ],
+)
+def test_a_run_is_refused_when_nearly_all_shards_are_bad(
+    tmp_path: Path, segment: Maker, bad: int, good: int, before: int, refused: bool
+) -> None:
+    shards = [ExpectedShard(f"{n:032x}", f"/data/{n}.tar", 0, -1) for n in range(bad + good)]
+    stage(tmp_path, [segment(n, 0, True, 0, ["shard_unreadable" if n < bad else "ok"]) for n in range(bad + good)])
+    known = Before(0, {shard.shard_uri for shard in shards[:before]})
+    with pytest.raises(TooManyFailures) if refused else contextlib.nullcontext() as error:
+        commit(tmp_path, shards, before=known, allowed=0.0)
+    assert (load_manifest(str(tmp_path), RUN_ID) is None) == refused
+    assert not error or error.value.code == "run.too_many_bad_shards"
+
+
+def test_rows_of_a_row_group_that_cannot_be_read_are_no_failed_images(tmp_path: Path, segment: Maker) -> None:
+    middle = segment(0, 0, False, 0, ["ok", "shard_corrupt", "shard_corrupt"])
+    stage(tmp_path, [middle, segment(0, 1, True, 3, ["shard_corrupt", "ok"])])
+    manifest = commit(tmp_path, SHARDS[:1], allowed=0.0)
+    assert (manifest.images_listed, manifest.images_failed) == (5, 3)
+    assert [shard.code for shard in manifest.bad_shards] == ["shard_corrupt"], "once, although two segments say it"
 
 
 def test_who_has_lost_the_output_lists_no_failures_there(tmp_path: Path, segment: Maker) -> None:
@@ -301,14 +350,11 @@ def test_who_has_lost_the_output_lists_no_failures_there(tmp_path: Path, segment
     assert list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].complete, "the new owner's"
 
 
-def test_a_shard_that_could_not_be_opened_is_named_in_the_manifest(tmp_path: Path, segment: Maker) -> None:
-    lost = segment(1, 0, True, 10, ["unreadable"])
-    member = lost.images.schema.get_field_index("member")
-    images = lost.images.set_column(member, lost.images.schema.field("member"), [[""]])
-    stage(tmp_path, [segment(0, 0, True, 0, ["ok"] * 4), replace(lost, images=images)])
-    manifest = commit(tmp_path, [SHARDS[0], replace(SHARDS[1], image_count=-1)])
-    assert manifest.unread_uris == ("/data/1.tar",)
-    assert load_manifest(str(tmp_path), RUN_ID) == manifest
+def test_shards_that_earlier_versions_could_not_open_are_in_quarantine(tmp_path: Path, segment: Maker) -> None:
+    stage(tmp_path, [segment(0, 0, True, 0, ["ok"])])
+    manifest = replace(commit(tmp_path, SHARDS[:1]), unread_uris=("/data/1.tar",))
+    (shard,) = manifest.quarantine
+    assert (shard.uri, shard.may_pass) == ("/data/1.tar", True)
 
 
 def test_a_lost_lease_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
