@@ -21,6 +21,7 @@ from rich.progress import (
 
 from batchdet.errors import BatchdetError
 from batchdet.job import Watcher
+from batchdet.text.foreign import escape
 
 _LINE_EVERY_S: Final = 10.0
 
@@ -88,7 +89,7 @@ class ProgressLog(Watcher):
 
     def say(self, text: str) -> None:
         """Write one line of news."""
-        print(text, file=self._file, flush=True)
+        print(escape(text), file=self._file, flush=True)
 
     def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
         """Learn the size of the job."""
@@ -132,7 +133,7 @@ class ProgressBar(Watcher):
 
     def say(self, text: str) -> None:
         """Write one line above the bar."""
-        self._bar.console.print(text, style="dim", markup=False, highlight=False)
+        self._bar.console.print(escape(text), style="dim", markup=False, highlight=False)
 
     def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
         """Learn the size of the job; without a number of images the bar goes by bytes."""

@@ -11,10 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 import batchdet
-from batchdet.cli.output import plain, print_json
+from batchdet.cli.output import print_json
 from batchdet.errors import BatchdetError, Interrupted, SpecError
 from batchdet.failpoint import failpoint
 from batchdet.text import did_you_mean
+from batchdet.text.foreign import escape
 
 _UsageError: Final[Any] = typer.BadParameter.__bases__[0]
 """Where typer keeps this class depends on its version."""
@@ -75,9 +76,9 @@ def fail(error: BatchdetError, as_json: bool = False, report: Mapping[str, Any] 
         report: What the command has found all the same; it goes into the same object.
     """
     for line in error.message.splitlines() or [""]:
-        print(f"error: {plain(line)}", file=sys.stderr)
+        print(f"error: {escape(line)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {plain(error.hint)}", file=sys.stderr)
+        print(f"hint: {escape(error.hint)}", file=sys.stderr)
     if as_json:
         print_json(dict(report or {}) | error.to_dict())
     sys.stdout.flush()

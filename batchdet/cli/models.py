@@ -7,8 +7,9 @@ import typer
 
 from batchdet.cli.application import app
 from batchdet.cli.arguments import SET_UP, TRAIN, Json
-from batchdet.cli.output import plain, print_facts, print_json
+from batchdet.cli.output import print_facts, print_json
 from batchdet.errors import ModelError, SpecError
+from batchdet.text.foreign import escape
 
 
 @app.command(rich_help_panel=SET_UP)
@@ -35,13 +36,13 @@ def model(
     try:
         anatomy = detector.anatomy
     except ModelError as error:  # a file that does not show its parts is a model all the same
-        print(f"no anatomy: {plain(error.message)}", file=sys.stderr)
+        print(f"no anatomy: {escape(error.message)}", file=sys.stderr)
         anatomy = None
     if as_json:
         print_json(card.to_dict() | {"anatomy": anatomy and anatomy.to_dict()})
     else:
         if anatomy is not None:
-            print("\n".join(map(plain, anatomy.describe())), end="\n\n")
+            print("\n".join(map(escape, anatomy.describe())), end="\n\n")
         print_facts(card.describe())
 
 
@@ -147,7 +148,7 @@ def train(
         )
     print("next:")
     for command in done.commands:
-        print(f"  {plain(command)}")
+        print(f"  {escape(command)}")
 
 
 @app.command(rich_help_panel=SET_UP)

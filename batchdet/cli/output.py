@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from batchdet.text.foreign import escape
+
 
 def print_json(value: Any) -> None:
     """Print for programs."""
@@ -13,7 +15,7 @@ def print_facts(facts: list[tuple[str, str]]) -> None:
     """Print headings and texts in two columns."""
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
-        print(f"{name.ljust(width)}  {plain(value)}")  # labels and columns are other people's texts
+        print(f"{name.ljust(width)}  {escape(value)}")  # labels and columns are other people's texts
 
 
 def console() -> Any:
@@ -21,8 +23,3 @@ def console() -> Any:
     from rich.console import Console
 
     return Console()
-
-
-def plain(text: str) -> str:
-    """Show control characters as escapes, so that a name in a message cannot drive the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

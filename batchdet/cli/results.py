@@ -7,8 +7,9 @@ import typer
 
 from batchdet.cli.application import app, fail
 from batchdet.cli.arguments import LOOK, Json, Out, RunId, SheetDir, VectorRun
-from batchdet.cli.output import console, plain, print_json
+from batchdet.cli.output import console, print_json
 from batchdet.errors import BatchdetError
+from batchdet.text.foreign import escape
 
 _MOST_PICTURES = 60
 
@@ -38,7 +39,7 @@ def show(
         written = write_pictures(out, pictures, found["run"]["run_id"], count, min_score=min_score)
         found["pictures"] = written.to_dict()
         for sentence in written.skipped:
-            print(f"no picture: {plain(sentence)}", file=sys.stderr)
+            print(f"no picture: {escape(sentence)}", file=sys.stderr)
     if as_json:
         print_json(found)
     else:
@@ -174,5 +175,5 @@ def _write_sheet(out: str, folder: str, chosen: list[tuple[str, str, int | None]
         out, folder, min_score=0.0 if any(c[2] is not None for c in chosen) else 0.4, chosen=chosen
     )
     for sentence in written.skipped:
-        print(f"no picture: {plain(sentence)}", file=sys.stderr)
+        print(f"no picture: {escape(sentence)}", file=sys.stderr)
     print(f"pictures: {written.summary()}", file=sys.stderr)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchdet.results.open import readable
-from batchdet.results.query import escape
 from batchdet.results.similar import count_vectors
 from batchdet.results.vectors import Vectors, open_vectors
+from batchdet.text.foreign import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

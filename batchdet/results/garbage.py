@@ -14,12 +14,12 @@ from batchdet import storage
 from batchdet.errors import OutputError, OutputLocked
 from batchdet.failpoint import failpoint
 from batchdet.results.history import Unfinished, unfinished_runs
-from batchdet.results.query import escape
 from batchdet.results.units import format_bytes
 from batchdet.storage import StoredObject
 from batchdet.table.lease import Lease, live_holder
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
 from batchdet.table.refusal import LEFT_BY_REFUSAL
+from batchdet.text.foreign import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

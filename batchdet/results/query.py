@@ -11,6 +11,7 @@ import pyarrow as pa
 from batchdet.errors import SpecError
 from batchdet.results.open import Results, open_results, readable, reason
 from batchdet.results.tables import quote_text
+from batchdet.text.foreign import csv_cell, escape
 
 if TYPE_CHECKING:
     import duckdb
@@ -135,9 +136,9 @@ def to_csv(table: pa.Table) -> str:
 
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow([_harmless(name) for name in table.schema.names])
+    writer.writerow([csv_cell(name) for name in table.schema.names])
     for row in rows_of(table):
-        writer.writerow([_harmless(value) for value in row.values()])
+        writer.writerow([csv_cell(value) for value in row.values()])
     return sink.getvalue()
 
 
@@ -191,23 +192,6 @@ def _print_records(names: list[str], rows: list[list[str]], console: "Console") 
             console.print(Text.assemble((name.rjust(margin), "bold"), "  ", value), soft_wrap=True)
 
 
-def escape(text: str, keep_newlines: bool = False) -> str:
-    """Show control characters as escapes, so that data cannot steer a terminal.
-
-    C0, C1, DEL and the marks that change the direction of writing are escaped.
-    """
-    return "".join(
-        c
-        if (c.isprintable() or (keep_newlines and c == "\n")) and c not in _DIRECTION
-        else _ESCAPES.get(c, ascii(c)[1:-1])
-        for c in text
-    )
-
-
-_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
 def _cell(value: Any) -> str:
     if value is None:
         return "NULL"
@@ -229,10 +213,3 @@ def _rounded(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))) else value
-
-
-def _harmless(value: Any) -> Any:
-    if isinstance(value, str):
-        text = escape(value)
-        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-    return "" if value is None else value

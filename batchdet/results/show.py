@@ -8,11 +8,11 @@ from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.open import open_results
 from batchdet.results.quarantine import find_quarantine, quarantine_to_dict
-from batchdet.results.query import escape
 from batchdet.results.record import read_record
 from batchdet.results.speed import speed_rows
 from batchdet.results.units import format_bytes, format_duration
 from batchdet.table.manifest import TABLES
+from batchdet.text.foreign import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,11 +9,11 @@ from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.quarantine import current_quarantine, quarantine_to_dict
-from batchdet.results.query import escape
 from batchdet.results.record import read_record
 from batchdet.results.units import format_bytes
 from batchdet.table.manifest import Manifest, committed_runs, list_runs
 from batchdet.table.staging import staged_folder
+from batchdet.text.foreign import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from batchdet import storage
 from batchdet.errors import VerificationError
 from batchdet.results.open import Results, open_results, reason
-from batchdet.results.query import escape
 from batchdet.results.units import format_bytes
 from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, run_folder
+from batchdet.text.foreign import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

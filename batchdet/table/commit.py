@@ -5,6 +5,7 @@ Order of writing: part files in the run's folder, the counts checked, part files
 same command repairs a crash at any step.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -13,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.csv
 
 from batchdet import storage
 from batchdet.errors import OutputLocked, TooManyFailures
@@ -25,6 +25,7 @@ from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import TABLES, Manifest, run_folder
 from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal
 from batchdet.table.staging import staged_folder
+from batchdet.text.foreign import csv_cell
 
 _NAMED: Final = 3
 """Failed images or bad shards that the message itself names."""
@@ -248,9 +249,11 @@ def _check_failures(spec: JobSpec, out: str, run_id: str, gathered: Gathered, be
 
 def _list_failures(uri: str, count: int, first: list[dict[str, str]]) -> str:
     """Write what failed to a file, and name the first of it, as a part of a sentence."""
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(pa.Table.from_pylist(first), text)
-    _put(uri, text.getvalue())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(first[0])
+    writer.writerows(map(csv_cell, row.values()) for row in first)
+    _put(uri, text.getvalue().encode())
     names = ", ".join(_short(row["uri"]) for row in first[:_NAMED])
     more = f" and {count - _NAMED} more" if count > _NAMED else ""
     listed = f"the first {len(first)} are listed" if len(first) < count else "listed"

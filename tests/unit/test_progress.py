@@ -86,3 +86,15 @@ os.write(2, b"after\\n")
     assert "result" in done.stdout
     assert "news" in done.stderr
     assert "after" in done.stderr
+
+
+@pytest.mark.acceptance("S16")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_in_news_never_steer_the_terminal(terminal: bool) -> None:
+    text = io.StringIO()
+    watcher = ProgressBar(Console(file=text, force_terminal=True, width=140)) if terminal else ProgressLog(text)
+    with watcher:
+        watcher.say("passed over: \x1b]0;title\x07 \x1b[2J\x9b31m\u202egpj.exe\r\nerror: disk full")
+    assert "\\x1b]0;title\\x07 \\x1b[2J\\x9b31m\\u202egpj.exe\\r\\nerror: disk full" in text.getvalue()
+    assert "\x1b]0;" not in text.getvalue()
+    assert "\x9b" not in text.getvalue()

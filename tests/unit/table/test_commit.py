@@ -242,6 +242,19 @@ def test_names_that_fail_are_short_and_on_one_line(tmp_path: Path, segment: Make
     assert "y" * 495 not in listed
 
 
+@pytest.mark.acceptance("S16")
+def test_the_list_of_failures_holds_no_formula_and_no_escape(tmp_path: Path, segment: Maker) -> None:
+    one = segment(0, 0, True, 0, ["empty"] * 3)
+    names = ["=cmd|' /C calc'!A0", "@SUM(1)\x1b[2J", "-1+1"]
+    place = one.images.schema.get_field_index("uri")
+    images = one.images.set_column(place, one.images.schema.field("uri"), pa.array(names))
+    stage(tmp_path, [replace(one, images=images)])
+    with pytest.raises(TooManyFailures):
+        commit(tmp_path, SHARDS[:1])
+    rows = pyarrow.csv.read_csv(tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv").to_pylist()
+    assert [row["uri"] for row in rows] == ["'=cmd|' /C calc'!A0", "'@SUM(1)\\x1b[2J", "'-1+1"]
+
+
 def test_empty_shards_give_empty_tables_with_their_columns(tmp_path: Path, segment: Maker) -> None:
     stage(tmp_path, [segment(0, 0, True, 0, [])])
     manifest = commit(tmp_path, SHARDS[:1])

@@ -1,0 +1,1 @@
+"""Text of other people, made safe to show."""
