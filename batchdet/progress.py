@@ -21,7 +21,7 @@ from rich.progress import (
 
 from batchdet.errors import BatchdetError
 from batchdet.job import Watcher
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 _LINE_EVERY_S: Final = 10.0
 

@@ -1,7 +1,12 @@
-"""Pieces of sentences that many messages share."""
+"""Pieces of sentences that many messages share, and texts of others, which may steer no terminal and no spreadsheet."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, Final
+
+_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_FORMULA: Final = ("=", "+", "-", "@")
 
 
 def counted(number: int, noun: str, adjective: str = "") -> str:
@@ -20,3 +25,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the question ``did you mean 'shards'?`` with the nearest known word, "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def escape(text: str, keep_newlines: bool = False) -> str:
+    """Show control characters as escapes, so that data cannot steer a terminal.
+
+    C0, C1, DEL and the marks that change the direction of writing are escaped.
+    """
+    return "".join(
+        c
+        if (c.isprintable() or (keep_newlines and c == "\n")) and c not in _DIRECTION
+        else _ESCAPES.get(c, ascii(c)[1:-1])
+        for c in text
+    )
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV file: a text is escaped, and never begins like a formula of a spreadsheet."""
+    if isinstance(value, str):
+        text = escape(value)
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    return "" if value is None else value

@@ -14,8 +14,7 @@ import batchdet
 from batchdet.cli.output import print_json
 from batchdet.errors import BatchdetError, Interrupted, SpecError
 from batchdet.failpoint import failpoint
-from batchdet.text import did_you_mean
-from batchdet.text.foreign import escape
+from batchdet.text import did_you_mean, escape
 
 _UsageError: Final[Any] = typer.BadParameter.__bases__[0]
 """Where typer keeps this class depends on its version."""

@@ -9,7 +9,7 @@ from batchdet.cli.application import app
 from batchdet.cli.arguments import SET_UP, TRAIN, Json
 from batchdet.cli.output import print_facts, print_json
 from batchdet.errors import ModelError, SpecError
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 
 @app.command(rich_help_panel=SET_UP)

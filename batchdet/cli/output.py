@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 
 def print_json(value: Any) -> None:

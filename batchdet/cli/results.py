@@ -9,7 +9,7 @@ from batchdet.cli.application import app, fail
 from batchdet.cli.arguments import LOOK, Json, Out, RunId, SheetDir, VectorRun
 from batchdet.cli.output import console, print_json
 from batchdet.errors import BatchdetError
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 _MOST_PICTURES = 60
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batchdet.results.open import readable
 from batchdet.results.similar import count_vectors
 from batchdet.results.vectors import Vectors, open_vectors
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

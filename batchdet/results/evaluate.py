@@ -20,7 +20,7 @@ from batchdet.errors import MissingExtra, OutputError, SpecError
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import quote_name
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 from batchdet.truth import Truth, read_truth
 
 if TYPE_CHECKING:

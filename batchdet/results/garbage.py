@@ -19,7 +19,7 @@ from batchdet.storage import StoredObject
 from batchdet.table.lease import Lease, live_holder
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
 from batchdet.table.refusal import LEFT_BY_REFUSAL
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ import pyarrow as pa
 from batchdet.errors import SpecError
 from batchdet.results.open import Results, open_results, readable, reason
 from batchdet.results.tables import quote_text
-from batchdet.text.foreign import csv_cell, escape
+from batchdet.text import csv_cell, escape
 
 if TYPE_CHECKING:
     import duckdb

@@ -12,7 +12,7 @@ from batchdet.results.record import read_record
 from batchdet.results.speed import speed_rows
 from batchdet.results.units import format_bytes, format_duration
 from batchdet.table.manifest import TABLES
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.results.open import readable
 from batchdet.results.vectors import Vectors, is_image_id, open_vectors, vector_of_file, vector_of_row
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

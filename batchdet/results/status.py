@@ -13,7 +13,7 @@ from batchdet.results.record import read_record
 from batchdet.results.units import format_bytes
 from batchdet.table.manifest import Manifest, committed_runs, list_runs
 from batchdet.table.staging import staged_folder
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

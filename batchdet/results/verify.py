@@ -16,7 +16,7 @@ from batchdet.errors import VerificationError
 from batchdet.results.open import Results, open_results, reason
 from batchdet.results.units import format_bytes
 from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, run_folder
-from batchdet.text.foreign import escape
+from batchdet.text import escape
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -25,7 +25,7 @@ from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import TABLES, Manifest, run_folder
 from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal
 from batchdet.table.staging import staged_folder
-from batchdet.text.foreign import csv_cell
+from batchdet.text import csv_cell
 
 _NAMED: Final = 3
 """Failed images or bad shards that the message itself names."""

@@ -1,1 +1,0 @@
-"""Text of other people, made safe to show."""
