@@ -1,6 +1,5 @@
 """Plans: what a job would do, found out without doing it."""
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -11,18 +10,18 @@ import pyarrow as pa
 
 from batchdet import storage
 from batchdet.errors import SourceEmpty, SpecError
-from batchdet.model.families.plugin import is_plugin, plugin_sha256
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.licence import licences_of
 from batchdet.places import check_apart, check_not_own_tables, in_full
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_to_dict
+from batchdet.results.settings import fingerprint_of
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec, unknown_way
 from batchdet.table.gather import RUN_DATE
-from batchdet.table.lineage import Lineage, fingerprint
+from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, committed_runs, run_folder
 
 SLICE_ROWS: Final = 1024
@@ -129,7 +128,7 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
         fresh,
         listed.format,
         model.sha256,
-        fingerprint(spec, listed.format, model.sha256, _labels_sha256(spec), _head_sha256(spec)),
+        fingerprint_of(spec, listed.format, model.sha256),
     )
     finished = [m for m in committed if m.fingerprint == job.fingerprint] or emptied
     unfinished = unfinished_runs(out, committed)
@@ -312,16 +311,6 @@ def cut_of(spec: JobSpec) -> str:
 def as_begun(plan: Plan) -> JobSpec:
     """Compute as the run did that goes on, so that one run never mixes two ways."""
     return plan.spec.as_computed(plan.begun.computed) if plan.begun else plan.spec
-
-
-def _head_sha256(spec: JobSpec) -> str:
-    return plugin_sha256(spec.model.family) if is_plugin(spec.model.family) else ""
-
-
-def _labels_sha256(spec: JobSpec) -> str:
-    if spec.model.labels is None:
-        return ""
-    return hashlib.sha256(storage.read_bytes(spec.model.labels)).hexdigest()
 
 
 def _check_partitions(spec: JobSpec, inventory: Inventory) -> None:

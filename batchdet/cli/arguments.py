@@ -15,7 +15,16 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray speak too.")]
-RunId = Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="A certain run; default: the newest.")]
+RunId = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN_ID", help="Only this run; default: each image's newest of the settings."),
+]
+Settings = Annotated[
+    str | None,
+    typer.Option(
+        "--settings", metavar="RUN|JOB", help="The settings of this run or job file; default: those of the newest run."
+    ),
+]
 
 VectorRun = Annotated[
     str | None,

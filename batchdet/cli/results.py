@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from batchdet.cli.application import app, fail
-from batchdet.cli.arguments import LOOK, Json, Out, RunId, SheetDir, VectorRun
+from batchdet.cli.arguments import LOOK, Json, Out, RunId, Settings, SheetDir, VectorRun
 from batchdet.cli.output import console, print_json
 from batchdet.errors import BatchdetError
 from batchdet.text import escape
@@ -18,6 +18,7 @@ _MOST_PICTURES = 60
 def show(
     out: Out,
     run_id: RunId = None,
+    settings: Settings = None,
     pictures: Annotated[
         str | None,
         typer.Option("--pictures", metavar="DIR", help="Also write annotated pictures here; a path or any fsspec URI."),
@@ -28,15 +29,15 @@ def show(
     ] = 0.4,
     as_json: Json = False,
 ) -> None:
-    """Show a run: counts by class, failures, scores, sizes, rate."""
+    """Show the current settings, or one run: counts by class, failures, scores, sizes, rate."""
     from batchdet.results.show import render_show
     from batchdet.results.show import show as describe
 
-    found = describe(out, run_id)
+    found = describe(out, run_id, settings)
     if pictures is not None:
         from batchdet.results.pictures import write_pictures
 
-        written = write_pictures(out, pictures, found["run"]["run_id"], count, min_score=min_score)
+        written = write_pictures(out, pictures, run_id, count, min_score=min_score, settings=settings)
         found["pictures"] = written.to_dict()
         for sentence in written.skipped:
             print(f"no picture: {escape(sentence)}", file=sys.stderr)
@@ -51,22 +52,30 @@ def show(
 @app.command(rich_help_panel=LOOK)
 def query(
     out: Out,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the views images, detections and runs.")],
+    sql: Annotated[
+        str,
+        typer.Argument(metavar="SQL", help="One SELECT over images, detections, runs, all_images and all_detections."),
+    ],
+    run_id: RunId = None,
+    settings: Settings = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for spreadsheets.")] = False,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Print at most this many rows as a table.")] = 40,
 ) -> None:
-    """Ask the tables in SQL (DuckDB): committed rows only, each image, or shard, from its newest run."""
-    from batchdet.results.query import query as ask
-    from batchdet.results.query import render_table, to_csv, to_json
+    """Ask the tables in SQL (DuckDB): rows of the current settings, each image, or shard, from its newest run."""
+    from batchdet.results.open import open_results
+    from batchdet.results.query import query_results, render_table, to_csv, to_json
 
-    table = ask(out, sql, max_rows=None if as_json or as_csv else rows + 1)
+    results = open_results(out, run_id, settings)
+    table = query_results(results, sql, max_rows=None if as_json or as_csv else rows + 1)
     if as_json:
         print(to_json(table))
     elif as_csv:
         print(to_csv(table), end="")
     else:
         render_table(table, rows, console())
+    if note := results.left_out_note():
+        print(note, file=sys.stderr)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -104,17 +113,15 @@ def verify(
 def evaluate(
     out: Out,
     truth: Annotated[str, typer.Option("--truth", metavar="JSON", help="Ground truth, COCO instances.json.")],
-    run_id: Annotated[
-        str | None,
-        typer.Option("--run", metavar="RUN_ID", help="A certain run; default: every image's newest rows."),
-    ] = None,
+    run_id: RunId = None,
+    settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Compare detections with ground truth: AP as COCO defines it."""
     from batchdet.results.evaluate import evaluate as score
     from batchdet.results.evaluate import render_evaluation
 
-    found = score(out, truth, run_id)
+    found = score(out, truth, run_id, settings)
     print_json(found.to_dict()) if as_json else render_evaluation(found, console())
 
 
@@ -127,17 +134,20 @@ def similar(
     ] = 0,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many.")] = 10,
     run_id: VectorRun = None,
+    settings: Settings = None,
     pictures: SheetDir = None,
     as_json: Json = False,
 ) -> None:
     """Find the images, or boxes, most like one (of a run with model.features)."""
     from batchdet.results.similar import find_similar, render_similar
 
-    found = find_similar(out, image, box, top, run_id)
+    found = find_similar(out, image, box, top, run_id, settings)
     print_json(found.to_dict()) if as_json else render_similar(found, console())
     _note_passed_over(found.passed_over)
     if pictures is not None:
-        _write_sheet(out, pictures, [(n.run_id, n.image_id, n.detection_index) for n in found.neighbours])
+        _write_sheet(
+            out, pictures, run_id, settings, [(n.run_id, n.image_id, n.detection_index) for n in found.neighbours]
+        )
 
 
 @app.command(rich_help_panel=LOOK)
@@ -147,6 +157,7 @@ def duplicates(
         float, typer.Option("--min-similarity", min=0, max=1, help="From this cosine on, images count as the same.")
     ] = 0.97,
     run_id: VectorRun = None,
+    settings: Settings = None,
     pictures: SheetDir = None,
     as_json: Json = False,
 ) -> None:
@@ -155,12 +166,12 @@ def duplicates(
     from batchdet.results.duplicates import find_duplicates, render_duplicates
 
     with counting("comparing", 1) as progress:
-        found = find_duplicates(out, min_similarity, run_id, progress)
+        found = find_duplicates(out, min_similarity, run_id, settings, progress)
     print_json(found.to_dict()) if as_json else render_duplicates(found, console())
     _note_passed_over(found.passed_over)
     if pictures is not None:
         members = [member for group in found.groups for member in group]
-        _write_sheet(out, pictures, [(m.run_id, m.image_id, None) for m in members[:_MOST_PICTURES]])
+        _write_sheet(out, pictures, run_id, settings, [(m.run_id, m.image_id, None) for m in members[:_MOST_PICTURES]])
 
 
 def _note_passed_over(runs: tuple[str, ...]) -> None:
@@ -168,11 +179,18 @@ def _note_passed_over(runs: tuple[str, ...]) -> None:
         print(f"left out, as their vectors are of another model or made otherwise: {', '.join(runs)}", file=sys.stderr)
 
 
-def _write_sheet(out: str, folder: str, chosen: list[tuple[str, str, int | None]]) -> None:
+def _write_sheet(
+    out: str, folder: str, run: str | None, settings: str | None, chosen: list[tuple[str, str, int | None]]
+) -> None:
     from batchdet.results.pictures import write_pictures
 
     written = write_pictures(
-        out, folder, min_score=0.0 if any(c[2] is not None for c in chosen) else 0.4, chosen=chosen
+        out,
+        folder,
+        run,
+        min_score=0.0 if any(c[2] is not None for c in chosen) else 0.4,
+        chosen=chosen,
+        settings=settings,
     )
     for sentence in written.skipped:
         print(f"no picture: {escape(sentence)}", file=sys.stderr)

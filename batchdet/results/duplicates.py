@@ -13,6 +13,7 @@ import pyarrow as pa
 from batchdet.results.open import readable
 from batchdet.results.similar import count_vectors
 from batchdet.results.vectors import Vectors, open_vectors
+from batchdet.spec import JobSpec
 from batchdet.text import escape
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def find_duplicates(
     uri: str,
     min_similarity: float = MIN_SIMILARITY,
     run: str | None = None,
+    settings: str | JobSpec | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Duplicates:
     """Compare every image with every other.
@@ -83,13 +85,14 @@ def find_duplicates(
     Args:
         uri: The output's folder.
         min_similarity: Lowest cosine of two vectors.
-        run: Only this run; null takes every run with vectors made as in the newest one that has any.
+        run: Only this run; null takes every run of the settings with vectors made as in the newest one that has any.
+        settings: Whose settings; as in :func:`batchdet.open_results`.
         progress: Called with (images compared, images).
 
     Raises:
         OutputError: There is no such output or run, or it holds no vectors of images.
     """
-    vectors = open_vectors(uri, run, "image")
+    vectors = open_vectors(uri, run, settings, "image")
     count = count_vectors(vectors)
     if not count:
         return Duplicates(0, min_similarity, (), vectors.passed_over)

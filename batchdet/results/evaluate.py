@@ -20,6 +20,7 @@ from batchdet.errors import MissingExtra, OutputError, SpecError
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import quote_name
+from batchdet.spec import JobSpec
 from batchdet.text import escape
 from batchdet.truth import Truth, read_truth
 
@@ -69,6 +70,7 @@ class Evaluation:
         class_matching: ``name``, or ``order`` where no name matched and the n-th class is taken for the n-th category.
         max_detections: At most this many detections per image and class count.
         score_threshold: Detections below it were never kept, which lowers every figure; null when unknown.
+        images_of_other_settings: Images that were labelled with other settings only, left out.
         by_class: One entry per category, in the truth's order.
     """
 
@@ -88,6 +90,7 @@ class Evaluation:
     max_detections: int
     score_threshold: float | None = None
     truth_boxes_without_image: int = 0
+    images_of_other_settings: int = 0
     by_class: tuple[ClassResult, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +98,13 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int = MAX_DETECTIONS) -> Evaluation:
+def evaluate(
+    uri: str,
+    truth: str,
+    run: str | None = None,
+    settings: str | JobSpec | None = None,
+    max_detections: int = MAX_DETECTIONS,
+) -> Evaluation:
     """Compare a run's detections with a ground truth.
 
     Images are matched by file name: a column ``file_name``, ``image_path`` or the like carried over from the source,
@@ -106,7 +115,8 @@ def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int =
     Args:
         uri: The output's folder.
         truth: URI of an ``instances.json``.
-        run: Only this run; null takes every committed run, the newest rows of each image.
+        run: Only this run; null takes the newest rows of each image.
+        settings: Whose settings; as in :func:`batchdet.open_results`.
         max_detections: At most this many detections per image and class count; COCO's measure takes 100.
 
     Raises:
@@ -115,7 +125,7 @@ def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int =
     """
     read = read_truth(storage.normalize(truth))
     coco = _as_coco(read)
-    results = open_results(uri, run)
+    results = open_results(uri, run, settings)
     with readable(results.uri):
         matched, only_in_run, duplicates = _match_images(results, coco["images"])
         if not matched.num_rows:
@@ -147,11 +157,13 @@ def evaluate(uri: str, truth: str, run: str | None = None, max_detections: int =
         class_matching=matching,
         max_detections=max_detections,
         score_threshold=_score_threshold(results),
+        images_of_other_settings=results.left_out,
         by_class=by_class,
     )
 
 
 def _score_threshold(results: Results) -> float | None:
+    """Return the threshold of all viewed runs; they share their settings."""
     with contextlib.suppress(OutputError):
         return read_spec(results.uri, results.manifest.run_id).model.score_threshold
     return None
@@ -316,6 +328,9 @@ def render_evaluation(evaluation: Evaluation, console: "Console", max_classes: i
     if e.score_threshold is not None and e.score_threshold > _LOW_THRESHOLD:
         low = f"model.score_threshold={_LOW_THRESHOLD}"
         notes.append(f"labels begin at score {e.score_threshold:g}; AP as published needs {low} or lower")
+    notes += [f"{e.images_of_other_settings:,} images were labelled with other settings only and are left out"] * bool(
+        e.images_of_other_settings
+    )
     for note in notes:
         console.print(Text(note, style="dim"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")

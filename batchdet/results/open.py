@@ -1,4 +1,4 @@
-"""Committed results as tables: what a reader sees is always one whole run, or several, and never a part of one."""
+"""Committed results as tables: whole runs only, and by default the rows of one setting only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,13 +9,16 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from batchdet import storage
-from batchdet.errors import OutputError
-from batchdet.results.tables import RunTables, TableName, connect, quote_name
+from batchdet.errors import OutputError, SpecError
+from batchdet.results.settings import find_settings
+from batchdet.results.tables import ColumnsDiffer, RunTables, TableName, connect, quote_name
 from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
+
+    from batchdet.spec import JobSpec
 
 RUNS: Final = pa.schema(
     [
@@ -34,18 +37,24 @@ RUNS: Final = pa.schema(
 """One row per committed run: the ``runs`` view of a query."""
 
 
-def open_results(uri: str, run: str | None = None, latest: bool = True) -> "Results":
+def open_results(uri: str, run: str | None = None, settings: "str | JobSpec | None" = None) -> "Results":
     """Open the tables of an output.
+
+    The views hold the rows of one setting: each image from its newest run of that setting, and of a tar or Parquet
+    file the rows of its newest run only, so that no image stays that the file lost.
 
     Args:
         uri: The output's folder.
         run: Only this run; null takes every committed run.
-        latest: Where several runs hold the same image, keep its rows of the newest one only; of a tar or Parquet file
-            that several runs hold, keep all rows of the newest one only, so that no image stays that the file lost.
+        settings: Whose settings the views show: a run's id, a job or its file. Null takes the current settings, those
+            of the newest committed run.
 
     Raises:
-        OutputError: There is no output, no committed run, or no run of this id.
+        OutputError: There is no output, no committed run, or no run of this id or these settings.
+        SpecError: Both a run and settings are given, or the job's file is not one.
     """
+    if run is not None and settings is not None:
+        raise SpecError("give a run or settings, not both", code="results.run_and_settings", key="settings")
     out = storage.normalize(uri)
     manifests = committed_runs(out)
     if not manifests:
@@ -55,12 +64,18 @@ def open_results(uri: str, run: str | None = None, latest: bool = True) -> "Resu
                 f"{out}: run {begun[-1]} is not committed; give the same batchdet run command again to finish it"
             )
         raise OutputError(f"{out}: no results here (no {storage.join('_batchdet', 'runs')}); batchdet run makes them")
-    results = Results(out, manifests, latest)
-    return results if run is None else results.only(run)
+    if run is not None:
+        return Results(out, manifests).only(run)
+    return Results(out, manifests, None if settings is None else find_settings(out, manifests, settings))
 
 
 class Results:
-    """The committed runs of one output.
+    """The committed runs of one output, and a view of the rows of one setting.
+
+    Args:
+        uri: The output's folder, normalised.
+        manifests: The runs, oldest first.
+        fingerprint: The settings that the views show; None takes those of the newest run.
 
     Example:
         >>> results = open_results("s3://bucket/labels")  # doctest: +SKIP
@@ -68,16 +83,17 @@ class Results:
         >>> results.sql("SELECT label, count(*) FROM detections GROUP BY ALL")  # doctest: +SKIP
     """
 
-    def __init__(self, uri: str, manifests: Sequence[Manifest], latest: bool = True) -> None:
+    def __init__(self, uri: str, manifests: Sequence[Manifest], fingerprint: str | None = None) -> None:
         self.uri = uri
         self.runs = tuple(manifests)
-        self.latest = latest
+        self.fingerprint = self.runs[-1].fingerprint if fingerprint is None else fingerprint
+        self.viewed = tuple(m for m in self.runs if m.fingerprint == self.fingerprint)
         self._hides_rows = False
 
     @property
     def manifest(self) -> Manifest:
-        """The newest run's manifest."""
-        return self.runs[-1]
+        """The manifest of the newest run whose rows the views hold."""
+        return self.viewed[-1]
 
     def only(self, run: str) -> "Results":
         """Return the results of one of these runs.
@@ -88,8 +104,10 @@ class Results:
         chosen = [m for m in self.runs if m.run_id == run]
         if not chosen:
             known = ", ".join(m.run_id for m in self.runs)
-            raise OutputError(f"{self.uri}: no committed run {run!r}; there are: {known}")
-        return Results(self.uri, chosen, self.latest)
+            raise OutputError(
+                f"{self.uri}: no committed run {run!r}; there are: {known}", code="output.unknown_run", key=run
+            )
+        return Results(self.uri, chosen)
 
     def images(self) -> "TableView":
         """Return the images: one row per listed image."""
@@ -110,7 +128,7 @@ class Results:
         return pa.Table.from_pylist(rows, RUNS)
 
     def sql(self, query: str) -> Any:
-        """Return a DuckDB relation of an SQL query over the views ``images``, ``detections`` and ``runs``.
+        """Return a DuckDB relation of an SQL query over the views; see :attr:`connection`.
 
         This is for one's own SQL; :func:`batchdet.results.query.query` runs SQL that others wrote.
         """
@@ -118,29 +136,87 @@ class Results:
 
     @cached_property
     def connection(self) -> "duckdb.DuckDBPyConnection":
-        """A DuckDB connection with the views ``images``, ``detections`` and ``runs``."""
+        """A DuckDB connection with views.
+
+        ``images`` and ``detections`` hold the rows of :attr:`viewed`, each image from its newest run; ``all_images``
+        and ``all_detections`` hold every row of every run; ``runs`` has one row per run.
+        """
         con = connect(tuple(self.tables.values()))
-        for name, table in self.tables.items():
+        for name, table in self.all_tables.items():
             table.create_view(con, f"all_{name}")
-        self._hides_rows = self._tabulate_superseded(con)
+        same = len(self.viewed) == len(self.runs)
+        for name, table in () if same else self.tables.items():
+            table.create_view(con, f"viewed_{name}")
+        prefix = "all" if same else "viewed"
+        self._hides_rows = self._tabulate_superseded(con, f"{prefix}_images")
         hidden = " ANTI JOIN superseded USING (run_id, image_id)" if self._hides_rows else ""
         for name in TABLES:
-            con.execute(f"CREATE VIEW {name} AS FROM all_{name}{hidden}")
+            con.execute(f"CREATE VIEW {name} AS FROM {prefix}_{name}{hidden}")
         con.register("runs", self.runs_table())
         return con
 
     @property
     def hides_rows(self) -> bool:
-        """Whether several of the runs hold the same image or file, so that older rows of it are hidden."""
-        return len(self.runs) > 1 and self.connection is not None and self._hides_rows
+        """Whether several viewed runs hold the same image or file, so that older rows of it are hidden."""
+        return len(self.viewed) > 1 and self.connection is not None and self._hides_rows
 
     @cached_property
     def tables(self) -> dict[TableName, RunTables]:
-        """Both tables, with every run's rows."""
-        names: tuple[TableName, ...] = ("images", "detections")
-        return {name: RunTables(self.uri, self.runs, name) for name in names}
+        """Both tables, with every row of the viewed runs."""
+        return {name: RunTables(self.uri, self.viewed, name) for name in _TABLE_NAMES}
 
-    def _tabulate_superseded(self, con: "duckdb.DuckDBPyConnection") -> bool:
+    @cached_property
+    def all_tables(self) -> dict[TableName, RunTables]:
+        """Both tables, with every row of every run.
+
+        If columns that were carried over have different types under other settings, only the columns of the schema are
+        here.
+        """
+        if len(self.viewed) == len(self.runs):
+            return self.tables
+        try:
+            return {name: RunTables(self.uri, self.runs, name) for name in _TABLE_NAMES}
+        except ColumnsDiffer:
+            return {name: RunTables(self.uri, self.runs, name, only_schema=True) for name in _TABLE_NAMES}
+
+    @cached_property
+    def left_out(self) -> int:
+        """Images that only runs of other settings hold, so that the views leave them out.
+
+        An image that a viewed run found gone from its tar or Parquet file does not count.
+        """
+        if not any(m.images_listed for m in self.runs if m.fingerprint != self.fingerprint):
+            return 0
+        with readable(self.uri):
+            rows = self.connection.sql(
+                f"""
+                WITH placed AS (
+                    SELECT run_id, image_id, {_REPLACEABLE} AS replaceable,
+                        run_id IN (SELECT unnest($viewed)) AS viewed
+                    FROM all_images
+                ),
+                newest AS (
+                    SELECT replaceable, max(run_id) AS run_id FROM placed GROUP BY ALL HAVING NOT bool_or(viewed)
+                )
+                SELECT count(*) FROM placed SEMI JOIN newest USING (replaceable, run_id)
+                """,
+                params={"viewed": [m.run_id for m in self.viewed]},
+            )
+            return int(rows.fetchall()[0][0])
+
+    def left_out_note(self) -> str:
+        """Say which images the views leave out, as a sentence without its full stop; "" if there are none."""
+        if not self.left_out:
+            return ""
+        others = [m.run_id for m in self.runs if m.fingerprint != self.fingerprint and m.images_listed]
+        were = "image was" if self.left_out == 1 else "images were"
+        are = "is" if self.left_out == 1 else "are"
+        return (
+            f"{self.left_out:,} {were} labelled with other settings only and {are} left out; "
+            f"--settings RUN shows them (RUN: a run's id, such as {others[-1]})"
+        )
+
+    def _tabulate_superseded(self, con: "duckdb.DuckDBPyConnection", images: str) -> bool:
         """Tabulate the rows of images that a newer run took the place of, and tell whether there are any.
 
         A tar or Parquet file is labelled whole, so the newest run that holds it takes the place of all its older rows:
@@ -150,24 +226,27 @@ class Results:
 
         Only shards that several runs hold are looked at: with incremental runs that is none.
         """
-        if len(self.runs) < 2 or not self.latest:
+        if len(self.viewed) < 2:
             return False
         with readable(self.uri):
             con.execute(
-                """
+                f"""
                 CREATE TABLE superseded AS
-                WITH shared AS (SELECT shard_uri FROM all_images GROUP BY ALL HAVING min(run_id) < max(run_id)),
+                WITH shared AS (SELECT shard_uri FROM {images} GROUP BY ALL HAVING min(run_id) < max(run_id)),
                 labelled AS (
-                    SELECT run_id, image_id, if(
-                        uri = shard_uri OR starts_with(uri, shard_uri || '#'), shard_uri, image_id
-                    ) AS replaceable
-                    FROM all_images SEMI JOIN shared USING (shard_uri)
+                    SELECT run_id, image_id, {_REPLACEABLE} AS replaceable
+                    FROM {images} SEMI JOIN shared USING (shard_uri)
                 ),
                 newest AS (SELECT replaceable, max(run_id) AS newest_run_id FROM labelled GROUP BY ALL)
                 SELECT run_id, image_id FROM labelled JOIN newest USING (replaceable) WHERE run_id < newest_run_id
                 """
             )
             return bool(con.sql("SELECT count(*) FROM superseded").fetchall()[0][0])
+
+
+_TABLE_NAMES: Final[tuple[TableName, ...]] = ("images", "detections")
+_REPLACEABLE: Final = "if(uri = shard_uri OR starts_with(uri, shard_uri || '#'), shard_uri, image_id)"
+"""SQL for what a newer run takes the place of: a tar or Parquet file as a whole, else the image."""
 
 
 class TableView:

@@ -15,7 +15,7 @@ from batchdet.results.draw import Box, Pixels, contact_sheet, draw_boxes
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_spec
 from batchdet.source.reader import read_image
-from batchdet.spec import SourceSpec
+from batchdet.spec import JobSpec, SourceSpec
 
 Reader = Callable[[SourceSpec, str, str, str, int], bytes]
 Chosen = tuple[str, str, int | None]
@@ -72,6 +72,7 @@ def write_pictures(
     read: Reader = read_image,
     min_score: float = MIN_SCORE,
     chosen: Sequence[Chosen] | None = None,
+    settings: str | JobSpec | None = None,
 ) -> Pictures:
     """Write annotated pictures and a contact sheet.
 
@@ -80,17 +81,18 @@ def write_pictures(
     Args:
         uri: The output's folder.
         folder: Where the JPEG files go; any URI that can be written.
-        run: Only this run; null takes every committed run.
+        run: Only this run; null takes the newest rows of each image.
         count: At most this many pictures.
         read: Fetches an image again: (source, uri, shard_uri, member, position) -> bytes.
         min_score: Only boxes with at least this score are drawn; the tables hold many that the model hardly believes.
         chosen: Draw these, in this order, instead of a choice of ``count``.
+        settings: Whose settings; as in :func:`batchdet.open_results`.
 
     Raises:
         OutputError: There is no such output or run, or its files cannot be read.
         StorageError: The folder cannot be written.
     """
-    results = open_results(uri, run)
+    results = open_results(uri, run, settings)
     folder = storage.normalize(folder)
     with readable(results.uri):
         if chosen is None:

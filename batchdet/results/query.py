@@ -11,6 +11,7 @@ import pyarrow as pa
 from batchdet.errors import SpecError
 from batchdet.results.open import Results, open_results, readable, reason
 from batchdet.results.tables import quote_text
+from batchdet.spec import JobSpec
 from batchdet.text import csv_cell, escape
 
 if TYPE_CHECKING:
@@ -18,15 +19,24 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-VIEWS: Final = ("images", "detections", "runs")
+VIEWS: Final = ("images", "detections", "all_images", "all_detections", "runs")
 _EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
 _BATCH_ROWS: Final = 8192
 _MIN_COLUMN: Final = 16
 """A column of a printed result may be folded to this width; where that is not enough, records are printed."""
 
 
-def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_rows: int | None = None) -> pa.Table:
-    """Run one SELECT over the views ``images``, ``detections`` and ``runs``.
+def query(
+    uri: str,
+    sql: str,
+    run: str | None = None,
+    settings: str | JobSpec | None = None,
+    max_rows: int | None = None,
+) -> pa.Table:
+    """Run one SELECT over the views of an output.
+
+    The views are ``images`` and ``detections`` (each image once, of one setting), ``all_images`` and
+    ``all_detections`` (every row of every run), and ``runs``.
 
     The statement can open no file but the output's own part files, change no setting and write nothing.
 
@@ -34,7 +44,7 @@ def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_r
         uri: The output's folder.
         sql: One statement: SELECT, WITH, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
         run: Only this run; null takes every committed run.
-        latest: Where several runs hold the same image, tar or Parquet file, keep its rows of the newest one only.
+        settings: Whose settings ``images`` and ``detections`` show; as in :func:`batchdet.open_results`.
         max_rows: Stop reading after this many rows; null takes all.
 
     Returns:
@@ -44,10 +54,18 @@ def query(uri: str, sql: str, run: str | None = None, latest: bool = True, max_r
         OutputError: There is no such output or run, or its files cannot be read.
         SpecError: The statement is wrong, or is one that is refused.
     """
+    return query_results(open_results(uri, run, settings), sql, max_rows)
+
+
+def query_results(results: Results, sql: str, max_rows: int | None = None) -> pa.Table:
+    """Run one SELECT over the views of opened results; see :func:`query`.
+
+    Raises:
+        OutputError, SpecError: As of :func:`query`.
+    """
     import duckdb
 
     _check_statement(sql)
-    results = open_results(uri, run, latest)
     con = _walled_in(results)
     try:
         with readable(results.uri):
@@ -76,7 +94,7 @@ def _check_statement(sql: str) -> None:
 def _walled_in(results: Results) -> "duckdb.DuckDBPyConnection":
     """Return the results' connection after shutting it off from everything but their part files."""
     con = results.connection
-    files = ", ".join(quote_text(uri) for table in results.tables.values() for uri in table.uris())
+    files = ", ".join(quote_text(uri) for table in results.all_tables.values() for uri in table.uris())
     for setting in (
         f"allowed_paths = [{files}]",
         "enable_external_access = false",

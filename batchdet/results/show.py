@@ -1,4 +1,4 @@
-"""One run at a glance: what was found, how sure the model was, where the time went, where the tables are."""
+"""The images of one setting, or of one run, at a glance: classes, scores, failures, time, and where the tables are."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from batchdet.results.open import open_results
 from batchdet.results.quarantine import find_quarantine, quarantine_to_dict
 from batchdet.results.record import read_record
 from batchdet.results.speed import speed_rows
+from batchdet.results.totals import totals
 from batchdet.results.units import format_bytes, format_duration
-from batchdet.table.manifest import TABLES
+from batchdet.spec import JobSpec
+from batchdet.table.manifest import TABLES, committed_runs
 from batchdet.text import escape
 
 if TYPE_CHECKING:
@@ -26,32 +28,34 @@ _CLASS_NUMBERS_WIDTH: Final = 48
 """Columns of a terminal that numbers and gaps take beside label and bar, as long as counts are below ten million."""
 
 
-def show(uri: str, run: str | None = None) -> dict[str, Any]:
-    """Gather what there is to say of a run.
+def show(uri: str, run: str | None = None, settings: str | JobSpec | None = None) -> dict[str, Any]:
+    """Gather what there is to say of the images of one setting, or of one run.
 
     Args:
         uri: The output's folder.
-        run: The run; null takes the newest committed one.
+        run: Only this run; null takes each image from its newest run of the settings.
+        settings: Whose settings; as in :func:`batchdet.open_results`.
 
     Returns:
-        ``output``, ``run``, ``other_runs``, ``lineage``, ``stats`` (see :meth:`RunStats.to_dict`), ``tables``, a
-        ``query`` to try, and ``quarantine``: the shards that are in quarantine at the run's settings.
+        ``output``, ``run`` (the newest of those shown), ``shown_runs``, ``other_runs``, ``images_left_out`` (labelled
+        with other settings only), ``lineage`` of ``run``, ``stats`` of all that is shown (see
+        :meth:`RunStats.to_dict`), ``tables``, a ``query`` to try, and ``quarantine``: the shards that are in
+        quarantine at these settings.
 
     Raises:
         OutputError: There is no such output or run.
     """
-    results = open_results(uri)
-    manifest = results.manifest if run is None else results.only(run).manifest
+    results = open_results(uri, run, settings)
+    manifest, shown = results.manifest, [m.run_id for m in results.viewed]
     tables = {}
     for name in TABLES:
-        parts = getattr(manifest, name)
+        parts = [part for m in results.viewed for part in getattr(m, name)]
         tables[name] = {
             "glob": storage.join(results.uri, name, "**", "*.parquet"),
             "rows": sum(p.rows for p in parts),
             "part_files": len(parts),
             "size_bytes": sum(p.size_bytes for p in parts),
         }
-    same = [m for m in results.runs if m.fingerprint == manifest.fingerprint]
     sql = "SELECT label, count(*) AS boxes FROM detections GROUP BY ALL ORDER BY boxes DESC"
     return {
         "output": results.uri,
@@ -62,12 +66,15 @@ def show(uri: str, run: str | None = None) -> dict[str, Any]:
             "fingerprint": manifest.fingerprint,
             "partition_by": list(manifest.partition_by),
         },
-        "other_runs": [m.run_id for m in results.runs if m.run_id != manifest.run_id],
+        "shown_runs": shown,
+        "other_runs": [m.run_id for m in committed_runs(results.uri) if m.run_id not in shown],
+        "images_left_out": results.left_out,
+        "left_out": results.left_out_note(),
         "lineage": read_record(results.uri, manifest.run_id, "lineage.json"),
-        "stats": read_record(results.uri, manifest.run_id, "stats.json"),
+        "stats": totals(results),
         "tables": tables,
         "query": f'batchdet query {shlex.quote(results.uri)} "{sql}"',
-        "quarantine": quarantine_to_dict(find_quarantine(results.uri, same)),
+        "quarantine": quarantine_to_dict(find_quarantine(results.uri, results.viewed)),
     }
 
 
@@ -92,10 +99,15 @@ def _render(shown: Mapping[str, Any], console: "Console") -> None:
     when = run["created_at"].replace("T", " ").replace("Z", " UTC")
     console.print()
     _line(console, f"{run['name']}  ·  run {run['run_id']}  ·  {when}", style="bold")
+    if len(shown["shown_runs"]) > 1:
+        _line(
+            console, f"{len(shown['shown_runs'])} runs of the same settings, each image from its newest.", style="dim"
+        )
     if shown["other_runs"]:
-        older = len(shown["other_runs"])
-        text = f"The output holds {older} other committed run{'s' * (older != 1)}"
-        _line(console, f"{text}; batchdet query takes each image from its newest run.", style="dim")
+        others = len(shown["other_runs"])
+        _line(console, f"The output holds {others} other committed run{'s' * (others != 1)}.", style="dim")
+    if shown["left_out"]:
+        _line(console, f"{shown['left_out']}.", style="yellow")
     console.print()
     console.print(_facts(shown))
     if stats.get("detections", {}).get("total"):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.results.open import readable
 from batchdet.results.vectors import Vectors, is_image_id, open_vectors, vector_of_file, vector_of_row
+from batchdet.spec import JobSpec
 from batchdet.text import escape
 
 if TYPE_CHECKING:
@@ -59,7 +60,14 @@ class Similar:
         return asdict(self)
 
 
-def find_similar(uri: str, asked: str, box: int = 0, top: int = TOP, run: str | None = None) -> Similar:
+def find_similar(
+    uri: str,
+    asked: str,
+    box: int = 0,
+    top: int = TOP,
+    run: str | None = None,
+    settings: str | JobSpec | None = None,
+) -> Similar:
     """Look through all vectors of an output for the nearest ones.
 
     The vectors of a run with ``model.features: image`` are those of images; with ``boxes`` those of detections. An
@@ -70,14 +78,15 @@ def find_similar(uri: str, asked: str, box: int = 0, top: int = TOP, run: str | 
         asked: An image id of the tables, or a file (path or URI), which the run's own model is shown.
         box: Where detections are compared: the rank by score, from 0, of the one that is asked about.
         top: At most so many neighbours.
-        run: Only this run; null takes every run with vectors made as in the newest one that has any.
+        run: Only this run; null takes every run of the settings with vectors made as in the newest one that has any.
+        settings: Whose settings; as in :func:`batchdet.open_results`.
 
     Raises:
         OutputError: There is no such output or run, or it holds no vectors.
         SpecError: There is no such image, file or detection.
         ModelError: The run's model is not there any more.
     """
-    vectors = open_vectors(uri, run)
+    vectors = open_vectors(uri, run, settings)
     known = is_image_id(asked)
     vector = vector_of_row(vectors, asked, box) if known else vector_of_file(vectors, asked, box)
     con = vectors.results.connection

@@ -1,6 +1,6 @@
 """What an output holds: every run, committed or not, and how to go on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet import storage
 from batchdet.errors import OutputError
 from batchdet.results.history import Unfinished, unfinished_runs
+from batchdet.results.open import Results
 from batchdet.results.quarantine import current_quarantine, quarantine_to_dict
 from batchdet.results.record import read_record
 from batchdet.results.units import format_bytes
@@ -30,8 +31,10 @@ def status(uri: str) -> dict[str, Any]:
         uri: The output's folder.
 
     Returns:
-        ``output`` and ``runs``, oldest first; each with ``state`` (committed or uncommitted), counts, sizes, age;
-        and ``quarantine``, see :func:`batchdet.results.quarantine.quarantine_to_dict`.
+        ``output``; ``runs``, oldest first, each with ``state`` (committed or uncommitted), counts, sizes, age and,
+        if it is committed, whether its settings are ``current``; ``images_left_out`` that were labelled with other
+        settings only, null if the tables cannot be read; the same in words; and ``quarantine``, see
+        :func:`batchdet.results.quarantine.quarantine_to_dict`.
 
     Raises:
         OutputError: There is no run.
@@ -43,20 +46,33 @@ def status(uri: str) -> dict[str, Any]:
     committed = committed_runs(out)
     with ThreadPoolExecutor(_READERS) as pool:
         uncommitted = list(pool.map(_uncommitted, unfinished_runs(out, committed)))
-    runs = [*map(_committed, committed), *uncommitted]
+    current = committed[-1].fingerprint if committed else ""
+    runs = [*(_committed(m, current) for m in committed), *uncommitted]
     return {
         "output": out,
         "runs": sorted(runs, key=lambda run: str(run["run_id"])),
+        **_left_out(out, committed),
         "quarantine": quarantine_to_dict(current_quarantine(out, committed) if committed else ()),
     }
 
 
-def _committed(manifest: Manifest) -> dict[str, Any]:
+def _left_out(out: str, committed: Sequence[Manifest]) -> dict[str, Any]:
+    if not committed:
+        return {"images_left_out": 0, "left_out": ""}
+    try:
+        results = Results(out, committed)
+        return {"images_left_out": results.left_out, "left_out": results.left_out_note()}
+    except OutputError:  # verify tells which files are damaged
+        return {"images_left_out": None, "left_out": ""}
+
+
+def _committed(manifest: Manifest, current: str) -> dict[str, Any]:
     parts = (*manifest.images, *manifest.detections)
     return {
         "run_id": manifest.run_id,
         "name": manifest.name,
         "state": "committed",
+        "current": manifest.fingerprint == current,
         "at": manifest.created_at,
         "age_s": _age_s(manifest.created_at),
         "images_listed": manifest.images_listed,
@@ -109,7 +125,8 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
         age = "" if run["age_s"] is None else format_age(run["age_s"])
         if run["state"] == "committed":
             counts = (f"{run[key]:,}" for key in ("images_listed", "images_failed", "detections"))
-            table.add_row(*head, Text("committed", "green"), *counts, format_bytes(run["size_bytes"]), age)
+            state = Text("committed", "green") if run["current"] else Text("other settings", "dim")
+            table.add_row(*head, state, *counts, format_bytes(run["size_bytes"]), age)
         else:
             table.add_row(*head, Text("uncommitted", "yellow"), "", "", "", format_bytes(run["staged_bytes"]), age)
     console.print(Text(escape(found["output"]), style="bold"), soft_wrap=True)
@@ -117,6 +134,8 @@ def render_status(found: Mapping[str, Any], console: "Console") -> None:
     table.width = max(min(most, console.width), least)
     console.print(table, crop=False)
     console.print()
+    if found["left_out"]:
+        console.print(Text(f"{found['left_out']}."), soft_wrap=True)
     for run in found["runs"]:
         if run["state"] == "uncommitted":
             segments = f"{run['staged_files']:,} segment{'s' * (run['staged_files'] != 1)} staged"

@@ -43,6 +43,10 @@ def partition_values(path: str) -> dict[str, str | None]:
     return {name: None if value == NULL_PARTITION else urllib.parse.unquote(value) for name, value in pairs}
 
 
+class ColumnsDiffer(OutputError):
+    """Columns of one name have types in different runs that have no common type."""
+
+
 class RunTables:
     """One table over several runs.
 
@@ -50,13 +54,16 @@ class RunTables:
         out: The output's URI, normalised.
         manifests: The runs, oldest first.
         table: ``images`` or ``detections``.
+        only_schema: Leave out the columns that were carried over from the source, and features.
 
     Raises:
-        OutputError: A part file cannot be read, or the runs' columns do not fit together.
+        ColumnsDiffer: The runs' columns do not fit together.
+        OutputError: A part file cannot be read.
     """
 
-    def __init__(self, out: str, manifests: Sequence[Manifest], table: TableName) -> None:
+    def __init__(self, out: str, manifests: Sequence[Manifest], table: TableName, only_schema: bool = False) -> None:
         self.out, self.table, self.manifests = out, table, tuple(manifests)
+        self._only_schema = only_schema
         with ThreadPoolExecutor(_READERS) as pool:
             self._in_files: list[pa.Schema] = list(pool.map(self._file_schema, self.manifests))
         self.partition_columns = tuple(dict.fromkeys(itertools.chain(*(m.partition_by for m in self.manifests))))
@@ -79,8 +86,7 @@ class RunTables:
 
     def _unified(self) -> pa.Schema:
         plain = [
-            pa.schema([f for f in schema.remove_metadata() if f.name not in self.partition_columns])
-            for schema in self._in_files
+            pa.schema([f for f in schema.remove_metadata() if self._is_shown(f.name)]) for schema in self._in_files
         ]
         vectors = {schema.field(FEATURES).type for schema in plain if FEATURES in schema.names}
         if len(vectors) > 1:  # of several models: none of their lengths is that of all
@@ -88,10 +94,14 @@ class RunTables:
         try:
             fields = pa.unify_schemas(plain, promote_options="permissive")
         except pa.ArrowTypeError as error:
-            raise OutputError(
-                f"{self.out}: the runs' columns have different types ({error}); choose one with --run"
+            raise ColumnsDiffer(
+                f"{self.out}: the runs' columns have different types ({error}); choose one with --run",
+                code="output.columns_differ",
             ) from error
         return pa.schema([*fields, *(pa.field(name, pa.string()) for name in self.partition_columns)])
+
+    def _is_shown(self, name: str) -> bool:
+        return name not in self.partition_columns and not (self._only_schema and name not in _SCHEMAS[self.table].names)
 
     def dataset(self) -> "ds.Dataset":
         """Return an Arrow dataset; filters on partition columns skip whole files."""

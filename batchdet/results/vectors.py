@@ -61,22 +61,28 @@ class Vectors:
         return f"run_id IN ({', '.join(map(quote_text, self.run_ids))}) AND features IS NOT NULL"
 
 
-def open_vectors(uri: str, run: str | None = None, kind: Literal["image", "boxes"] | None = None) -> Vectors:
+def open_vectors(
+    uri: str,
+    run: str | None = None,
+    settings: str | JobSpec | None = None,
+    kind: Literal["image", "boxes"] | None = None,
+) -> Vectors:
     """Find the vectors of an output: those of its newest run that has any, and of all runs that made them alike.
 
     Args:
         uri: The output's folder.
         run: Take the vectors of this run, and of no other.
+        settings: Whose settings; as in :func:`batchdet.open_results`.
         kind: Only vectors of images, or of boxes; null takes those of the newest run.
 
     Raises:
         OutputError: There is no such output or run, or it holds no vectors.
     """
-    results = open_results(uri, run)
-    made = {m.run_id: _made(results.uri, m.run_id) for m in results.runs}
+    results = open_results(uri, run, settings)
+    made = {m.run_id: _made(results.uri, m.run_id) for m in results.viewed}
     with_vectors = [run_id for run_id, how in made.items() if how is not None and kind in (None, how[1]["kind"])]
     if not with_vectors:
-        which, what = f"run {run}" if run else "no run", f"features of {kind}" if kind else "features"
+        which, what = f"run {run}" if run else "no run of these settings", f"features of {kind}" if kind else "features"
         asked = kind or "image (or boxes)"
         raise OutputError(
             f"{results.uri}: {which} holds {'no ' if run else ''}{what}; run the job with --set model.features={asked}"

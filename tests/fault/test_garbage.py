@@ -49,7 +49,7 @@ def sees_only(out: Path, runs: int) -> None:
     results = open_results(str(out))
     assert len(results.runs) == runs
     assert results.images().to_arrow().num_rows == IMAGES
-    assert open_results(str(out), latest=False).images().to_arrow().num_rows == IMAGES * runs
+    assert open_results(str(out)).sql("FROM all_images").to_arrow_table().num_rows == IMAGES * runs
     claimed = query(str(out), "SELECT sum(detection_count) AS n, count(*) AS images FROM images").to_pylist()
     held = query(str(out), "SELECT count(*) AS n FROM detections").to_pylist()
     assert claimed == [{"n": held[0]["n"], "images": IMAGES}]

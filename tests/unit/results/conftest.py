@@ -80,6 +80,8 @@ class FakeOutput:
         part_rows: int = 10,
         source: SourceSpec | None = None,
         model_sha256: str = "ab" * 32,
+        fingerprint: str = "f" * 64,
+        score_threshold: float = 0.25,
     ) -> Manifest:
         """Write part files and records of a run, and its manifest when it is to be committed.
 
@@ -96,7 +98,7 @@ class FakeOutput:
         spec = JobSpec(
             name="fake",
             source=source or SourceSpec(uri=shard_uri),
-            model=ModelSpec(uri="builtin:sample"),
+            model=ModelSpec(uri="builtin:sample", score_threshold=score_threshold),
             output=OutputSpec(uri=self.uri, partition_by=partition_by),
         )
         run = {"run_id": run_id, "wall_s": 12.5, "images_per_s": len(images) / 12.5}
@@ -105,7 +107,7 @@ class FakeOutput:
             name="fake",
             created_at=f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}T12:00:00Z",
             schema_version=1,
-            fingerprint="f" * 64,
+            fingerprint=fingerprint,
             inventory_digest="i" * 64,
             partition_by=partition_by,
             images_listed=len(images),

@@ -53,7 +53,7 @@ def test_runs_have_one_row_each(filled):
 
 def test_a_run_can_be_chosen(filled):
     assert query(filled.uri, "SELECT count(*) AS n FROM images", run=FIRST).to_pylist() == [{"n": 20}]
-    assert query(filled.uri, "SELECT count(*) AS n FROM images", latest=False).to_pylist() == [{"n": 32}]
+    assert query(filled.uri, "SELECT count(*) AS n FROM all_images").to_pylist() == [{"n": 32}]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 30])

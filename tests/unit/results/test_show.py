@@ -19,8 +19,8 @@ def printed(shown, width=90):
     return capture.get()
 
 
-def test_the_newest_run_is_shown(output, make_images):
-    output.add_run(FIRST, make_images(20))
+def test_the_current_settings_are_shown(output, make_images):
+    output.add_run(FIRST, make_images(20), fingerprint="0" * 64)
     output.add_run(SECOND, make_images(70), labels=("car", "dog", "person", "kite"))
     shown = show(output.uri)
     assert json.loads(json.dumps(shown)) == shown
@@ -31,7 +31,7 @@ def test_the_newest_run_is_shown(output, make_images):
     text = printed(shown)
     for part in (
         f"run {SECOND}",
-        "1 other committed run; batchdet query",
+        "The output holds 1 other committed run.",
         "builtin:sample  (yolo_end2end, onnxruntime)",
         "  sha256 abababababab…",
         "70 listed = 60 ok + 10 failed",

@@ -65,7 +65,9 @@ def test_another_model_of_the_same_length_is_another(output, fake_image):
 
 def test_no_vectors(output, fake_image, tmp_path):
     output.add_run(FIRST, [fake_image("a")])
-    with pytest.raises(OutputError, match=r"no run holds features; run the job with --set model\.features=image"):
+    with pytest.raises(
+        OutputError, match=r"no run of these settings holds features; run the job with --set model\.features=image"
+    ):
         find_similar(output.uri, image_id(SHARD, "a"))
     output.add_run(SECOND, [fake_image("b", vector=(1, 0))])
     with pytest.raises(SpecError, match=r"x\.jpg is neither an image id .* nor an image"):
