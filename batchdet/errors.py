@@ -170,7 +170,7 @@ class OutOfDeviceMemory(ModelError):
 
 
 class MissingExtra(ClusterError):
-    """A package that the spec needs is not installed; the message names the extra that brings it."""
+    """A package that the spec needs is not installed; the message names it and the extra that brings it."""
 
     code = "package.missing"
 

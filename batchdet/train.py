@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from batchdet.errors import BatchdetError, ClusterError, MissingExtra, OutputError, SpecError
+from batchdet.errors import BatchdetError, ClusterError, OutputError, SpecError
+from batchdet.packages import missing_extra
 from batchdet.training.plan import TrainingPlan, agreed_plan
 
 if TYPE_CHECKING:
@@ -201,11 +202,10 @@ def _check_packages() -> None:
     """Name what is missing before anything is read."""
     from importlib.util import find_spec
 
-    for package in ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "pycocotools"):
-        if find_spec(package) is None:
-            raise MissingExtra(
-                f"training needs the package {package}; install it with: pip install 'batchdet[cpu,torch,evaluate]'"
-            )
+    needed = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "pycocotools")
+    absent = [package for package in needed if find_spec(package) is None]
+    if absent:
+        raise missing_extra("training needs", "cpu,torch,evaluate", *absent)
 
 
 def _kept(step: int, folder: Path) -> str:

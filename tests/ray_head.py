@@ -1,5 +1,6 @@
 """A Ray head of its own: a real ``ray start --head`` that shares neither folder nor import path with the repository."""
 
+import ipaddress
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,26 @@ def descendants(pid: int) -> dict[int, int]:
             if began is not None and child not in found:
                 found[child] = began
                 todo.append(child)
+    return found
+
+
+def listening(pids: Iterable[int]) -> list[tuple[str, int]]:
+    """List addresses and ports on which processes listen for TCP, an IPv4 address within IPv6 as IPv4."""
+    inodes = set()
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    inodes.add(os.readlink(entry).removeprefix("socket:[").rstrip("]"))
+    found = []
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            local, state, inode = (line.split()[i] for i in (1, 3, 9))
+            if state == "0A" and inode in inodes:
+                host, port = local.split(":")
+                words = [int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8)]
+                address = ipaddress.ip_address(b"".join(words))
+                found.append((str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)))
     return found
 
 

@@ -22,6 +22,9 @@ def submit(
         typer.Option("--env", metavar="NAME", help="Pass this environment variable on to the job."),
     ] = None,
     pip: Annotated[bool, typer.Option("--pip", help="Let the cluster install batchdet's packages first.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Submit to a head that takes jobs of anybody and is not on this machine.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a job on a Ray cluster, follow its log, and exit as it does."""
@@ -35,6 +38,7 @@ def submit(
         wait=not no_wait,
         env=env or (),
         pip=pip,
+        insecure=insecure,
         run_options=["--fresh"] if fresh else [],
         on_log=note if as_json else None,
         on_note=note,

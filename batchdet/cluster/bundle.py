@@ -42,7 +42,8 @@ def build_bundle(folder: Path, job_path: str, overrides: Sequence[str] = (), env
     """Lay out what the cluster needs.
 
     A model or label file that is local is copied along and its URI rewritten. A local source or output is written
-    absolute: it must be a folder that all nodes share (or the cluster this very machine).
+    absolute: it must be a folder that all nodes share (or the cluster this very machine). The job runs on the cluster
+    that it was submitted to.
 
     Args:
         folder: An empty folder.
@@ -56,7 +57,7 @@ def build_bundle(folder: Path, job_path: str, overrides: Sequence[str] = (), env
     job = read_job_file(job_path, overrides)
     look_beside(job_path)
     notes: list[str] = []
-    rewritten: list[str] = []
+    rewritten: list[str] = ["compute.address=auto"]
     for key in _SHIPPED:
         uri = written_value(job, key)
         if is_local(uri) and "${" not in uri:
@@ -77,8 +78,7 @@ def build_bundle(folder: Path, job_path: str, overrides: Sequence[str] = (), env
             f"{'it' if len(needed) == 1 else 'them'} in its environment, or pass "
             f"{' '.join('--env ' + name for name in needed)}"
         )
-    if rewritten:
-        job = read_job_file(job_path, [*overrides, *rewritten])
+    job = read_job_file(job_path, [*overrides, *rewritten])
     (folder / job.name).write_text(job.text, encoding="utf-8")
     for source in filter(None, (Path(batchdet.__file__).parent, plugin_to_ship(job.spec.model.family))):
         if source.is_dir():

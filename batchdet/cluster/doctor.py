@@ -31,6 +31,7 @@ from batchdet.machine import (
     shared_memory_bytes,
 )
 from batchdet.model.cache import default_cache_dir
+from batchdet.packages import install_command
 from batchdet.spec import JobSpec
 
 State = Literal["ok", "warn", "fail"]
@@ -158,7 +159,11 @@ def _packages() -> list[Check]:
     for requirement in BASE:
         version = installed_version(requirement.name)
         if version is None:
-            checks.append(Check(requirement.name, "fail", "not installed", f"pip install '{requirement.name}'"))
+            checks.append(
+                Check(
+                    requirement.name, "fail", "not installed", f"pip install '{requirement.name}>={requirement.floor}'"
+                )
+            )
         elif is_older(version, requirement.floor):
             advice = f"pip install '{requirement.name}>={requirement.floor}'"
             checks.append(Check(requirement.name, "fail", f"{version}; {requirement.floor} is the floor", advice))
@@ -171,15 +176,18 @@ def _runtimes() -> list[Check]:
     found = {r.name: installed_version(r.name) for r in RUNTIMES}
     present = [f"{name} {version}" for name, version in found.items() if version]
     if not any(version for name, version in found.items() if name != "onnx"):  # which runs nothing by itself
-        return [Check("runtimes", "fail", "none", "pip install 'batchdet[cpu]' or 'batchdet[gpu]'")]
+        return [Check("runtimes", "fail", "none", install_command("cpu", "onnxruntime"))]
     old = [r for r in RUNTIMES if (version := found[r.name]) and is_older(version, r.floor)]
     if old:
-        advice = " ".join(f"pip install '{r.name}>={r.floor}'" for r in old)
+        advice = "pip install " + " ".join(f"'{r.name}>={r.floor}'" for r in old)
         return [Check("runtimes", "fail", ", ".join(present), advice)]
     if found["onnxruntime"] and found["onnxruntime-gpu"]:
         advice = "they overwrite each other's files: pip uninstall onnxruntime onnxruntime-gpu, then install one"
         return [Check("runtimes", "warn", ", ".join(present), advice)]
     return [Check("runtimes", "ok", ", ".join(present))]
+
+
+_FOR_GPUS = f"pip uninstall onnxruntime; {install_command('gpu', 'onnxruntime-gpu')}"
 
 
 def _providers(spec: JobSpec | None) -> list[Check]:
@@ -196,9 +204,7 @@ def _providers(spec: JobSpec | None) -> list[Check]:
     _, *providers = text.split()
     names = ", ".join(p.removesuffix("ExecutionProvider") for p in providers)
     if spec is not None and spec.compute.device == "gpu" and "CUDAExecutionProvider" not in providers:
-        return [
-            Check("onnxruntime", "fail", f"providers: {names}", "compute.device is gpu: pip install 'batchdet[gpu]'")
-        ]
+        return [Check("onnxruntime", "fail", f"providers: {names}", f"compute.device is gpu: {_FOR_GPUS}")]
     return [Check("onnxruntime", "ok", f"providers: {names}")]
 
 

@@ -1,9 +1,8 @@
-"""What a submitted job starts with on the cluster: see that batchdet's packages are there, then become ``batchdet``.
+"""What a submitted job begins with on the cluster: a check that batchdet's packages are there.
 
-Without this look a bare Ray image would answer with a traceback about the first package that it lacks.
+Without it a bare Ray image would answer with a traceback about the first package that it lacks.
 """
 
-import os
 import sys
 
 from batchdet.cluster.requirements import BASE, FLOOR_PYTHON, missing
@@ -22,15 +21,9 @@ def complaint() -> str:
     return ""
 
 
-def main() -> None:
-    """Run ``batchdet`` with this process's arguments, or exit with status 5 and the reason."""
+def check_python() -> None:
+    """Exit with status 5 and the reason if batchdet cannot run in this Python."""
     reason = complaint()
     if reason:
         print(f"batchdet: {reason}", file=sys.stderr, flush=True)
         sys.exit(5)
-    # exec keeps the process id, so that signals of `ray job stop` reach batchdet itself.
-    os.execv(sys.executable, [sys.executable, "-m", "batchdet", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    main()

@@ -4,19 +4,18 @@ The cluster needs nothing of this machine: the package and the job travel along 
 What stays here is the environment: no value of it is shipped unless it is named.
 """
 
-import ipaddress
 import os
 import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from batchdet.cluster.bundle import Bundle, build_bundle
+from batchdet.cluster.dashboard import CONNECT_TIMEOUT_S, cause, dashboard_address, greet, is_loopback
 from batchdet.cluster.follow import follow_job, last_line
 from batchdet.cluster.requirements import pins
 from batchdet.errors import ClusterError, Interrupted, SpecError
@@ -24,7 +23,6 @@ from batchdet.errors import ClusterError, Interrupted, SpecError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-CONNECT_TIMEOUT_S = 4.0
 REQUEST_TIMEOUT_S = 60.0
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OVERRIDE_OF_ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -39,22 +37,29 @@ class SubmittedJob:
         address: The cluster's dashboard.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, when last asked.
         exit_status: What the job's own ``batchdet run`` returned; 0 when it was not waited for.
+        with_token: The cluster wants a token.
     """
 
     job_id: str
     address: str
     status: str
     exit_status: int
+    with_token: bool = False
 
     @property
     def follow_command(self) -> str:
         """The command that follows the job's log."""
-        return f"ray job logs --follow --address {shlex.quote(self.address)} {self.job_id}"
+        return f"{self._mode}ray job logs --follow --address {shlex.quote(self.address)} {self.job_id}"
 
     @property
     def stop_command(self) -> str:
         """The command that stops the job."""
-        return f"ray job stop --address {shlex.quote(self.address)} {self.job_id}"
+        return f"{self._mode}ray job stop --address {shlex.quote(self.address)} {self.job_id}"
+
+    @property
+    def _mode(self) -> str:
+        """Ray's own commands look for a token only if they are told."""
+        return "RAY_AUTH_MODE=token " if self.with_token and not os.environ.get("RAY_AUTH_MODE") else ""
 
 
 def submit_job(
@@ -65,6 +70,7 @@ def submit_job(
     *,
     env: Sequence[str] = (),
     pip: bool = False,
+    insecure: bool = False,
     run_options: Sequence[str] = (),
     on_log: Callable[[str], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -80,6 +86,7 @@ def submit_job(
             better is what the cluster itself has (an IAM role, a Kubernetes secret).
         pip: Let the cluster install the versions of batchdet's packages that are installed here (Ray's excepted).
             Without it nothing is installed, and a cluster that lacks a package is told so.
+        insecure: Submit although the cluster takes jobs of anybody and is not on this machine.
         run_options: Options of ``batchdet run`` to pass on, such as ``--fresh``.
         on_log: Called with each line of the job's log, without its line end; by default it is printed.
         on_note: Called with each remark for the person who submits; by default there are none.
@@ -88,7 +95,8 @@ def submit_job(
         The job, with its own exit status when it was waited for.
 
     Raises:
-        SpecError: The job, the address or a variable's name is wrong.
+        SpecError: The job, the address or a variable's name is wrong; or the cluster has no token, is not on this
+            machine, and ``insecure`` is not set.
         ClusterError: The cluster does not answer, refuses, or could not start the job.
         Interrupted: Ctrl-C while following; the job goes on, and the message says how to follow it and how to stop it.
     """
@@ -99,11 +107,11 @@ def submit_job(
         bundle = build_bundle(Path(folder), job_path, overrides, env)
         for text in bundle.notes:
             note(text)
-        if address.startswith("http://") and auth_headers() and not _is_loopback(address):
-            note(f"the token goes to {address} unencrypted; use https:// or a tunnel")
-        client = connect(address)
+        headers = greet(address)
+        _check_guarded(address, headers, insecure, note)
+        client = connect(address, headers)
         job_id = _submit(client, bundle, values, pip, run_options, address)
-    job = SubmittedJob(job_id, address, "PENDING", 0)
+    job = SubmittedJob(job_id, address, "PENDING", 0, bool(headers))
     note(f"submitted as {job_id}")
     if not wait:
         return job
@@ -117,7 +125,22 @@ def submit_job(
     status = str(info.status)
     if status != "STOPPED" and info.driver_exit_code is None:
         raise ClusterError(f"{address}: the job {job_id} could not be run: {last_line(info.message)}")
-    return SubmittedJob(job_id, address, status, _exit_status(status, info.driver_exit_code))
+    return replace(job, status=status, exit_status=_exit_status(status, info.driver_exit_code))
+
+
+def _check_guarded(address: str, headers: dict[str, str], insecure: bool, note: Callable[[str], None]) -> None:
+    """Refuse a far head that anybody may give jobs to, and warn of a token on an open line."""
+    if is_loopback(address):
+        return
+    if not headers and not insecure:
+        raise SpecError(
+            f"{address}: this head has no token, so whoever reaches it can run code there; start it with "
+            "RAY_AUTH_MODE=token, or reach it by a tunnel to 127.0.0.1, or say --insecure",
+            code="cluster.no_token",
+            key="--address",
+        )
+    if headers and address.startswith("http://"):
+        note(f"the token goes to {address} unencrypted; use https:// or a tunnel")
 
 
 def _print_line(line: str) -> None:
@@ -132,38 +155,6 @@ def _exit_status(status: str, code: int | None) -> int:
     return 128 - code if code < 0 else code
 
 
-def dashboard_address(address: str) -> str:
-    """Check the address of a dashboard and return it with its scheme and without a trailing slash.
-
-    Raises:
-        SpecError: It is no HTTP address, or carries a user name or password.
-    """
-    text = address.strip()
-    parts = urlsplit(text if "://" in text else f"http://{text}")
-    try:
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and text != "auto"
-        port = parts.port
-    except ValueError:
-        good, port = False, None
-    if parts.username or parts.password:
-        raise SpecError("--address: holds a user name or password; leave them out and set RAY_AUTH_TOKEN")
-    if not good or parts.query or parts.fragment:
-        raise SpecError(
-            f"--address {address}: found no address of a Ray dashboard; it should look like http://HOST:8265 "
-            "(ray:// and 'auto' belong into compute.address of a run)"
-        )
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
-
-
-def _is_loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _named_values(names: Sequence[str]) -> dict[str, str]:
     values = {}
     for name in names:
@@ -174,23 +165,6 @@ def _named_values(names: Sequence[str]) -> dict[str, str]:
             raise SpecError(f"--env {name}: the environment variable {name} is not set here; export it and try again")
         values[name] = os.environ[name]
     return values
-
-
-def auth_headers() -> dict[str, str]:
-    """Return the HTTP headers for a cluster with token authentication, from ``RAY_AUTH_TOKEN`` or its file.
-
-    Ray's client reads the default file (``~/.ray/auth_token``) itself when ``RAY_AUTH_MODE=token``.
-    """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return {}
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
-    if not token and path:
-        try:
-            token = Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SpecError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}") from error
-    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 @contextmanager
@@ -207,37 +181,26 @@ def _address_wins(address: str) -> Iterator[None]:
             os.environ[_OVERRIDE_OF_ADDRESS] = before
 
 
-def connect(address: str) -> "JobSubmissionClient":
+def connect(address: str, headers: dict[str, str] | None = None) -> "JobSubmissionClient":
     """Connect to a dashboard, within ten seconds or not at all.
+
+    Args:
+        address: As :func:`dashboard_address` returns it.
+        headers: What :func:`greet` returned; None asks first.
 
     Raises:
         ClusterError: Nothing answers there, it is no Ray dashboard, or it wants another token.
     """
     import requests
 
-    # Asked before Ray is imported, which takes seconds.
-    headers = auth_headers()
+    headers = greet(address) if headers is None else headers  # before Ray's client is imported, which takes seconds
     try:
-        answer = requests.get(f"{address}/api/version", headers=headers, timeout=(CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S))
-        if answer.status_code in {401, 403}:
-            raise ClusterError(
-                f"{address}: the cluster wants a token and {'refused the one given' if headers else 'got none'}; "
-                "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
-            )
-        if answer.status_code != 200 or "ray_version" not in answer.text:
-            raise ClusterError(
-                f"{address}: something answers there (HTTP {answer.status_code}), but no Ray dashboard; give the "
-                "address that 'ray start' printed, usually http://HOST:8265"
-            )
         with _address_wins(address):
             return _client(address, headers)
     except requests.exceptions.RequestException as error:
-        raise ClusterError(
-            f"{address}: no Ray dashboard answers there ({_cause(error)}); is the head running and its port "
-            "reachable from here?"
-        ) from error
+        raise ClusterError(f"{address}: the connection broke ({cause(error)})", key=address) from error
     except (RuntimeError, ConnectionError) as error:
-        raise ClusterError(f"{address}: {last_line(str(error))}") from error
+        raise ClusterError(f"{address}: {last_line(str(error))}", key=address) from error
 
 
 def _client(address: str, headers: dict[str, str]) -> "JobSubmissionClient":
@@ -258,24 +221,9 @@ def _client(address: str, headers: dict[str, str]) -> "JobSubmissionClient":
     return Client(address, headers=headers or None)
 
 
-def _cause(error: Exception) -> str:
-    text = str(error)
-    for words, cause in (
-        ("Connection refused", "connection refused"),
-        ("NameResolution", "no such host"),
-        ("Name or service", "no such host"),
-        ("Network is unreachable", "network unreachable"),
-        ("timed out", "timed out"),
-    ):
-        if words in text:
-            return cause
-    return type(error).__name__
-
-
 def entrypoint(job_name: str, run_options: Sequence[str] = ()) -> str:
-    """Return the shell command that the cluster runs in the job's working directory."""
-    words = [job_name, "--set", "compute.address=auto", *run_options]
-    return "python3 -m batchdet.cluster.entrypoint run " + " ".join(shlex.quote(word) for word in words)
+    """Return the shell command that the cluster runs in the job's working directory, and shows as the job's."""
+    return "python3 -m " + shlex.join(["batchdet", "run", job_name, *run_options])
 
 
 def _submit(
@@ -298,10 +246,10 @@ def _submit(
             client.submit_job(
                 entrypoint=entrypoint(bundle.job.name, run_options),
                 runtime_env=runtime_env,
-                metadata={"name": bundle.job.spec.name, "submitted_by": "batchdet"},
+                metadata={"job_name": bundle.job.spec.name, "submitted_by": "batchdet"},
             )
         )
     except requests.exceptions.RequestException as error:
-        raise ClusterError(f"{address}: the connection broke while the job was sent ({_cause(error)})") from error
+        raise ClusterError(f"{address}: the connection broke while the job was sent ({cause(error)})") from error
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"{address}: the cluster refused the job: {last_line(str(error))}") from error

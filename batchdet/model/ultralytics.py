@@ -18,14 +18,15 @@ from batchdet.errors import MissingExtra, ModelError
 from batchdet.model.cache import LocalModel, digest_of, engine_folder, write_note
 from batchdet.model.format import Format
 from batchdet.model.onnx_file import read_onnx
+from batchdet.packages import missing_extra
 
 PYTHON: Final = "BATCHDET_ULTRALYTICS_PYTHON"
 _SCRIPT: Final = Path(__file__).with_name("ultralytics_export.py")
 _VERSION: Final = "import importlib.metadata as m; print(m.version('ultralytics'))"
 _TIMEOUT_S: Final = 600
-_MISSING: Final = (
-    'model.uri: checkpoints of Ultralytics need its package: pip install "batchdet[ultralytics]", or name a Python '
-    f"that has it in {PYTHON}, or export the checkpoint yourself: yolo export model=FILE.pt format=onnx dynamic=True"
+_OTHER_WAYS: Final = (
+    f"name a Python that has it in {PYTHON}, or export the checkpoint yourself: "
+    "yolo export model=FILE.pt format=onnx dynamic=True"
 )
 
 
@@ -55,6 +56,11 @@ def exported(checkpoint: LocalModel, head: str, cache_dir: str | None = None) ->
         return replace(checkpoint, path=target, format=Format.ONNX)
 
 
+def _missing(why: str = "") -> MissingExtra:
+    error = missing_extra("model.uri: checkpoints of Ultralytics need", "ultralytics", "ultralytics")
+    return MissingExtra(f"{error.message}; or {_OTHER_WAYS}{why}", key=error.key)
+
+
 def _version(python: str) -> str:
     try:
         done = subprocess.run(  # not in the user's folder, from which `-c` would import
@@ -63,7 +69,7 @@ def _version(python: str) -> str:
     except OSError as error:
         raise MissingExtra(f"{PYTHON}: {python} cannot be run: {error.strerror}") from error
     if done.returncode:
-        raise MissingExtra(_MISSING)
+        raise _missing()
     return done.stdout.strip()
 
 
@@ -94,7 +100,7 @@ def _export(python: str, checkpoint: str, target: str, head: str) -> None:
             raise ModelError(f"the export of the checkpoint took more than {_TIMEOUT_S} s") from error
     answer = _answer(done)
     if "missing" in answer:
-        raise MissingExtra(f"{_MISSING} ({answer['missing']})")
+        raise _missing(f" ({answer['missing']})")
     if "error" in answer:
         text = " ".join(str(answer["error"]).split())[:300].removeprefix("ValueError: ")
         raise ModelError(f"the checkpoint cannot be exported by Ultralytics: {text}")

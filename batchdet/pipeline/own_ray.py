@@ -6,6 +6,8 @@ are private: a Ray that has not these names starts all, and `tests/e2e/test_sess
 """
 
 import contextlib
+import os
+import secrets
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +42,36 @@ def few_daemons(verbose: bool) -> Iterator[None]:
         others[starts, "start_log_monitor"] = start_nothing
     with _replaced(others):
         yield
+
+
+@contextmanager
+def kept_to_this_machine() -> Iterator[None]:
+    """Have the Ray that starts in this block listen on the loopback interface only, and write nothing into the home.
+
+    Its processes inherit the environment of this block. Ray has the setting for systems on which it knows no clusters:
+    there its nodes have the address 127.0.0.1. Since 2.60 it also makes a token for itself, which it would keep in
+    ``~/.ray/auth_token``: a home that cannot be written would end the run, and a later ``ray start`` would want that
+    token.
+    """
+    from ray import _raylet
+    from ray._private import ray_constants
+
+    settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    if "RAY_AUTH_MODE" not in os.environ:
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    names = [*settings, "RAY_AUTH_MODE"]  # which Ray sets
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(settings)
+    with contextlib.suppress(KeyError, AttributeError):
+        vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+    try:
+        with _replaced({(ray_constants, "ENABLE_RAY_CLUSTER"): False}):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, Final
 import batchdet
 from batchdet.errors import ClusterError
 from batchdet.machine import cpu_limit, reachable, shared_memory_bytes
-from batchdet.pipeline.own_ray import few_daemons, no_helpers
+from batchdet.pipeline.own_ray import few_daemons, kept_to_this_machine, no_helpers
 from batchdet.ray_environment import ray_environment
 
 _CONNECT_TIMEOUT_S: Final = 5
@@ -110,6 +110,7 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             _own_signals(),
             _importing(_PIPELINE),
             few_daemons(verbose) if address is None else contextlib.nullcontext(),
+            kept_to_this_machine() if address is None else contextlib.nullcontext(),
         ):
             ray.init(**options)
     except Exception as error:  # Ray raises that very class when its processes do not come up in time

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchdet import storage
-from batchdet.errors import MissingExtra, OutputError, SpecError
+from batchdet.errors import OutputError, SpecError
+from batchdet.packages import missing_extra
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import quote_name
@@ -262,7 +263,7 @@ def _average_precision(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
-        raise MissingExtra('evaluate needs pycocotools: pip install "batchdet[evaluate]"') from error
+        raise missing_extra("evaluate needs", "evaluate", "pycocotools") from error
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()

@@ -170,7 +170,7 @@ def test_precisions_and_runtimes_that_need_a_gpu_say_so(tmp_path: Path) -> None:
 
 def test_tensorrt_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingExtra, match=r'package tensorrt is not installed: pip install "batchdet\[tensorrt\]"'):
+    with pytest.raises(MissingExtra, match=r"pip install .*'tensorrt-cu13.* with the extra tensorrt"):
         tensorrt.version()
 
 

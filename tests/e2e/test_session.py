@@ -1,5 +1,6 @@
 """A Ray of a process's own, as a run without `compute.address` starts it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import os, sys
 from pathlib import Path
 from ray._private import node, utils
 from batchdet.pipeline.session import ray_session
-from tests.ray_head import descendants
+from tests.ray_head import descendants, listening
 
 def own():
     names = "start_api_server", "start_monitor", "start_log_monitor"
@@ -29,20 +30,33 @@ with ray_session(None, verbose=sys.argv[1] == "verbose"):
     assert own() == before, "Ray is left as it was"
     pids = descendants(os.getpid())
     print(*(Path(f"/proc/{pid}/cmdline").read_text().replace("\\0", " ") for pid in pids), sep="\\n")
+    print("listens:", *(address for address, _ in listening([os.getpid(), *pids])))
+    print("environment:", *(name for name in os.environ if name.startswith("RAY_AUTH") or "CLUSTER" in name))
 """
 
 
-def _printed(script: str, *arguments: str) -> list[str]:
+def _printed(script: str, *arguments: str, env: dict[str, str] | None = None) -> list[str]:
     """Run a script in a process of its own, which starts a Ray; return the lines that it prints."""
-    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, env=env
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 
 
+@pytest.mark.acceptance("S27")
 @pytest.mark.parametrize("speaks", ["silent", "verbose"])
 def test_a_ray_of_ones_own_has_no_process_that_it_does_not_need(speaks: str) -> None:
-    """Each is a Python of its own, for which the start and the end of a run would wait."""
-    processes = _printed(_START, speaks)
+    """Each is a Python of its own, for which the start and the end of a run would wait.
+
+    Nor does it open a port to other machines, or need a home that can be written.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    *processes, listens, environment = _printed(_START, speaks, env=env | {"HOME": "/proc/nowhere"})
+    addresses = listens.split()[1:]
+    assert len(addresses) >= 5
+    assert set(addresses) == {"127.0.0.1"}
+    assert environment == "environment:", "this process is left as it was"
     assert any("/raylet " in process for process in processes), processes
     assert any("/gcs_server " in process for process in processes), processes
     assert not [process for process in processes if "/dashboard/dashboard.py" in process]

@@ -8,6 +8,7 @@ from batchdet.errors import MissingExtra, ModelError
 from batchdet.model.huggingface import read_folder
 from batchdet.model.loaders.loaded import LoadedModule
 from batchdet.model.runtimes import TensorInfo, one_line
+from batchdet.packages import missing_extra
 
 
 def load(path: str) -> LoadedModule:
@@ -29,9 +30,7 @@ def load(path: str) -> LoadedModule:
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtra(
-            'model.uri: Hugging Face folders need the package transformers: pip install "batchdet[huggingface]"'
-        ) from error
+        raise missing_extra("model.uri: Hugging Face folders need", "huggingface", "transformers") from error
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import torch
 
-from batchdet.errors import MissingExtra, ModelError, SpecError
+from batchdet.errors import ModelError, SpecError
 from batchdet.model.nets.detector_net import Composition, DetectorNet, compose
+from batchdet.packages import missing_extra
 
 KEY: Final = "batchdet"
 FORMAT: Final = 1
@@ -127,9 +128,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise MissingExtra(
-            "checkpoints need the package safetensors; install it with: pip install 'batchdet[torch]'"
-        ) from error
+        raise missing_extra("model.uri: checkpoints need", "torch", "safetensors") from error
     return safetensors.torch
 
 

@@ -15,6 +15,7 @@ from batchdet.errors import ClusterError, MissingExtra, SpecError
 from batchdet.model.format import Format, format_of
 from batchdet.model.onnx_file import read_onnx
 from batchdet.model.preprocess import Preprocess
+from batchdet.packages import missing_extra
 
 if TYPE_CHECKING:
     from batchdet.model.anatomy import Anatomy
@@ -230,8 +231,13 @@ def no_memory(error: BaseException) -> bool:
 
 
 def missing(package: str, extra: str) -> MissingExtra:
-    """Say which extra brings a runtime's package."""
-    return MissingExtra(f'model.runtime: the package {package} is not installed: pip install "batchdet[{extra}]"')
+    """Name a runtime's package that is missing, and the extra that brings it."""
+    return missing_extra(
+        "model.runtime: it needs", extra, _FOR_GPUS.get(package, package) if extra == "gpu" else package
+    )
+
+
+_FOR_GPUS: Final = {"onnxruntime": "onnxruntime-gpu"}
 
 
 def free_axis(size: Any) -> int | None:

@@ -24,6 +24,7 @@ from batchdet.model.runtimes import (
     tensorrt,
 )
 from batchdet.model.runtimes.canvas_graph import best_class_graph, best_of, canvas_graph, canvases_of, with_outputs
+from batchdet.packages import install_command
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -117,7 +118,7 @@ class OnnxRuntime:
         if self.provider not in onnxruntime.get_available_providers():
             raise ClusterError(
                 f"compute.device: gpu needs ONNX Runtime's {self.provider}, and the installed {self.name} has none: "
-                'pip install "batchdet[gpu]", or set compute.device to cpu'
+                f"{install_command('gpu', 'onnxruntime-gpu')} in place of onnxruntime, or set compute.device to cpu"
             )
         version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
         self.one_shape = place == CUDA and version >= _PLANS_SINCE

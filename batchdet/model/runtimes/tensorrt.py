@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from batchdet.errors import ClusterError, MissingExtra
+from batchdet.errors import ClusterError
 from batchdet.machine import run_limited
 from batchdet.model.runtimes.canvas_graph import canvases_of, on_the_way
+from batchdet.packages import missing_extra
 
 PROVIDER: Final = "TensorrtExecutionProvider"
 _DEFAULT_STRIDE: Final = 32
@@ -24,9 +25,7 @@ def version() -> str:
     try:
         import tensorrt
     except ImportError as error:
-        raise MissingExtra(
-            'model.runtime: the package tensorrt is not installed: pip install "batchdet[tensorrt]"'
-        ) from error
+        raise missing_extra("model.runtime: tensorrt needs", "tensorrt", "tensorrt-cu13") from error
     return str(tensorrt.__version__)
 
 

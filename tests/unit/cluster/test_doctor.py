@@ -51,7 +51,7 @@ def test_this_machine_is_well_and_soon_told() -> None:
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "BASE", (Requirement("no-such-package", "1"), Requirement("pydantic", "999")))
     checks = doctor()
-    assert found(checks, "no-such-package").advice == "pip install 'no-such-package'"
+    assert found(checks, "no-such-package").advice == "pip install 'no-such-package>=1'"
     assert found(checks, "pydantic").found.endswith("999 is the floor")
 
 

@@ -1,4 +1,4 @@
-import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_what_is_missing_is_said_in_one_sentence(
 ) -> None:
     monkeypatch.setattr(entrypoint, "BASE", (Requirement("no-such-package", "1"), Requirement("pydantic", "1")))
     with pytest.raises(SystemExit) as exit_:
-        entrypoint.main()
+        entrypoint.check_python()
     assert exit_.value.code == 5
     said = capsys.readouterr().err
     assert said.startswith("batchdet: the cluster's Python")
@@ -30,12 +30,21 @@ def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "batchdet needs 3.11" in entrypoint.complaint()
 
 
-def test_it_becomes_batchdet(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[object] = []
-    monkeypatch.setattr(sys, "argv", ["entrypoint", "run", "job.yaml"])
-    monkeypatch.setattr(os, "execv", lambda *args: called.append(args))
-    entrypoint.main()
-    assert called == [(sys.executable, [sys.executable, "-m", "batchdet", "run", "job.yaml"])]
+def test_a_submitted_job_is_told_before_anything_else_is_imported() -> None:
+    """``-S`` leaves site-packages out: a Python as bare as a cluster's."""
+    root = str(Path(entrypoint.__file__).parents[2])
+    env = {"PYTHONPATH": root, "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "batchdet", "run", "job.yaml"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith("batchdet: the cluster's Python")
+    assert "typer" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_only_the_standard_library_is_imported_before_the_look() -> None:

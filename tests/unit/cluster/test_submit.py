@@ -6,16 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from batchdet.cluster import submit as submit_module
-from batchdet.cluster.submit import SubmittedJob, auth_headers, connect, dashboard_address, entrypoint, submit_job
+from batchdet.cluster.dashboard import auth_headers, dashboard_address, greet
+from batchdet.cluster.submit import SubmittedJob, connect, entrypoint, submit_job
 from batchdet.errors import ClusterError, SpecError
 
 
 @pytest.fixture(autouse=True)
-def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -61,14 +65,28 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(SpecError, match="RAY_AUTH_TOKEN_PATH: cannot read"):
+    with pytest.raises(SpecError) as error:
         auth_headers()
+    assert (error.value.code, error.value.key) == ("cluster.token", "RAY_AUTH_TOKEN_PATH")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    with pytest.raises(SpecError) as error:
+        auth_headers()
+    assert (error.value.code, error.value.key) == ("cluster.token", "RAY_AUTH_MODE")
+
+
+@pytest.mark.parametrize("mode", [None, "token", "TOKEN", "disabled"])
+def test_the_default_file_is_read_as_ray_reads_it(
+    mode: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home/.ray").mkdir(parents=True)
+    (tmp_path / "home/.ray/auth_token").write_text("from-home\n")
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    assert auth_headers() == ({} if mode == "disabled" else {"authorization": "Bearer from-home"})
 
 
 def test_the_entrypoint_is_safe_in_a_shell() -> None:
-    assert entrypoint("job.yaml", ["--fresh"]) == (
-        "python3 -m batchdet.cluster.entrypoint run job.yaml --set compute.address=auto --fresh"
-    )
+    assert entrypoint("job.yaml", ["--fresh"]) == ("python3 -m batchdet run job.yaml --fresh")
     assert entrypoint("a", ["$(id)"]).endswith("'$(id)'")
 
 
@@ -154,22 +172,58 @@ def test_something_else_answers() -> None:
 
 def test_a_token_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     with web_server(401, b"") as (address, tokens):
-        with pytest.raises(ClusterError, match="wants a token and got none; set RAY_AUTH_TOKEN"):
+        with pytest.raises(ClusterError, match="wants a token and got none; set RAY_AUTH_TOKEN") as error:
             connect(address)
+        assert (error.value.code, error.value.key) == ("cluster.token", address)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "very-secret")
         with pytest.raises(ClusterError, match="refused the one given") as error:
             connect(address)
         assert "very-secret" not in str(error.value)
-        assert tokens == [None, "Bearer very-secret"]
+        assert tokens == [None, None, "Bearer very-secret"]
 
 
-@pytest.mark.parametrize(("host", "told"), [("localhost", False), ("127.0.0.1", False), ("no-such.invalid", True)])
-def test_a_token_in_the_clear_is_told(job: str, monkeypatch: pytest.MonkeyPatch, host: str, told: bool) -> None:
+def test_a_token_goes_only_to_a_head_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "very-secret")
+    with web_server(200, b'{"ray_version": "2.60.0", "version": "4"}') as (address, tokens):
+        assert greet(address) == {}
+    assert tokens == [None]
+
+
+@pytest.mark.acceptance("S17")
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("insecure", [False, True])
+def test_a_far_head_without_a_token_is_refused(
+    job: str, monkeypatch: pytest.MonkeyPatch, far: bool, insecure: bool
+) -> None:
+    monkeypatch.setattr(submit_module, "is_loopback", lambda address: not far)
+    monkeypatch.setattr(submit_module, "connect", lambda *_: SimpleNamespace(submit_job=lambda **_: "raysubmit_1"))
+    with web_server(200, b'{"ray_version": "2.60.0", "version": "4"}') as (address, _):
+        if far and not insecure:
+            with pytest.raises(SpecError) as error:
+                submit_job(job, address, wait=False, insecure=insecure)
+            assert (error.value.code, error.value.exit_status) == ("cluster.no_token", 2)
+            assert "--insecure" in error.value.message
+        else:
+            assert submit_job(job, address, wait=False, insecure=insecure).job_id == "raysubmit_1"
+
+
+@pytest.mark.parametrize(
+    ("address", "told"), [("http://head:1", True), ("https://head:1", False), ("http://[::1]", False)]
+)
+def test_a_token_in_the_clear_is_told(address: str, told: bool) -> None:
     notes: list[str] = []
-    with pytest.raises(ClusterError):
-        submit_job(job, f"http://{host}:1", on_note=notes.append)
-    assert notes == ([f"the token goes to http://{host}:1 unencrypted; use https:// or a tunnel"] if told else [])
+    submit_module._check_guarded(address, {"authorization": "Bearer very-secret"}, False, notes.append)
+    assert notes == ([f"the token goes to {address} unencrypted; use https:// or a tunnel"] if told else [])
+
+
+def test_the_dashboard_shows_the_jobs_name(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+    client = SimpleNamespace(submit_job=lambda **given: sent.update(given) or "raysubmit_1")
+    monkeypatch.setattr(submit_module, "connect", lambda *_: client)
+    monkeypatch.setattr(submit_module, "greet", lambda _: {})
+    submit_job(job, "http://127.0.0.1:1", wait=False)
+    assert sent["metadata"]["job_name"] == "j"
+    assert sent["entrypoint"] == "python3 -m batchdet run job.yaml"
 
 
 def test_the_environment_does_not_overrule_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +246,8 @@ def test_commands_of_a_job() -> None:
     job = SubmittedJob("raysubmit_1", "http://head:8265", "PENDING", 0)
     assert job.follow_command == "ray job logs --follow --address http://head:8265 raysubmit_1"
     assert job.stop_command == "ray job stop --address http://head:8265 raysubmit_1"
+    guarded = SubmittedJob("raysubmit_1", "http://head:8265", "PENDING", 0, with_token=True)
+    assert guarded.stop_command == f"RAY_AUTH_MODE=token {job.stop_command}"
 
 
 @pytest.mark.parametrize(

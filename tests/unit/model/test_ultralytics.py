@@ -146,7 +146,7 @@ def test_without_the_package(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     if importlib.util.find_spec("ultralytics") is None:
         monkeypatch.delenv(PYTHON)
         monkeypatch.delenv("PYTHONPATH")
-        with pytest.raises(MissingExtra, match=r"batchdet\[ultralytics\]"):
+        with pytest.raises(MissingExtra, match=r"pip install 'ultralytics>="):
             fetch_model(uri, trusted=True)
 
 
