@@ -16,15 +16,16 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 def test_requirements_are_those_of_the_project() -> None:
     for extra in ("cpu", "gpu", "torch", "evaluate"):
-        assert list(requirements_of(extra).values()) == EXTRAS[extra]
+        assert list(requirements_of(extra)) == [re.split(r"[^\w.-]", line)[0] for line in EXTRAS[extra]]
     assert requirements_of("cpu,evaluate") == requirements_of("cpu") | requirements_of("evaluate")
     assert requirements_of("nothing") == {}
 
 
 def test_a_command_names_what_is_missing_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "_installed", lambda name: name == "onnxruntime")
-    assert install_command("cpu") == "pip install 'openvino>=2025.3' 'onnx>=1.18'"
-    assert install_command("cpu", "onnxruntime").startswith("pip install 'onnxruntime>=1.20' ")
+    of = requirements_of("cpu")
+    assert install_command("cpu") == f"pip install '{of['openvino']}' '{of['onnx']}'"
+    assert install_command("cpu", "onnxruntime").startswith(f"pip install '{of['onnxruntime']}' ")
 
 
 def test_a_package_shipped_without_its_metadata_names_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
