@@ -209,7 +209,7 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
     _say_plan(plan, watcher)
     address = spec.compute.address
     probe.begin(trial_of(plan))
-    with ray_session(address, command.verbose, plugin_to_ship(spec.model.family)) as capacity:
+    with ray_session(address, command.verbose, plugin_to_ship(spec.model.family), spec.name) as capacity:
         from batchdet.pipeline.ray_data import get_ready, label_segments
 
         reached["ray"] = time.monotonic()

@@ -193,10 +193,19 @@ def connect(address: str, headers: dict[str, str] | None = None) -> "JobSubmissi
     """
     import requests
 
-    headers = greet(address) if headers is None else headers  # before Ray's client is imported, which takes seconds
+    headers = greet(address) if headers is None else headers  # before Ray is imported, which takes seconds
+    from ray.exceptions import AuthenticationError
+
     try:
         with _address_wins(address):
             return _client(address, headers)
+    except AuthenticationError as error:
+        raise SpecError(
+            "RAY_AUTH_MODE is token, and no token was found; set RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled for a head "
+            "without one",
+            code="cluster.token",
+            key="RAY_AUTH_MODE",
+        ) from error
     except requests.exceptions.RequestException as error:
         raise ClusterError(f"{address}: the connection broke ({cause(error)})", key=address) from error
     except (RuntimeError, ConnectionError) as error:

@@ -46,15 +46,19 @@ def few_daemons(verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def kept_to_this_machine() -> Iterator[None]:
-    """Have the Ray that starts in this block listen on the loopback interface only, and write nothing into the home.
+    """Have the Ray that runs in this block listen on the loopback interface only, and write nothing into the home.
 
-    Its processes inherit the environment of this block. Ray has the setting for systems on which it knows no clusters:
-    there its nodes have the address 127.0.0.1. Since 2.60 it also makes a token for itself, which it would keep in
-    ``~/.ray/auth_token``: a home that cannot be written would end the run, and a later ``ray start`` would want that
-    token.
+    Its processes inherit the environment of this block. Ray has the first setting for systems on which it knows no
+    clusters: there its nodes have the address 127.0.0.1. Since 2.60 it also makes a token for each Ray that a program
+    starts, and keeps it in ``~/.ray/auth_token``: a home that cannot be written would end the run, and a later
+    ``ray start`` would want that token.
     """
     from ray import _raylet
     from ray._private import ray_constants
+
+    def read_again() -> None:
+        with contextlib.suppress(KeyError, AttributeError):
+            vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
 
     settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     if "RAY_AUTH_MODE" not in os.environ:
@@ -62,8 +66,7 @@ def kept_to_this_machine() -> Iterator[None]:
     names = [*settings, "RAY_AUTH_MODE"]  # which Ray sets
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(settings)
-    with contextlib.suppress(KeyError, AttributeError):
-        vars(_raylet)["AuthenticationTokenLoader"].instance().reset_cache()
+    read_again()
     try:
         with _replaced({(ray_constants, "ENABLE_RAY_CLUSTER"): False}):
             yield
@@ -72,6 +75,9 @@ def kept_to_this_machine() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        read_again()
+        with contextlib.suppress(KeyError, AttributeError):
+            vars(_raylet)["Config"].initialize("")  # which holds the mode
 
 
 @contextmanager

@@ -59,13 +59,16 @@ def ray_runs() -> bool:
 
 
 @contextmanager
-def ray_session(address: str | None, verbose: bool = False, code: Path | None = None) -> Iterator[Capacity]:
+def ray_session(
+    address: str | None, verbose: bool = False, code: Path | None = None, name: str = "batchdet"
+) -> Iterator[Capacity]:
     """Connect to a cluster, or start a Ray of this process's own, and leave it in the end.
 
     Args:
         address: ``auto`` or ``HOST:PORT``; None starts one.
         verbose: Let Ray speak.
         code: A module's file or a package's folder that the workers of a cluster must be able to import.
+        name: Of the job, in the cluster's dashboard.
 
     Yields:
         What the cluster has.
@@ -85,7 +88,7 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.CRITICAL,
         "configure_logging": True,
-        "job_config": _job_config(),
+        "job_config": _job_config(name),
     }
     if address is None:
         for name, value in ray_environment(usable_cpus()).items():
@@ -104,29 +107,36 @@ def ray_session(address: str | None, verbose: bool = False, code: Path | None = 
             # Not inside a submitted job, whose package is there already: the cluster's nodes may lack this one.
             shipped = [str(path) for path in (Path(batchdet.__file__).parent, code) if path is not None]
             options["runtime_env"] = {"py_modules": shipped, "excludes": ["__pycache__"]}
+    with kept_to_this_machine() if address is None else contextlib.nullcontext():
+        _init(options, address, verbose)
+        _silence(verbose)  # again: importing Ray Data sets its loggers up
+        try:
+            with no_helpers() if address is None else contextlib.nullcontext():
+                yield capacity()
+        finally:
+            with _own_signals():
+                ray.shutdown()
+
+
+def _init(options: dict[str, Any], address: str | None, verbose: bool) -> None:
+    """Start Ray, or connect to it."""
+    import ray
+
     try:
         with (
             warnings.catch_warnings(action="ignore"),
             _own_signals(),
             _importing(_PIPELINE),
             few_daemons(verbose) if address is None else contextlib.nullcontext(),
-            kept_to_this_machine() if address is None else contextlib.nullcontext(),
         ):
             ray.init(**options)
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"
         text = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(f"no Ray {where}: {text}"[:600]) from error
-    _silence(verbose)  # again: importing Ray Data sets its loggers up
-    try:
-        with no_helpers() if address is None else contextlib.nullcontext():
-            yield capacity()
-    finally:
-        with _own_signals():
-            ray.shutdown()
 
 
-def _job_config() -> Any:
+def _job_config(name: str) -> Any:
     """Return Ray's settings of this job, with a list of import paths that stays as it is.
 
     Ray would add the working directory to it and put that before the standard library on every worker, so that a
@@ -139,7 +149,7 @@ def _job_config() -> Any:
             """Leave out what Ray adds."""
 
     home = str(Path(batchdet.__file__).resolve().parents[1])
-    config = JobConfig()
+    config = JobConfig(metadata={"job_name": name})
     config._py_driver_sys_path = Fixed([home] if home == os.getcwd() else [])
     return config
 

@@ -31,7 +31,7 @@ with ray_session(None, verbose=sys.argv[1] == "verbose"):
     pids = descendants(os.getpid())
     print(*(Path(f"/proc/{pid}/cmdline").read_text().replace("\\0", " ") for pid in pids), sep="\\n")
     print("listens:", *(address for address, _ in listening([os.getpid(), *pids])))
-    print("environment:", *(name for name in os.environ if name.startswith("RAY_AUTH") or "CLUSTER" in name))
+print("environment:", *(name for name in os.environ if name.startswith("RAY_AUTH") or "CLUSTER" in name))
 """
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray  # noqa: F401  # it reads RAY_AUTH_MODE when it is first imported
 
 from batchdet.cluster import submit as submit_module
 from batchdet.cluster.dashboard import auth_headers, dashboard_address, greet
