@@ -4,20 +4,42 @@ The first bytes decide, never the file's name. Sizes are known before a decoder 
 which claims to be huge costs nothing.
 """
 
-import re
 import struct
-import zlib
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchdet.decode.tags import HEIGHT, PAGE_TAGS, WIDTH, TagError, Tags, exif_orientation, pixel_data_end, read_tags
+from batchdet.decode.jpeg_markers import Frame, read_frame
+from batchdet.decode.png_chunks import SIGNATURE, Chunks, read_chunks
+from batchdet.decode.tags import (
+    COMPRESSION,
+    EXTRA_SAMPLES,
+    HEIGHT,
+    PHOTOMETRIC,
+    PLANES,
+    WIDTH,
+    TagError,
+    Tags,
+    exif_orientation,
+    main_page,
+    pixel_data_end,
+)
 from batchdet.errors import ImageError
 
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
-_PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_SCAN: Final = re.compile(rb"\xff\xda")
-_MAX_SCANS: Final = 100
-"""Encoders write up to 20. A scan of a few bytes costs a pass over all pixels, so that 10 MB could cost an hour."""
+_TIFF_COMPRESSIONS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000})
+"""What Pillow reads. It knows 50001 (WebP), too, but the libtiff of its wheels does not."""
+_OTHER_COMPRESSIONS: Final = {
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34661: "JBIG",
+    34712: "JPEG 2000",
+    34713: "Nikon NEF",
+    34715: "JBIG 2",
+    34887: "LERC",
+    34892: "lossy DNG",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
 _REFUSED: Final = (
     (0, b"8BPS", "Photoshop (PSD)"),
     (0, b"%!PS", "PostScript (EPS)"),
@@ -51,16 +73,20 @@ class Header:
         width_px: As stored, before ``orientation`` is applied.
         height_px: Likewise.
         orientation: EXIF orientation, 1..8; 1 for TIFF, whose decoder applies it.
-        channels: Colour components of a JPEG, 0 for other formats.
-        tags: The first directory of a TIFF, empty for other formats.
+        page: Of a TIFF: the number of the page that is read, from 0.
+        tags: The directory of this page, empty for other formats.
+        frame: What the segments of a JPEG say.
+        chunks: What the chunks of a PNG say.
     """
 
     format: str
     width_px: int
     height_px: int
     orientation: int = 1
-    channels: int = 0
+    page: int = 0
     tags: Tags = field(default_factory=dict)
+    frame: Frame | None = None
+    chunks: Chunks | None = None
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -84,7 +110,7 @@ def read_header(data: memoryview) -> Header:
     try:
         if head.startswith(b"\xff\xd8\xff"):
             header = _jpeg(data)
-        elif head.startswith(_PNG):
+        elif head.startswith(SIGNATURE):
             header = _png(data)
         elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             header = _webp(data)
@@ -127,62 +153,13 @@ def _no_image(data: memoryview) -> ImageError:
 
 
 def _jpeg(data: memoryview) -> Header:
-    """Walk the marker segments up to the frame header (ITU-T T.81, annex B)."""
-    at, orientation = 2, 1
-    size = len(data)
-    while True:
-        if data[at] != 0xFF:
-            raise _corrupt("jpeg", f"no marker at byte {at}")
-        while data[at] == 0xFF:
-            at += 1
-        marker = data[at]
-        at += 1
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a segment
-            continue
-        if marker in (0xD9, 0xDA):
-            raise _corrupt("jpeg", "no frame header before the data")
-        length = data[at] << 8 | data[at + 1]
-        if length < 2:
-            raise _corrupt("jpeg", f"a segment of {length} bytes at byte {at}")
-        if at + length > size:
-            raise _cut("jpeg", "the file ends within its header")
-        if marker == 0xE1 and orientation == 1 and bytes(data[at + 2 : at + 8]) == b"Exif\0\0":
-            orientation = exif_orientation(data[at + 8 : at + length])
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 2)
-            if bits != 8:
-                raise ImageError("unsupported_mode", f"jpeg: {bits} bits a channel; 8 are read")
-            if marker in _PROGRESSIVE and (scans := sum(1 for _ in _SCAN.finditer(data))) > _MAX_SCANS:
-                raise _corrupt("jpeg", f"{scans} scans; {_MAX_SCANS} are read")
-            return Header("jpeg", width, height, orientation, channels)
-        at += length
+    frame = read_frame(data)
+    return Header("jpeg", frame.width_px, frame.height_px, frame.orientation, frame=frame)
 
 
 def _png(data: memoryview) -> Header:
-    """Walk the chunks, and check what the decoder does not (PNG Third Edition, section 5).
-
-    The check sums of chunks that hold pixels are compared here, because Pillow passes over those of IDAT.
-    """
-    at, width, height, orientation = 8, 0, 0, 1
-    size = len(data)
-    while at + 8 <= size:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if at == 8 and (kind != b"IHDR" or length != 13):
-            raise _corrupt("png", "the first chunk is not IHDR")
-        if end > size:
-            break
-        critical = not kind[0] & 0x20
-        if critical and zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise _corrupt("png", f"wrong check sum of the chunk {kind.decode('latin-1')!r} at byte {at}")
-        if kind == b"IHDR":
-            width, height = struct.unpack_from(">II", data, at + 8)
-        elif kind == b"eXIf":
-            orientation = exif_orientation(data[at + 8 : end - 4])
-        elif kind == b"IEND":
-            return Header("png", width, height, orientation)
-        at = end
-    raise _cut("png", f"the file ends after {size} bytes, before its last chunk")
+    chunks = read_chunks(data)
+    return Header("png", chunks.width_px, chunks.height_px, chunks.orientation, chunks=chunks)
 
 
 def _webp(data: memoryview) -> Header:
@@ -221,12 +198,19 @@ def _bmp(data: memoryview) -> Header:
 
 def _tiff(data: memoryview) -> Header:
     try:
-        tags = read_tags(data, PAGE_TAGS)
+        page, tags = main_page(data)
     except TagError as error:
         raise ImageError("truncated" if error.truncated else "corrupt", f"tiff: {error}") from error
     if WIDTH not in tags or HEIGHT not in tags:
-        raise _corrupt("tiff", "the first page has no size")
+        raise _corrupt("tiff", f"page {page + 1} has no size")
+    (compression,) = tags.get(COMPRESSION, (1,))[:1]
+    if compression not in _TIFF_COMPRESSIONS:
+        name = _OTHER_COMPRESSIONS.get(compression, "unknown")
+        raise ImageError("unsupported_format", f"tiff: compression {compression} ({name}) is not read")
+    alpha, photometric = tags.get(EXTRA_SAMPLES, (0,))[0], tags.get(PHOTOMETRIC, (1,))[0]
+    if tags.get(PLANES, (1,))[0] == 2 and (alpha == 1 or (alpha == 2 and photometric != 2)):  # Pillow mixes them up
+        raise ImageError("unsupported_mode", "tiff: alpha in a plane apart is read for RGB that is not premultiplied")
     end = pixel_data_end(tags)
     if end > len(data):
-        raise _cut("tiff", f"the first page's pixels end at byte {end}, the file after {len(data)}")
-    return Header("tiff", tags[WIDTH][0], tags[HEIGHT][0], tags=tags)
+        raise _cut("tiff", f"the pixels of page {page + 1} end at byte {end}, the file after {len(data)}")
+    return Header("tiff", tags[WIDTH][0], tags[HEIGHT][0], page=page, tags=tags)

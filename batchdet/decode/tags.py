@@ -7,16 +7,27 @@ import struct
 from collections.abc import Collection
 from typing import Final
 
+KIND_OF_PAGE: Final = 254
+OLD_KIND_OF_PAGE: Final = 255
 WIDTH: Final = 256
 HEIGHT: Final = 257
 BITS: Final = 258
+COMPRESSION: Final = 259
 PHOTOMETRIC: Final = 262
 ORIENTATION: Final = 274
+SAMPLES: Final = 277
+PLANES: Final = 284
+EXTRA_SAMPLES: Final = 338
 _OFFSETS_AND_COUNTS: Final = ((273, 279), (324, 325))
-_TYPES: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TYPES: Final = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q"}
 _SIZES: Final = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value by its type, where it is more than one."""
-PAGE_TAGS: Final = frozenset({WIDTH, HEIGHT, BITS, PHOTOMETRIC, *(tag for pair in _OFFSETS_AND_COUNTS for tag in pair)})
+PAGE_TAGS: Final = frozenset(
+    {KIND_OF_PAGE, OLD_KIND_OF_PAGE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, EXTRA_SAMPLES}
+    | {tag for pair in _OFFSETS_AND_COUNTS for tag in pair}
+)
+_SMALLER_OR_MASK: Final = 0b101
+_MAX_SMALLER_PAGES: Final = 16
 _MAX_ENTRIES: Final = 4096
 _MAX_VALUES: Final = 1_000_000
 
@@ -31,14 +42,38 @@ class TagError(ValueError):
         self.truncated = truncated
 
 
-def read_tags(data: memoryview, wanted: Collection[int], may_lack_bytes: bool = False) -> Tags:
-    """Read unsigned integers of the first directory.
+def main_page(data: memoryview) -> tuple[int, Tags]:
+    """Find the first page of a TIFF that is neither a smaller copy of another one nor a mask.
 
     Args:
-        data: A whole TIFF file, or the TIFF part of an EXIF block.
+        data: A whole TIFF file.
+
+    Returns:
+        The page's number, from 0, and its :data:`PAGE_TAGS`; the first page if there is no such page.
+
+    Raises:
+        TagError: A directory up to that page cannot be read.
+    """
+    order, big = _byte_order(data)
+    (at,) = _unpack(order + ("Q" if big else "I"), data, 8 if big else 4)
+    first: Tags = {}
+    for page in range(_MAX_SMALLER_PAGES):
+        tags, at = _directory(data, at, PAGE_TAGS)
+        first = first or tags
+        kind = tags.get(KIND_OF_PAGE, (0,))[0] & _SMALLER_OR_MASK
+        if not kind and tags.get(OLD_KIND_OF_PAGE, (1,))[0] != 2:
+            return page, tags
+        if not at:
+            break
+    return 0, first
+
+
+def read_tags(data: memoryview, wanted: Collection[int]) -> Tags:
+    """Read integers of the first directory of EXIF, from which editors may have cut values of other tags.
+
+    Args:
+        data: The TIFF part of an EXIF block.
         wanted: Tags to read; thousands of others may name the same bytes, so that reading all would fill the memory.
-        may_lack_bytes: Values of other tags may have been cut off, as editors do with EXIF; else a directory whose
-            values are larger than the file in all is refused, for a decoder might read them all.
 
     Returns:
         Tag number to values.
@@ -46,12 +81,19 @@ def read_tags(data: memoryview, wanted: Collection[int], may_lack_bytes: bool = 
     Raises:
         TagError: It cannot be read.
     """
-    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
-    if order is None:
-        raise TagError("no byte order mark")
-    big = bytes(data[2:4]) in (b"+\0", b"\0+")
-    count_format, entry, width = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
+    order, big = _byte_order(data)
     (at,) = _unpack(order + ("Q" if big else "I"), data, 8 if big else 4)
+    return _directory(data, at, wanted, may_lack_bytes=True)[0]
+
+
+def _directory(data: memoryview, at: int, wanted: Collection[int], may_lack_bytes: bool = False) -> tuple[Tags, int]:
+    """Return the wanted tags of the directory at an offset, and the offset of the next one, or 0.
+
+    Unless bytes may be lacking, a directory whose values are larger than the file is refused, for a decoder might read
+    them all.
+    """
+    order, big = _byte_order(data)
+    count_format, entry, width = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
     (count,) = _unpack(order + count_format, data, at)
     at += struct.calcsize(order + count_format)
     if count > _MAX_ENTRIES:
@@ -70,9 +112,20 @@ def read_tags(data: memoryview, wanted: Collection[int], may_lack_bytes: bool = 
         if struct.calcsize(layout) > width:
             (place,) = _unpack(order + ("Q" if big else "I"), data, place)
         tags[tag] = _unpack(layout, data, place)
-    if total_bytes > len(data) and not may_lack_bytes:
-        raise TagError(f"the values of the first directory take {total_bytes} bytes, more than the file has")
-    return tags
+    if may_lack_bytes:
+        return tags, 0
+    if total_bytes > len(data):
+        raise TagError(f"the values of a directory take {total_bytes} bytes, more than the file has")
+    has_next = at + width <= len(data)
+    return tags, _unpack(order + ("Q" if big else "I"), data, at)[0] if has_next else 0
+
+
+def _byte_order(data: memoryview) -> tuple[str, bool]:
+    """Return the format character of the byte order, and whether it is a BigTIFF."""
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
+    if order is None:
+        raise TagError("no byte order mark")
+    return order, bytes(data[2:4]) in (b"+\0", b"\0+")
 
 
 def pixel_data_end(tags: Tags) -> int:
@@ -94,7 +147,7 @@ def exif_orientation(block: memoryview) -> int:
     if bytes(block[:6]) == b"Exif\0\0":
         block = block[6:]
     try:
-        values = read_tags(block, (ORIENTATION,), may_lack_bytes=True).get(ORIENTATION, (1,))
+        values = read_tags(block, (ORIENTATION,)).get(ORIENTATION, (1,))
     except TagError:
         return 1
     return values[0] if 1 <= values[0] <= 8 else 1

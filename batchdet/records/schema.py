@@ -12,7 +12,7 @@ SCHEMA_VERSION: Final = 1
 ERROR_CODES: Final[dict[str, str]] = {
     "empty": "the file has no bytes",
     "not_an_image": "the first bytes are those of no known file format, or of a text or HTML page",
-    "unsupported_format": "a known format that is not on the allow-list (PSD, EPS, FITS, ...)",
+    "unsupported_format": "a known format, or TIFF compression, that is not on the allow-list (PSD, EPS, CgBI, ...)",
     "unsupported_mode": "pixels of a kind that has no rule (floating point, more than 4 channels)",
     "truncated": "the image data ends too early",
     "corrupt": "the decoder refused the data (checksum, markers, structure)",
