@@ -253,7 +253,9 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         failpoint("run.lineage.after")
         left = _left(plan.shards, staged)
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
-        watcher.start(plan.shards.image_count, plan.shards.size_bytes, _done_images(plan.shards, left))
+        images_done = _done_images(plan.shards, left)
+        watcher.start(plan.shards.image_count, plan.shards.size_bytes, images_done)
+        lease.tell(images_done, plan.shards.image_count)
         labelling = time.monotonic()
         if left:
             for segment in label_segments(
@@ -270,6 +272,8 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
                 rows,
             ):
                 account.pace.add(segment.images, segment.times_s)
+                images_done += segment.images
+                lease.tell(images_done, plan.shards.image_count)
                 watcher.advance(segment.images, segment.failed, segment.size_bytes)
                 failpoint("run.staged")
                 if lease.lost:

@@ -11,6 +11,7 @@ Whether an owner lives is seen by watching it renew, never by comparing clocks; 
 looked at first.
 """
 
+import getpass
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from typing import Any, Final, Self
 from batchdet import storage
 from batchdet.errors import BatchdetError, OutputLocked
 from batchdet.failpoint import failpoint
+from batchdet.table.lineage import now
 
 RENEW_S: Final = 5.0
 STALE_S: Final = 20.0
@@ -58,7 +60,16 @@ class Lease:
         self._waiting = waiting
         self._renew_s, self._stale_s = renew_s, stale_s
         self._number = 0
-        self._state: dict[str, Any] = {**_this_process(), "owner": uuid.uuid4().hex, "renewals": 0, "run_id": None}
+        self._state: dict[str, Any] = {
+            **_this_process(),
+            "user": _user(),
+            "since": now(),
+            "owner": uuid.uuid4().hex,
+            "renewals": 0,
+            "run_id": None,
+            "images_done": None,
+            "images_total": None,
+        }
         self._writing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -130,6 +141,16 @@ class Lease:
         """Say which run this is, so that nothing of it is taken for left over."""
         storage.persist(lambda: self._write(run_id=run_id))
 
+    def tell(self, images_done: int, images_total: int | None) -> None:
+        """Say how far the run is; others read it once the lease is renewed.
+
+        Args:
+            images_done: Images that are labelled and staged.
+            images_total: Images of the run; None if only reading can tell.
+        """
+        with self._writing:
+            self._state |= {"images_done": images_done, "images_total": images_total}
+
     def check(self) -> None:
         """Make sure that the lease is still this run's own.
 
@@ -177,10 +198,16 @@ def live_holder(out: str, stale_s: float = STALE_S) -> dict[str, Any] | None:
         stale_s: An owner on another machine is watched for at most so long.
 
     Returns:
-        ``host``, ``pid`` and ``run_id`` (None while it is not known) of a living owner; None when there is none.
+        ``host``, ``pid``, ``user``, ``since``, ``run_id``, ``images_done`` and ``images_total`` of a living owner, each
+        None while it is not known; None when there is none.
     """
     number, seen = _newest(out)
     return seen if seen is not None and _is_live(out, number, seen, stale_s) else None
+
+
+def last_holder(out: str) -> dict[str, Any] | None:
+    """Say who held an output last, whether or not it lives; see :func:`live_holder`."""
+    return _newest(out)[1]
 
 
 def _folder(out: str) -> str:
@@ -247,6 +274,13 @@ def _process(pid: int) -> tuple[str, str]:
     except OSError:
         return "", ""
     return fields[0], fields[19]
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for its user
+        return None
 
 
 def _boot_id() -> str:

@@ -459,10 +459,10 @@ class TestWhy:
         """Its rows would be older than the others', and hidden."""
 
         def go_on() -> str:
-            (one,) = (r for r in status(str(tmp_path / "out"))["runs"] if r["state"] == "uncommitted")
-            return str(one["go_on"])
+            (one,) = (r for r in status(str(tmp_path / "out"))["runs"] if r["state"] == "interrupted")
+            return str(one["next"])
 
-        assert go_on() == "the same batchdet run command goes on with it"
+        assert go_on() == "the same command resumes it"
         newer = run(model_={"score_threshold": 0.4})
         assert f"run {newer.run_id}, which is newer, has labelled its images" in go_on()
         again = run()
