@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchdet import storage
-from batchdet.errors import OutputError, TooManyFailures
+from batchdet.errors import TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
-from batchdet.places import check_apart, in_full
+from batchdet.places import check_apart, check_space, check_writable, in_full
 from batchdet.plan import Plan, cut_of, plan_job
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_warning
 from batchdet.source.shards import ShardPlan
@@ -113,7 +113,8 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     spec = in_full(spec)
     out = spec.output.uri
     check_apart(spec, out)
-    _check_writable(out)
+    check_writable(out)
+    check_space(out)
     try:
         with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
             return _take_steps(spec, _Command(fresh, watcher, verbose, lease))
@@ -225,6 +226,8 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         segments = {shard_id: len(shard.segments) for shard_id, shard in staged.items()}
         account = Account(plan, probed.model, workers, rows, segments, started, reached)
         watcher.say(f"predicted: {account.outlook}")
+        if account.prediction is not None:
+            check_space(out, account.prediction.output_bytes.likely)
         lineage = Lineage(
             run_id=run_id,
             name=spec.name,
@@ -341,13 +344,3 @@ def _left(shards: ShardPlan, staged: dict[str, StagedShard]) -> Sequence[int]:
 def _done_images(shards: ShardPlan, left: Sequence[int]) -> int:
     """Count the images of the shards that are complete, where the listing tells."""
     return (shards.image_count or 0) - (shards.subset(left).image_count or 0)
-
-
-def _check_writable(out: str) -> None:
-    """Write and delete a small object, so that an output that cannot be written is known before any work is done."""
-    probe = storage.join(out, "_batchdet", ".writable")
-    try:
-        storage.write_bytes(probe, b"")
-        storage.delete([probe])
-    except storage.StorageError as error:
-        raise OutputError(f"output.uri: {error.message}; name a folder or bucket that can be written") from error

@@ -1,15 +1,24 @@
-"""Places that a job names: written out in full, and apart from each other."""
+"""Places that a job names: written out in full, apart from each other, and fit to be written."""
 
 import os
+from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchdet import storage
 from batchdet.errors import OutputError, SpecError
+from batchdet.machine import free_bytes
+from batchdet.results.units import format_bytes
 from batchdet.source.inventory import Inventory
 from batchdet.spec import JobSpec
 from batchdet.table.manifest import TABLES
+
+_LEAST_FREE_BYTES: Final = 16_000_000
+"""Records of a run, however small it is."""
+_STAGED_FACTOR: Final = 4.0
+"""Staged segments, which are not compressed, and part files lie beside each other until the commit."""
 
 
 def in_full(spec: JobSpec) -> JobSpec:
@@ -54,6 +63,64 @@ def check_not_own_tables(inventory: Inventory, out: str) -> None:
     if pc.any(pc.starts_with(uris, prefix)).as_py():
         raise OutputError(
             f"output.uri: {out} lies in what source.uri {inventory.root} names; give the tables a folder of their own"
+        )
+
+
+def check_writable(out: str, leave_nothing: bool = False) -> None:
+    """Find out whether an output can be written, before any work is done.
+
+    Args:
+        out: The output's URI.
+        leave_nothing: Make no local folder; else a small object is written there and deleted.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    probe = storage.join(out, "_batchdet", ".writable")
+    try:
+        if leave_nothing and storage.scheme(out) == "file":
+            _check_folder(Path(out), probe)
+            return
+        storage.write_bytes(probe, b"")
+        storage.delete([probe])
+    except storage.StorageError as error:
+        why = error.message.removeprefix(f"{probe}: cannot write").strip(" :")
+        raise OutputError(
+            f"output.uri: {out} cannot be written: {why}; name a folder or bucket that can",
+            code="output.not_writable",
+            key="output.uri",
+        ) from error
+
+
+def _check_folder(folder: Path, probe: str) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise storage.StorageError(f"{probe}: cannot write: {folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise storage.StorageError(f"{probe}: cannot write: permission denied for {folder}")
+
+
+def check_space(out: str, tables_bytes: float = 0) -> None:
+    """Compare what a run is going to write with what is free on a local disk.
+
+    Args:
+        out: The output's URI.
+        tables_bytes: Predicted size of the part files; 0 if nothing is predicted.
+
+    Raises:
+        OutputError: It does not fit.
+    """
+    if storage.scheme(out) != "file":
+        return
+    needed = max(_LEAST_FREE_BYTES, tables_bytes * _STAGED_FACTOR)
+    free, _ = free_bytes(out)
+    if free < needed:
+        raise OutputError(
+            f"output.uri: {out} needs about {format_bytes(round(needed))} while the run is under way, and only "
+            f"{format_bytes(free)} are free; make room, or name another folder",
+            code="output.no_space",
+            key="output.uri",
         )
 
 

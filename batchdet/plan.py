@@ -12,6 +12,7 @@ from batchdet import storage
 from batchdet.errors import SourceEmpty, SpecError
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.licence import licences_of
+from batchdet.model.stated import check_classes
 from batchdet.places import check_apart, check_not_own_tables, in_full
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
@@ -121,8 +122,9 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
     committed = committed_runs(out)
     listed, emptied = _list(spec, committed)
     check_not_own_tables(listed, out)
-    _check_partitions(spec, listed)
+    check_partitions(spec, listed)
     model = fetch_asked(spec.model)
+    check_classes(spec.model, model)
     job = _Job(
         spec,
         fresh,
@@ -313,7 +315,8 @@ def as_begun(plan: Plan) -> JobSpec:
     return plan.spec.as_computed(plan.begun.computed) if plan.begun else plan.spec
 
 
-def _check_partitions(spec: JobSpec, inventory: Inventory) -> None:
+def check_partitions(spec: JobSpec, inventory: Inventory) -> None:
+    """Refuse partitions by columns that the source does not carry, or that are not fit for it."""
     known = [RUN_DATE, *inventory.carried.names]
     for i, name in enumerate(spec.output.partition_by):
         if name not in known:

@@ -108,12 +108,24 @@ def plan(
 
 
 @app.command(rich_help_panel=RUN)
-def validate(job: Job, set_: Set = None, as_json: Json = False) -> None:
-    """Check a job spec, line by line, without touching source, model or cluster."""
+def validate(
+    job: Job,
+    set_: Set = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also look at source, model, classes and output, without labelling.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a job spec, line by line; with --deep also what it names."""
+    from batchdet.readiness import check
+
     spec = load(job, set_)
+    findings = check(spec) if deep else []
     if as_json:
-        print_json(json.loads(spec.model_dump_json()))
+        found = {finding.name: finding.found for finding in findings}
+        print_json(json.loads(spec.model_dump_json()) | ({"found": found} if deep else {}))
     else:
+        print_facts([(finding.name, finding.found) for finding in findings])
         print(f"{job}: a valid job spec ({spec.name})")
 
 

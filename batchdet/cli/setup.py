@@ -22,15 +22,24 @@ def schema(
 
 @app.command(rich_help_panel=SET_UP)
 def doctor(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also check what this job needs.")] = None,
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also check its source, model and output.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine: packages, processors, memory, runtimes, credentials, output."""
+    """Check this machine: packages, processors, memory, runtimes, credentials; and a job's source, model, output."""
+    from batchdet.cluster.doctor import Check, render_doctor
     from batchdet.cluster.doctor import doctor as examine
-    from batchdet.cluster.doctor import render_doctor
+    from batchdet.readiness import look
 
-    checks = examine(load(job, set_) if job else None)
+    spec = load(job, set_) if job else None
+    checks = examine(spec)
+    for finding in look(spec) if spec else ():
+        if finding.error is None:
+            checks.append(Check(finding.name, "ok", finding.found))
+        else:
+            what, _, advice = finding.error.message.partition("; ")
+            checks.append(Check(finding.name, "fail", what, advice, finding.error.exit_status))
     print_json([check.to_dict() for check in checks]) if as_json else render_doctor(checks, console())
-    if any(check.state == "fail" for check in checks):
-        raise typer.Exit(5)
+    failed = [check.exit_status for check in checks if check.state == "fail"]
+    if failed:
+        raise typer.Exit(failed[0])

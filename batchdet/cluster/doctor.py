@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,12 +69,14 @@ class Check:
         state: ``ok``, ``warn`` (a run may still do) or ``fail`` (a run cannot work).
         found: What was found.
         advice: What to do about it, "" when all is well.
+        exit_status: Of ``doctor``, if this is what fails.
     """
 
     name: str
     state: State
     found: str
     advice: str = ""
+    exit_status: int = 5
 
     def to_dict(self) -> dict[str, str]:
         """Return the check as plain values."""
@@ -86,7 +87,7 @@ def doctor(spec: JobSpec | None = None) -> list[Check]:
     """Look at this machine, and at what a job needs of it.
 
     Args:
-        spec: A job, whose device, storage, output and cluster are then looked at too.
+        spec: A job, whose device, storage and cluster are then looked at too.
 
     Returns:
         The checks, in a fixed order, within about five seconds.
@@ -104,10 +105,8 @@ def doctor(spec: JobSpec | None = None) -> list[Check]:
         ("model cache", _cache),
         ("s3 credentials", lambda: _s3(spec)),
     ]
-    if spec is not None:
-        looks.append(("output", lambda: _output(spec)))
-        if spec.compute.address:
-            looks.append(("ray cluster", lambda: _ray(spec)))
+    if spec is not None and spec.compute.address:
+        looks.append(("ray cluster", lambda: _ray(spec)))
     return [check for checks in _side_by_side(looks) for check in checks]
 
 
@@ -299,25 +298,6 @@ def _s3(spec: JobSpec | None) -> list[Check]:
         advice = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
         return [Check("s3 credentials", "warn", found, advice)]
     return [Check("s3 credentials", "ok", found)]
-
-
-def _output(spec: JobSpec) -> list[Check]:
-    uri = storage.normalize(spec.output.uri)
-    advice = "name a folder in output.uri that you can write"
-    if storage.scheme(uri) == "file":
-        folder = Path(uri)
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            return [Check("output", "fail", f"{uri}: {folder} cannot be written", advice)]
-        return [Check("output", "ok", f"{uri} can be written")]
-    probe = storage.join(uri, "_batchdet", f".doctor-{uuid.uuid4().hex}")
-    try:
-        storage.write_bytes(probe, b"")
-        storage.delete([probe])
-    except BatchdetError as error:
-        return [Check("output", "fail", error.message, advice)]
-    return [Check("output", "ok", f"{uri} can be written")]
 
 
 def _ray(spec: JobSpec) -> list[Check]:

@@ -131,11 +131,19 @@ def class_numbers(wanted: Sequence[str | int], labels: Sequence[str]) -> tuple[i
                     if near
                     else f"it has {', '.join(labels[:10])}" + ", ..." * (len(labels) > 10)
                 )
-                raise SpecError(f"model.classes: the model has no class {entry!r}; {hint}")
+                raise SpecError(
+                    f"model.classes: the model has no class {entry!r}; {hint}",
+                    code="model.unknown_class",
+                    key="model.classes",
+                )
             numbers.update(same)
         elif entry < 0 or (labels and entry >= len(labels)):
             last = len(labels) - 1
-            raise SpecError(f"model.classes: the model has no class number {entry}; they go from 0 to {last}")
+            raise SpecError(
+                f"model.classes: the model has no class number {entry}; they go from 0 to {last}",
+                code="model.unknown_class",
+                key="model.classes",
+            )
         else:
             numbers.add(entry)
     return tuple(sorted(numbers))

@@ -1,13 +1,12 @@
 """Under which licences a model stands: its weights, and the code that made it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from batchdet.model.cache import LocalModel
-from batchdet.model.format import OWN_KEY, Format, archive_texts, safetensors_texts
-from batchdet.model.onnx_file import read_onnx
+from batchdet.model.format import Format
+from batchdet.model.stated import stated_texts
 
 _NOT_STATED: Final = "not stated in the file"
 _OF_LOADERS: Final = {
@@ -62,15 +61,4 @@ def licences(kind: Format, texts: Mapping[str, str]) -> Licences:
 
 def licences_of(model: LocalModel) -> Licences:
     """Find the licences of a fetched model without loading it."""
-    return licences(model.format, _texts(model))
-
-
-def _texts(model: LocalModel) -> Mapping[str, str]:
-    if model.format is Format.ONNX:
-        return read_onnx(model.path).metadata
-    if model.format is Format.NET:
-        try:
-            return dict(json.loads(safetensors_texts(model.path)[OWN_KEY])["properties"])
-        except (ValueError, KeyError, TypeError):  # the loader says what is wrong with it
-            return {}
-    return archive_texts(model.path) if model.format in (Format.TORCHSCRIPT, Format.EXPORTED) else {}
+    return licences(model.format, stated_texts(model))

@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import stat
 import time
 from pathlib import Path
@@ -126,21 +125,6 @@ def test_credentials_by_name_never_by_value(tmp_path: Path, monkeypatch: pytest.
     assert found(checks, "s3 credentials").state == "ok"
     assert "AWS_SECRET_ACCESS_KEY is set" in found(checks, "s3 credentials").found
     assert SECRET not in repr(checks)
-
-
-def test_the_output(tmp_path: Path) -> None:
-    assert found(doctor(spec(tmp_path)), "output").state == "ok"
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "file").write_text("")
-    assert found(doctor(spec(tmp_path, output=f"{tmp_path}/file/out")), "output").state == "fail"
-    assert found(doctor(spec(tmp_path, output="memory://out")), "output").state == "ok"
-    assert found(doctor(spec(tmp_path, output="nothing://out")), "output").state == "fail"
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_an_output_without_permission(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o500)
-    assert found(doctor(spec(tmp_path, output=f"{tmp_path}/closed/out")), "output").state == "fail"
 
 
 def test_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
