@@ -1,6 +1,6 @@
 """One job from spec to committed tables: the only place where the packages are wired together."""
 
-import functools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from batchdet.model.families.plugin import plugin_to_ship
 from batchdet.places import check_apart, check_space, check_writable, in_full
 from batchdet.plan import Plan, cut_of, plan_job
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_warning
+from batchdet.source.listing import in_words
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
@@ -67,7 +68,7 @@ class Run:
         images_failed: Failed images of the run.
         wall_s: Seconds from start to end.
         manifest: What was committed.
-        measured: ``roofline`` and ``prediction`` as in ``stats.json``; empty when nothing was labelled.
+        measured: ``roofline``, ``prediction`` and what was passed over, as in ``stats.json``.
         earlier: Runs that the same command committed before this one, oldest first: unfinished ones come first.
         quarantine: Tar and Parquet files that are in quarantine now, at these settings.
     """
@@ -295,7 +296,7 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         lease.check,
         plan.resume_run_id is not None,
         commit.Before(plan.retried_images, frozenset(shard.uri for shard in plan.quarantine)),
-        functools.partial(account.close, wall_s),
+        lambda output_bytes: {"passed_over": dict(plan.passed_over)} | account.close(wall_s, output_bytes),
     )
     failpoint("run.committed")
     commit.mark_newest(out, max([run_id, *(m.run_id for m in plan.committed)]))
@@ -307,8 +308,23 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         manifest.images_failed,
         time.monotonic() - started,
         manifest,
-        account.measured,
+        account.measured | _say_passed_over(plan, run_id, watcher),
     )
+
+
+def _say_passed_over(plan: Plan, run_id: str, watcher: Watcher) -> dict[str, Any]:
+    """Say which members of tar shards were neither images nor carried over; only reading them tells.
+
+    Returns:
+        ``passed_over`` and ``members_passed_over`` as in ``stats.json``.
+    """
+    members: dict[str, int] = {}
+    if plan.inventory.format == "webdataset":
+        stats = storage.read_bytes(storage.join(run_folder(plan.spec.output.uri, run_id), "stats.json"))
+        members = json.loads(stats)["members_passed_over"]
+    if members:
+        watcher.say(f"passed over in the tar shards: {in_words(members)}")
+    return {"passed_over": dict(plan.passed_over), "members_passed_over": members}
 
 
 def _say_plan(plan: Plan, watcher: Watcher) -> None:
@@ -316,7 +332,9 @@ def _say_plan(plan: Plan, watcher: Watcher) -> None:
     objects = f"{inventory.objects.num_rows} {_OBJECTS[inventory.format]}"
     watcher.say(f"source: {objects}, {plan.shards.size_bytes / 1e6:.1f} MB, from {inventory.root}")
     if plan.passed_over:
-        watcher.say(f"passed over: {plan.passed_over}")
+        watcher.say(f"passed over: {in_words(plan.passed_over)}")
+    if plan.note:
+        watcher.say(plan.note)
     if plan.why:
         watcher.say(plan.why)
     if plan.warning:

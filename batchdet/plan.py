@@ -1,6 +1,6 @@
 """Plans: what a job would do, found out without doing it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -43,7 +43,8 @@ class Plan:
         retried_objects: Source objects of ``inventory`` that hold images which failed in committed runs.
         retried_images: Those images.
         later_objects: Source objects that come after this run, because an unfinished one is resumed first.
-        passed_over: What else the listing holds, by extension; "" when nothing.
+        passed_over: What else the listing holds: kind -> how many.
+        note: What to know of how the source was read (no header line, renamed columns); "" for nothing.
         model_sha256: Digest of the model's bytes.
         fingerprint: Everything that changes results, as one digest.
         resume_run_id: The unfinished run that goes on, or None.
@@ -63,7 +64,8 @@ class Plan:
     retried_objects: int
     retried_images: int
     later_objects: int
-    passed_over: str
+    passed_over: Mapping[str, int]
+    note: str
     model_sha256: str
     fingerprint: str
     resume_run_id: str | None
@@ -86,7 +88,8 @@ class Plan:
             "retried_objects": self.retried_objects,
             "retried_images": self.retried_images,
             "later_objects": self.later_objects,
-            "passed_over": self.passed_over,
+            "passed_over": dict(self.passed_over),
+            "note": self.note,
             "shards": len(self.shards),
             "warning": self.warning,
             "images": self.shards.image_count,
@@ -155,6 +158,7 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
         retried_images=int(retried_images.sum()),
         later_objects=int(np.count_nonzero(todo)) - inventory.objects.num_rows,
         passed_over=listed.passed_over,
+        note=listed.note,
         model_sha256=model.sha256,
         fingerprint=job.fingerprint,
         resume_run_id=going_on.run_id if going_on else None,

@@ -119,6 +119,7 @@ class RunStats:
     by_error_code: dict[str, int] = field(default_factory=dict)
     by_class: dict[str, _ClassCount] = field(default_factory=dict)
     time_us: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
     score_counts: _Counts = field(default_factory=lambda: _zeros(SCORE_EDGES))
     box_size_counts: _Counts = field(default_factory=lambda: _zeros(BOX_SIZE_EDGES_PX))
     coco_counts: _Counts = field(default_factory=lambda: np.zeros(3, np.int64))
@@ -218,6 +219,11 @@ class RunStats:
         for step, seconds in seconds_by_step.items():
             self.time_us[step] = self.time_us.get(step, 0) + round(seconds * 1e6)
 
+    def add_passed_over(self, counts: Mapping[str, int]) -> None:
+        """Add members of archives that are neither images nor carried over: kind -> how many."""
+        for kind, count in counts.items():
+            self.passed_over[kind] = self.passed_over.get(kind, 0) + count
+
     def merge(self, other: "RunStats") -> "RunStats":
         """Return the statistics of both together; neither is changed.
 
@@ -234,6 +240,7 @@ class RunStats:
                 out.by_class.setdefault(label, _ClassCount()).merge(one)
             for step, time_us in part.time_us.items():
                 out.time_us[step] = out.time_us.get(step, 0) + time_us
+            out.add_passed_over(part.passed_over)
             for name in _HISTOGRAMS:
                 getattr(out, name).__iadd__(getattr(part, name))
             out.width_px.merge(part.width_px)
@@ -268,6 +275,7 @@ class RunStats:
                 "box_size_px": _histogram(BOX_SIZE_EDGES_PX, self.box_size_counts),
                 "box_size_coco": dict(zip(("small", "medium", "large"), self.coco_counts.tolist(), strict=True)),
             },
+            "members_passed_over": {kind: self.passed_over[kind] for kind in sorted(self.passed_over)},
             "time_by_step_s": {step: self.time_us[step] / 1e6 for step in steps},
             "labels": list(self.labels),
             **({} if self.wall_s is None else {"wall_s": self.wall_s}),
@@ -293,6 +301,7 @@ class RunStats:
             size_bytes=images["size_bytes"],
             by_error_code=dict(images["by_error_code"]),
             by_class={label: one for label, one in classes.items() if one.count},
+            passed_over=dict(raw.get("members_passed_over", {})),
             time_us={step: round(seconds * 1e6) for step, seconds in raw["time_by_step_s"].items()},
             score_counts=np.array(detections["score"]["counts"], np.int64),
             box_size_counts=np.array(detections["box_size_px"]["counts"], np.int64),

@@ -92,6 +92,7 @@ def _label(segment: Segment, run_id: str) -> LabelledSegment:
         pa.Table.from_pylist(images, schema=pa.schema([*IMAGES, *carried])),
         pa.Table.from_pylist(detections, schema=DETECTIONS),
         {"decode": 0.001},
+        segment.passed_over,
     )
 
 

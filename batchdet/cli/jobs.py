@@ -1,6 +1,7 @@
 """Commands that run a job, or say what it would do."""
 
 import json
+import shlex
 import sys
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def run(
                 f"{sum(p.rows for p in each.manifest.detections)} detections in {each.wall_s:.1f} s"
             )
         print_facts([(name.lower(), text) for name, text in speed_rows(done.measured)])
-        print(f"tables: {done.output}\nlook:   batchdet show {done.output}")
+        print(f"tables: {done.output}\nlook:   batchdet show {shlex.quote(done.output)}")
 
 
 @app.command(rich_help_panel=RUN)
@@ -66,6 +67,7 @@ def plan(
     from batchdet.forecast import forecast
     from batchdet.plan import plan_job
     from batchdet.results.speed import prediction_rows
+    from batchdet.source.listing import in_words
 
     plan = plan_job(load(job, set_), fresh)
     if not no_measure and plan.finished_run_id is None:
@@ -84,7 +86,8 @@ def plan(
                 f"{planned['objects']} objects, {planned['size_bytes'] / 1e6:.1f} MB, in {planned['shards']} shards"
                 + (f", {planned['images']} images" if planned["images"] is not None else ""),
             ),
-            *([("passed over", planned["passed_over"])] if planned["passed_over"] else []),
+            *([("passed over", in_words(plan.passed_over))] if plan.passed_over else []),
+            *([("note", plan.note)] if plan.note else []),
             ("done already", f"{planned['known_objects']} objects" if planned["known_objects"] else "nothing"),
             ("carried over", ", ".join(planned["carried_columns"]) or "no columns"),
             ("model", f"sha256 {planned['model_sha256'][:16]}..."),

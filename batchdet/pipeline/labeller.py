@@ -117,6 +117,7 @@ class SegmentLabeller:
             rows,
             detections,
             watch.times_s,
+            segment.passed_over,
         )
 
     def _run(self, segment: Segment, images: list[_Image], watch: _Stopwatch) -> None:

@@ -1,8 +1,8 @@
 """Segments: the unit of work, retry and record-keeping. One segment is one row of a Ray Data block."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,10 +17,22 @@ _KEY: Final = [
     ("last", pa.bool_()),
 ]
 _ROW: Final = pa.schema(
-    [*_KEY, ("members", pa.large_binary()), ("data", pa.large_list(pa.large_binary())), ("read_s", pa.float64())]
+    [
+        *_KEY,
+        ("members", pa.large_binary()),
+        ("data", pa.large_list(pa.large_binary())),
+        ("read_s", pa.float64()),
+        ("passed_over", pa.string()),
+    ]
 )
 _LABELLED_ROW: Final = pa.schema(
-    [*_KEY, ("images", pa.large_binary()), ("detections", pa.large_binary()), ("times_s", pa.string())]
+    [
+        *_KEY,
+        ("images", pa.large_binary()),
+        ("detections", pa.large_binary()),
+        ("times_s", pa.string()),
+        ("passed_over", pa.string()),
+    ]
 )
 
 
@@ -54,6 +66,8 @@ class Segment:
         data: One entry per row: the encoded image (anything with the buffer interface), or None when
             ``error_code`` of that row is set.
         read_s: Seconds that its reader took.
+        passed_over: Members of an archive that are neither images nor carried over: kind -> how many. They were read
+            since the segment before.
 
     Raises:
         ValueError: ``members`` and ``data`` differ in length or ``members`` lacks a column.
@@ -66,6 +80,7 @@ class Segment:
     members: pa.Table
     data: Sequence[Any]
     read_s: float = 0.0
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.data) != self.members.num_rows:
@@ -99,7 +114,11 @@ class Segment:
 
     def to_row(self) -> pa.Table:
         """Return a table of one row, ready for Ray's object store."""
-        row = vars(self) | {"members": table_to_ipc(self.members), "data": list(self.data)}
+        row = vars(self) | {
+            "members": table_to_ipc(self.members),
+            "data": list(self.data),
+            "passed_over": json.dumps(dict(self.passed_over)),
+        }
         return pa.Table.from_pylist([row], schema=_ROW)
 
     @staticmethod
@@ -115,6 +134,7 @@ class Segment:
                 members=table_from_ipc(table["members"][i].as_buffer()),
                 data=[memoryview(v.as_buffer()) if v.is_valid else None for v in images],
                 read_s=table["read_s"][i].as_py(),
+                passed_over=json.loads(table["passed_over"][i].as_py()),
             )
 
 
@@ -130,6 +150,7 @@ class LabelledSegment:
         images: :data:`batchdet.records.schema.IMAGES` and then columns carried over, in order.
         detections: :data:`batchdet.records.schema.DETECTIONS`, grouped by image, in order.
         times_s: Seconds spent by step.
+        passed_over: As in :class:`Segment`.
     """
 
     shard_index: int
@@ -139,11 +160,13 @@ class LabelledSegment:
     images: pa.Table
     detections: pa.Table
     times_s: dict[str, float]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def to_row(self) -> pa.Table:
         """Return a table of one row."""
         tables = {"images": table_to_ipc(self.images), "detections": table_to_ipc(self.detections)}
-        row = vars(self) | tables | {"times_s": json.dumps(self.times_s)}
+        texts = {"times_s": json.dumps(self.times_s), "passed_over": json.dumps(dict(self.passed_over))}
+        row = vars(self) | tables | texts
         return pa.Table.from_pylist([row], schema=_LABELLED_ROW)
 
     @staticmethod
@@ -158,4 +181,5 @@ class LabelledSegment:
                 images=table_from_ipc(table["images"][i].as_buffer()),
                 detections=table_from_ipc(table["detections"][i].as_buffer()),
                 times_s=json.loads(table["times_s"][i].as_py()),
+                passed_over=json.loads(table["passed_over"][i].as_py()) if "passed_over" in table.schema.names else {},
             )

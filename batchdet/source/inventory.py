@@ -4,8 +4,8 @@ import hashlib
 import io
 import json
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,14 +39,16 @@ class Inventory:
         objects: ``uri``, ``size_bytes``, ``etag``, sorted by URI. For a URI list one row per listed image in the
             list's order, with ``list_uri``, ``member``, ``error_code`` and the columns carried over.
         carried: Columns that reach the images table.
-        passed_over: What else was listed, in words, such as ``3 .psd, 1 .md``; not stored.
+        passed_over: What else was listed: kind (``.psd``, ``hidden``) -> how many; not stored.
+        note: What a person should know of how it was read (no header line, renamed columns), or ""; not stored.
     """
 
     format: str
     root: str
     objects: pa.Table
     carried: pa.Schema
-    passed_over: str = ""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -165,26 +167,28 @@ def _open(uri: str) -> pq.ParquetFile:
 def list_inventory(source: SourceSpec) -> Inventory:
     """List a source, once.
 
-    The cost grows with objects: tar shards are not opened, and of Parquet files only the first one's footer is.
+    The cost grows with objects: tar shards are not opened, and of Parquet files only the footers are read.
 
     Raises:
         SourceError: The source cannot be listed, holds no image, or its format or columns are not clear.
     """
     uri = storage.normalize(source.uri)
-    found = listing.list_source(source)
+    found, hidden = listing.list_source(source)
     format_ = listing.resolve_format(source, found)
-    objects, passed_over = listing.pick_objects(source, format_, found)
-    others = listing.count_extensions(passed_over)
+    objects, others = listing.pick_objects(source, format_, found)
+    passed_over = listing.count_kinds(others) + hidden
+    root = _folder_of(uri, objects)
     if format_ == "webdataset":
-        return Inventory(format_, uri, objects_table(objects), webdataset.carried_schema(source), others)
+        return Inventory(format_, uri, objects_table(objects), webdataset.carried_schema(source), passed_over)
     if format_ == "parquet" and not parquet.holds_uris(source, objects):
-        return Inventory(format_, uri, objects_table(objects), parquet.carried_schema(source, objects), others)
+        carried, note = parquet.carried_schema(source, objects, root)
+        return Inventory(format_, uri, objects_table(objects), carried, passed_over, note)
     if format_ in {"parquet", "uri_list"}:
-        table, carried = uri_list.read_lists(source, objects)
-        return Inventory("uri_list", uri, table, carried, others)
+        table, carried, note = uri_list.read_lists(source, objects)
+        return Inventory("uri_list", uri, table, carried, passed_over, note)
     if source.columns:
         raise SourceError(f"source.columns: a folder of images carries no columns, found {', '.join(source.columns)}")
-    return Inventory(format_, _folder_of(uri, objects), objects_table(objects), pa.schema([]), others)
+    return Inventory(format_, root, objects_table(objects), pa.schema([]), passed_over)
 
 
 def _without_nulls(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -193,9 +197,10 @@ def _without_nulls(table: pa.Table, names: Sequence[str]) -> pa.Table:
 
 
 def _folder_of(uri: str, objects: list[StoredObject]) -> str:
-    if storage.is_glob(uri) and objects[0].uri != uri:
-        return folder_root(uri)
-    return posixpath.dirname(uri) if objects[0].uri == uri else uri
+    if objects[0].uri == uri:
+        return posixpath.dirname(uri)
+    is_literal = objects[0].uri.startswith(uri.rstrip("/") + "/")  # a folder may be called x[1]
+    return uri if is_literal or not storage.is_glob(uri) else folder_root(uri)
 
 
 def objects_table(objects: list[StoredObject]) -> pa.Table:

@@ -10,40 +10,92 @@ own rows. A store that fails in a way that may pass, at opening or in the middle
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchdet.errors import ImageError, SourceError
 from batchdet.records.segment import Segment
 from batchdet.source.columns import (
+    Column,
+    carry,
     find_image_column,
     is_text,
     refuse_repeated,
     require_column,
+    require_columns,
 )
-from batchdet.source.parquet_rows import ParquetRows, fields_of, open_file
+from batchdet.source.parquet_rows import ParquetRows, columns_of, hive_values, open_file
 from batchdet.source.range_file import lasting_shard_code
 from batchdet.source.rows import cut, failed_shard
 from batchdet.source.shards import Shard
+from batchdet.source.values import typed_text
 from batchdet.spec import SourceSpec
 from batchdet.storage import StorageError, StoredObject, TransientError
 
 _TRIES: Final = 8
+_READERS: Final = 16
+_DOUBLE_EXACT: Final = 1 << 53
+_COLUMN_ROOM: Final = 64
+"""Columns of 64-bit integers whose extremes are looked at, per file; statistics of more would take long."""
 
 
-def _first_schema(objects: Sequence[StoredObject]) -> tuple[pa.Schema, str]:
+@dataclass(frozen=True)
+class _Footer:
+    """What the footer of a file tells.
+
+    Args:
+        uri: The file.
+        schema: Its columns.
+        large: Columns with integers that float64 does not hold exactly.
+    """
+
+    uri: str
+    schema: pa.Schema
+    large: frozenset[str]
+
+
+def _footer(obj: StoredObject) -> _Footer | str:
+    """Read one footer; what lasts is returned as text, because the file becomes a failed row.
+
+    Raises:
+        SourceError: The store failed in a way that may pass, or two columns have one name.
+    """
+    try:
+        with open_file(obj) as file:
+            refuse_repeated(file.schema_arrow.names, obj.uri)
+            return _Footer(obj.uri, file.schema_arrow, _large_integers(file))
+    except TransientError as error:  # another file's columns would decide what is carried over
+        raise SourceError(f"source.uri: {error.message}") from error
+    except (StorageError, pa.ArrowException, OSError) as error:
+        return f"{obj.uri}: {error}"
+
+
+def _large_integers(file: pq.ParquetFile) -> frozenset[str]:
+    wide = [f.name for f in file.schema_arrow if f.type in (pa.int64(), pa.uint64())]
+    wanted = set(wide[:_COLUMN_ROOM])
+    large = set()
+    for number in range(file.metadata.num_row_groups if wanted else 0):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            statistics = column.statistics if column.path_in_schema in wanted else None
+            if statistics is not None and statistics.has_min_max:
+                largest = max(abs(int(statistics.min)), abs(int(statistics.max)))
+                large |= {column.path_in_schema} if largest > _DOUBLE_EXACT else set()
+    return frozenset(large)
+
+
+def _first_schema(objects: Sequence[StoredObject]) -> _Footer:
     """Read the first readable footer."""
     failure = ""
     for obj in objects[:_TRIES]:
-        try:
-            with open_file(obj) as file:
-                refuse_repeated(file.schema_arrow.names, obj.uri)
-                return file.schema_arrow, obj.uri
-        except TransientError as error:  # another file's columns would decide what is carried over
-            raise SourceError(f"source.uri: {error.message}") from error
-        except (StorageError, pa.ArrowException, OSError) as error:
-            failure = failure or f"{obj.uri}: {error}"
+        footer = _footer(obj)
+        if isinstance(footer, _Footer):
+            return footer
+        failure = failure or footer
     raise SourceError(f"source.uri: no Parquet file can be read; {failure}")
 
 
@@ -53,21 +105,53 @@ def holds_uris(source: SourceSpec, objects: Sequence[StoredObject]) -> bool:
     Raises:
         SourceError: No file can be read, or the image column is not clear.
     """
-    schema, where = _first_schema(objects)
-    return is_text(schema.field(find_image_column(schema, source.image_column, where)).type)
+    first = _first_schema(objects)
+    return is_text(first.schema.field(find_image_column(first.schema, source.image_column, first.uri)).type)
 
 
-def carried_schema(source: SourceSpec, objects: Sequence[StoredObject]) -> pa.Schema:
-    """Return the columns carried over, as the first file has them.
+def carried_schema(source: SourceSpec, objects: Sequence[StoredObject], root: str) -> tuple[pa.Schema, str]:
+    """Return the columns carried over, by the footers of all files, and what was renamed or cast, in words.
+
+    Args:
+        source: Names the columns.
+        objects: The files; those that cannot be read become failed rows later.
+        root: The folder that was listed; ``name=value`` in paths below it is a column, too.
 
     Raises:
-        SourceError: A column that the spec names does not exist.
+        SourceError: A column that the spec names does not exist, or two files differ in its type.
     """
-    schema, where = _first_schema(objects)
-    image = find_image_column(schema, source.image_column, where)
+    first = _first_schema(objects)
+    find_image_column(first.schema, source.image_column, first.uri)
     if source.id_column is not None:
-        require_column(source.id_column, schema.names, "source.id_column", where)
-    return pa.schema(list(fields_of(schema, image, source, where).values()))
+        require_column(source.id_column, first.schema.names, "source.id_column", first.uri)
+    columns: list[Column] = []
+    known: dict[str, None] = {}
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="footers") as pool:
+        for footer in pool.map(_footer, objects):
+            if isinstance(footer, str):
+                continue
+            try:
+                image = find_image_column(footer.schema, source.image_column, footer.uri)
+            except SourceError:
+                continue  # its reader says so, in a failed row
+            columns += columns_of(footer.schema, image, source, footer.uri, footer.large)
+            known |= dict.fromkeys(footer.schema.names)
+    hive = [column for column in _hive_columns(objects, root) if column.name not in known]
+    paths = [column.wanted for column in columns if column.kind == "image"][:1]
+    require_columns(source.columns, [*known, *paths, *(column.name for column in hive)], first.uri)
+    return carry([*columns, *(c for c in hive if source.columns is None or c.name in source.columns)])
+
+
+def _hive_columns(objects: Sequence[StoredObject], root: str) -> list[Column]:
+    """Return the ``name=value`` folders between a source and its files, typed if all values stay as written."""
+    values: dict[str, list[str | None]] = {}
+    for obj in objects:
+        for name, value in hive_values(obj.uri.removeprefix(root.rstrip("/") + "/")).items():
+            values.setdefault(name, []).append(value)
+    return [
+        Column("hive", name, typed_text(pa.chunked_array([pa.array(found, pa.string())])).type, root)
+        for name, found in values.items()
+    ]
 
 
 def read_segments(

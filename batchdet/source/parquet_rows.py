@@ -2,7 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +14,11 @@ from batchdet import storage
 from batchdet.errors import ImageError, SourceError
 from batchdet.records.segment import Segment
 from batchdet.source.columns import (
+    Column,
     find_image_column,
     is_image_struct,
     is_text,
+    origin_of,
     refuse_repeated,
     require_column,
     select_columns,
@@ -24,6 +28,7 @@ from batchdet.source.policy import UriPolicy
 from batchdet.source.range_file import RangeFile, check_unchanged, lasting_shard_code
 from batchdet.source.rows import ImageRow, make_segment
 from batchdet.source.shards import Shard
+from batchdet.source.types import as_carried, unwrapped
 from batchdet.source.uri_list import unique_members
 from batchdet.spec import SourceSpec
 from batchdet.storage import StorageError, StoredObject
@@ -34,6 +39,7 @@ _BATCH_BYTES: Final = 8 * 1024 * 1024
 _MAX_HELD_BYTES: Final = 512 * 1024 * 1024
 """A few bytes of a dictionary-encoded column can name one large image thousands of times."""
 _PATH_COLUMN: Final = "image_path"
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 _OF_A_TYPE: Final = (AttributeError, LookupError, TypeError, ValueError)
@@ -61,21 +67,22 @@ def open_file(obj: StoredObject) -> pq.ParquetFile:
     return file
 
 
-def fields_of(schema: pa.Schema, image: str, source: SourceSpec, where: str) -> dict[str, pa.Field]:
-    """Map columns of a file to fields of the images table; the struct's path goes under ``IMAGE.path``."""
+def columns_of(
+    schema: pa.Schema, image: str, source: SourceSpec, where: str, large: frozenset[str] = frozenset()
+) -> list[Column]:
+    """Choose the columns of a file that are carried over; the path in an image's struct becomes ``image_path``."""
     types = {f.name: f.type for f in schema}
     columns = source.columns
     has_path = is_image_struct(types[image]) and types[image].get_field_index("path") >= 0
     wants_path = has_path and (columns is None or _PATH_COLUMN in columns)
-    if has_path and columns is not None and _PATH_COLUMN not in types:
-        columns = tuple(c for c in columns if c != _PATH_COLUMN)
-    fields = select_columns(types, columns, (image,), where)
-    if wants_path:
-        name = _PATH_COLUMN
-        while name in {f.name for f in fields.values()}:
-            name = f"source_{name}"
-        fields[f"{image}.path"] = pa.field(name, pa.string(), nullable=True)
-    return fields
+    found = [replace(c, large=c.name in large) for c in select_columns(types, columns, (image,), where)]
+    return [*found, *([Column("image", "path", pa.string(), where, _PATH_COLUMN)] if wants_path else [])]
+
+
+def hive_values(uri: str) -> dict[str, str | None]:
+    """Return the ``name=value`` folders of a path; of two of one name the inner one."""
+    pairs = (part.split("=", 1) for part in uri.split("/")[:-1] if "=" in part)
+    return {name: None if value == _HIVE_NULL else unquote(value) for name, value in pairs if name}
 
 
 class ParquetRows:
@@ -91,7 +98,6 @@ class ParquetRows:
         self._image = find_image_column(schema, source.image_column, shard.shard_uri)
         if is_text(schema.field(self._image).type):
             raise SourceError(f"column {self._image!r} holds text here and images in the first file")
-        self._fields = fields_of(schema, self._image, source, shard.shard_uri)
         self._policy = UriPolicy(shard.shard_uri, source.allow)
         counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
@@ -100,23 +106,13 @@ class ParquetRows:
         self._codes: list[str | None] = []
         if source.id_column is not None:
             self._names, self._codes = self._ids(source.id_column)
-        self._check_types(schema)
+        self._hive = hive_values(shard.shard_uri)
         self._group = -1
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch | None = None
         self._batch_start = 0
         self._failure: tuple[str, str] | None = None
         self._held_bytes = 0
-
-    def _check_types(self, schema: pa.Schema) -> None:
-        for source_name, field in self._fields.items():
-            wanted = self._carried.field(field.name).type if field.name in self._carried.names else field.type
-            try:
-                pa.nulls(0, field.type).cast(wanted)
-            except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-                raise SourceError(
-                    f"column {source_name!r} is {field.type} here and {wanted} in the first file"
-                ) from error
 
     def _mean(self, group: int) -> int:
         return self._size_bytes(group) // max(1, int(self._file.metadata.row_group(group).num_rows))
@@ -138,7 +134,8 @@ class ParquetRows:
 
     def _ids(self, column: str) -> tuple[list[str], list[str | None]]:
         require_column(column, self._file.schema_arrow.names, "source.id_column", self._shard.shard_uri)
-        values = self._file.read([column])[column].cast(pa.string()).to_pylist()
+        chunks = self._file.read([column])[column].chunks
+        values = [value for chunk in chunks for value in as_carried(chunk, pa.string()).to_pylist()]
         return unique_members([value or "" for value in values], [None] * len(values))
 
     def weights(self) -> Iterator[int]:
@@ -189,7 +186,9 @@ class ParquetRows:
         if group != self._group:
             self._group, self._batch, self._failure = group, None, None
             self._batch_start = self._starts[group]
-            names = sorted({self._image, *(n for n in self._fields if n in self._file.schema_arrow.names)})
+            origins = [origin_of(field) for field in self._carried]
+            here = set(self._file.schema_arrow.names)
+            names = sorted({self._image, *(name for kind, name in origins if kind == "column" and name in here)})
             self._batches = self._file.iter_batches(
                 self._batch_rows(group), row_groups=[group], columns=names, use_threads=False
             )
@@ -209,20 +208,30 @@ class ParquetRows:
         return self._batch.slice(at - self._batch_start, stop - at), None
 
     def _carry(self, batch: pa.RecordBatch) -> tuple[pa.Table | None, tuple[str, str, int] | None]:
-        arrays = {}
-        for source_name, field in self._fields.items():
-            if field.name not in self._carried.names:
-                continue
-            column, _, child = source_name.rpartition(".") if source_name not in batch.schema.names else ("", "", "")
-            array = pc.struct_field(batch.column(column), child) if column else batch.column(source_name)
+        arrays = []
+        for field in self._carried:
+            kind, name = origin_of(field)
             try:
-                arrays[field.name] = _plain(array).cast(self._carried.field(field.name).type)
-                arrays[field.name].validate(full=True)  # text that is no UTF-8 would make the tables unreadable
-            except pa.ArrowException as error:
-                message = f"{self._shard.shard_uri}: column {source_name!r}: {error}"
+                array = as_carried(self._origin(batch, kind, name), field.type)
+                array.validate(full=True)  # text that is no UTF-8 would make the tables unreadable
+            except (pa.ArrowException, *_OF_A_TYPE) as error:
+                message = f"{self._shard.shard_uri}: column {name!r}: {' '.join(str(error).split())}"
                 return None, ("unreadable", message, batch.num_rows)
-        columns = [arrays.get(f.name, pa.nulls(batch.num_rows, f.type)) for f in self._carried]
-        return pa.table(columns, schema=self._carried), None
+            arrays.append(array)
+        return pa.table(arrays, schema=self._carried), None
+
+    def _origin(self, batch: pa.RecordBatch, kind: str, name: str) -> pa.Array:
+        """Return a column as the file has it; nulls for one that it has not."""
+        rows = batch.num_rows
+        if kind == "hive":
+            return pa.repeat(pa.scalar(self._hive.get(name), pa.string()), rows)
+        if kind == "image":
+            image = batch.column(self._image)
+            has_path = pa.types.is_struct(image.type) and image.type.get_field_index(name) >= 0
+            return pc.struct_field(image, name) if has_path else pa.nulls(rows)
+        if name not in batch.schema.names:
+            return pa.nulls(rows)
+        return batch.column(name)
 
     def _take_images(self, array: pa.Array, rows: Sequence[ImageRow], linked: dict[int, str]) -> None:
         paths: Sequence[str | None] = [None] * len(rows)
@@ -230,7 +239,7 @@ class ParquetRows:
             if array.type.get_field_index("path") >= 0:
                 paths = pc.struct_field(array, "path").to_pylist()
             array = pc.struct_field(array, "bytes")
-        for row, value, path in zip(rows, array, paths, strict=True):
+        for row, value, path in zip(rows, unwrapped(array), paths, strict=True):
             if row.error_code is not None:
                 continue
             if value.is_valid:
@@ -261,10 +270,3 @@ class ParquetRows:
         except ImageError as error:
             raise ImageError("null_image", f"{row.uri}: no bytes, and its path is refused: {error}") from error
         return read_allowed(allowed, self._source.max_image_bytes)
-
-
-def _plain(array: pa.Array) -> pa.Array:
-    """Unwrap extension and dictionary arrays."""
-    if isinstance(array, pa.ExtensionArray):
-        return _plain(array.storage)
-    return _plain(array.dictionary_decode()) if pa.types.is_dictionary(array.type) else array

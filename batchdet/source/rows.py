@@ -1,5 +1,6 @@
 """From rows to segments: one place decides where a segment ends."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -91,6 +92,7 @@ def make_segment(
     rows: Sequence[ImageRow],
     carried: pa.Schema,
     carried_table: pa.Table | None = None,
+    passed_over: Mapping[str, int] | None = None,
 ) -> Segment:
     """Build one segment.
 
@@ -101,6 +103,7 @@ def make_segment(
         rows: The images, in order.
         carried: Columns carried over.
         carried_table: Their values, row by row; None takes them from the rows.
+        passed_over: Members that were passed over since the segment before, by kind.
     """
     arrays = [pa.array([getattr(row, f.name) for row in rows], f.type) for f in MEMBERS]
     for column in carried:
@@ -109,7 +112,8 @@ def make_segment(
         else:
             arrays.append(carried_table[column.name])
     members = pa.table(arrays, schema=pa.schema([*MEMBERS, *carried]))
-    return Segment(shard.shard_index, shard.shard_id, index, last, members, [row.data for row in rows])
+    data = [row.data for row in rows]
+    return Segment(shard.shard_index, shard.shard_id, index, last, members, data, passed_over=dict(passed_over or {}))
 
 
 def assemble(
@@ -119,8 +123,12 @@ def assemble(
     segment_rows: int,
     segment_bytes: int,
     done: frozenset[int],
+    passed_over: Counter[str],
 ) -> Iterator[Segment]:
-    """Cut a stream of ``(row, weight)`` into segments, holding one at a time; ``done`` ones are dropped."""
+    """Cut a stream of ``(row, weight)`` into segments, holding one at a time; ``done`` ones are dropped.
+
+    ``passed_over`` is what the stream has counted; each segment takes it with it, and the count begins anew.
+    """
     cutter = Cutter(segment_rows, segment_bytes)
     index = 0
     rows: list[ImageRow] = []
@@ -128,12 +136,13 @@ def assemble(
         place = cutter.place(weight)
         if place != index:
             if index not in done:
-                yield make_segment(shard, index, False, rows, carried)
+                yield make_segment(shard, index, False, rows, carried, passed_over=passed_over)
+            passed_over.clear()
             index, rows = place, []
         if index not in done:
             rows.append(row)
     if index not in done:
-        yield make_segment(shard, index, True, rows, carried)
+        yield make_segment(shard, index, True, rows, carried, passed_over=passed_over)
 
 
 def cut_known(

@@ -6,34 +6,44 @@ command goes on. Web hosts (http, https) are the exception: a 5xx or time-out th
 once retries are spent, because one dead host must not stop a job.
 """
 
-import posixpath
+import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
-from batchdet import storage
 from batchdet.credentials import masked
 from batchdet.errors import ImageError, SourceError
 from batchdet.records.segment import Segment
-from batchdet.source.columns import find_uri_column, refuse_repeated, require_column, select_columns
+from batchdet.source.columns import (
+    Column,
+    carry,
+    find_uri_column,
+    is_uri_name,
+    refuse_repeated,
+    require_column,
+    require_columns,
+    select_columns,
+)
 from batchdet.source.fetch import fill, read_allowed
+from batchdet.source.list_file import ListFile, read_list
 from batchdet.source.policy import UriPolicy
 from batchdet.source.rows import UNKNOWN_SIZE_BYTES, ImageRow, cut_known, make_segment
 from batchdet.source.shards import Shard
+from batchdet.source.types import as_carried
+from batchdet.source.values import typed_json, typed_text
 from batchdet.spec import SourceSpec
-from batchdet.storage import StorageError, StoredObject
+from batchdet.storage import StoredObject
 
-_BOM: Final = b"\xef\xbb\xbf"
-_LEADING_ZERO: Final = r"^[+-]?0[0-9]"
-_GUESSES: Final = (pa.int64(), pa.float64(), pa.bool_())
+_LONGEST_URI: Final = 4096
+"""Of an entry; no store knows longer names, and the tables would keep each of them three times."""
+_SHORTEST_BASE64: Final = 256
+_BASE64: Final = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk0", "data:image/")
+"""How JPEG, PNG, GIF, WebP, TIFF and BMP begin in base64."""
 
 
-def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.Table, pa.Schema]:
+def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.Table, pa.Schema, str]:
     """Read every list.
 
     Args:
@@ -42,71 +52,132 @@ def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.
 
     Returns:
         The inventory's table, one row per listed image: ``uri`` (resolved), ``size_bytes`` (-1), ``etag`` (""),
-        ``list_uri``, ``member`` (as listed), ``error_code`` and the columns carried over; and their schema.
+        ``list_uri``, ``member`` (as listed), ``error_code`` and the columns carried over; their schema; and what a
+        person should know of how the lists were read, or "".
 
     Raises:
-        SourceError: A list cannot be read, its columns are not clear, or differ from the first list's.
+        SourceError: A list cannot be read, its columns are not clear, or two lists differ in the type of one.
     """
-    tables = []
-    carried = pa.schema([])
-    named = [source.image_column or "uri", *filter(None, [source.id_column])]
-    lists = [(obj.uri, _read_list(obj, named)) for obj in objects]
-    lists = [one for one in lists if one[1].num_rows] or lists[:1]  # an empty one does not tell types
-    for number, (uri, raw) in enumerate(lists):
-        refuse_repeated(raw.schema.names, uri)
-        column = find_uri_column(raw.schema, source.image_column, uri)
+    lists = [read_list(obj, source) for obj in objects]
+    lists = [one for one in lists if one.table.num_rows] or lists[:1]  # an empty one does not tell types
+    rows, columns = [], []
+    for one in lists:
+        refuse_repeated(one.table.schema.names, one.uri)
+        column = find_uri_column(_guessed(one), source.image_column, one.uri)
         if source.id_column is not None:
-            require_column(source.id_column, raw.schema.names, "source.id_column", uri)
-        types = {f.name: f.type for f in raw.schema}
-        fields = select_columns(types, source.columns, (column,), uri)
-        if number == 0:
-            carried = pa.schema(list(fields.values()))
-        tables.append(_inventory_rows(raw, uri, column, source.id_column, fields, carried))
-    return pa.concat_tables(tables), carried
+            require_column(source.id_column, one.table.schema.names, "source.id_column", one.uri)
+        require_columns(source.columns, one.table.schema.names, one.uri)
+        rows.append(_entries(one, column, source.id_column))
+        columns.append([c.name for c in select_columns(_types(one), source.columns, (column,), one.uri)])
+    listed = pa.concat_tables(rows)
+    typed = {name: _typed(lists, columns, name) for name in dict.fromkeys(n for names in columns for n in names)}
+    found = (
+        Column("column", name, pieces[i].type, one.uri)
+        for i, (one, names) in enumerate(zip(lists, columns, strict=True))
+        for name, pieces in typed.items()
+        if name in names
+    )
+    carried, note = carry(found)
+    for field, pieces in zip(carried, typed.values(), strict=True):
+        chunks = [as_carried(chunk, field.type) for piece in pieces for chunk in piece.chunks]
+        listed = listed.append_column(field, pa.chunked_array(chunks, field.type))
+    return listed, carried, "; ".join(filter(None, [*(one.note for one in lists), note]))
 
 
-def _inventory_rows(
-    raw: pa.Table, list_uri: str, column: str, id_column: str | None, fields: dict[str, pa.Field], carried: pa.Schema
-) -> pa.Table:
-    count = raw.num_rows
-    uris = raw[column].cast(pa.string())
-    # what is listed stands in the inventory and in the tables, refused or not
-    uri_texts = ["" if uri is None else masked(uri.strip()) for uri in uris.to_pylist()]
-    raw = raw.set_column(raw.schema.get_field_index(column), column, pa.array(uri_texts, pa.string()))
-    names = uri_texts
+def _guessed(one: ListFile) -> pa.Schema:
+    """Return the columns of a list; where no name tells which one holds the URIs, numbers are told from texts."""
+    names = one.table.schema.names
+    if any(map(is_uri_name, names)):
+        return one.table.schema
+    columns = ((name, one.table[name], one.kinds.get(name)) for name in names)
+    return pa.schema(
+        [(name, column.type if kinds is None else _from_text(column, kinds).type) for name, column, kinds in columns]
+    )
+
+
+def _from_text(column: pa.ChunkedArray, kinds: frozenset[str]) -> pa.ChunkedArray:
+    return typed_text(column) if "csv" in kinds else typed_json(column, kinds)
+
+
+def _types(one: ListFile) -> dict[str, pa.DataType]:
+    return {field.name: field.type for field in one.table.schema}
+
+
+def _typed(lists: Sequence[ListFile], columns: Sequence[Sequence[str]], name: str) -> list[pa.ChunkedArray]:
+    """Return a column of each list; what is written as text is typed once for all lists, so that they agree."""
+    pieces = [
+        one.table[name] if name in names else pa.chunked_array([pa.nulls(one.table.num_rows)])
+        for one, names in zip(lists, columns, strict=True)
+    ]
+    kinds = [one.kinds.get(name) for one, names in zip(lists, columns, strict=True) if name in names]
+    if any(kind is None for kind in kinds):
+        return pieces
+    texts = pa.chunked_array([chunk.cast(pa.string()) for piece in pieces for chunk in piece.chunks], pa.string())
+    together = frozenset().union(*filter(None, kinds))
+    typed = _from_text(texts, together)
+    starts = [0, *itertools.accumulate(len(piece) for piece in pieces)]
+    return [typed.slice(a, b - a) for a, b in itertools.pairwise(starts)]
+
+
+def _entries(one: ListFile, column: str, id_column: str | None) -> pa.Table:
+    """Return the inventory's own columns of one list."""
+    if one.kinds.get(column, frozenset({"str"})) - {"str", "csv"}:
+        raise SourceError(
+            f"source.uri: {one.uri} cannot be read as a list: column {column!r} should hold URIs, and not all of its "
+            "values are strings",
+            code="source.list",
+            key=one.uri,
+        )
+    listed = [value or "" for value in _strings(one.table[column])]
+    _refuse_base64(listed, column, one.uri)
+    # what is listed is in the inventory and in the tables, refused or not
+    uris = [masked(uri) if len(uri) <= _LONGEST_URI else _shortened(uri) for uri in listed]
+    names = uris
     if id_column is not None:
         try:
-            ids = raw[id_column].cast(pa.string()).to_pylist()
-        except pa.ArrowException as error:
+            ids = _strings(one.table[id_column])
+        except (pa.ArrowException, TypeError) as error:
             raise SourceError(
-                f"source.id_column: column {id_column!r} of {list_uri} holds no names: {error}"
+                f"source.id_column: column {id_column!r} of {one.uri} holds no names: {error}", key="source.id_column"
             ) from error
-        names = [uri if name is None else name for name, uri in zip(ids, uri_texts, strict=True)]
-    policy = UriPolicy(list_uri, ())
-    members, codes = unique_members(names, ["null_image" if not uri else None for uri in uri_texts])
+        names = [uri if name is None else name for name, uri in zip(ids, uris, strict=True)]
+    policy = UriPolicy(one.uri, ())
+    bad = ["null_image" if not uri else "refused_uri" if len(uri) > _LONGEST_URI else None for uri in listed]
+    members, codes = unique_members(names, bad)
+    count = len(uris)
     arrays: dict[str, pa.Array] = {
-        "uri": pa.array([policy.resolve(uri) if uri else "" for uri in uri_texts], pa.string()),
+        "uri": pa.array([policy.resolve(uri) if uri else "" for uri in uris], pa.string()),
         "size_bytes": pa.repeat(pa.scalar(-1, pa.int64()), count),
         "etag": pa.repeat("", count),
-        "list_uri": pa.repeat(list_uri, count),
+        "list_uri": pa.repeat(one.uri, count),
         "member": pa.array(members, pa.string()),
         "error_code": pa.array(codes, pa.string()),
     }
-    new_names = {new.name: old for old, new in fields.items()}
-    for field in carried:
-        arrays[field.name] = _column(raw, new_names.get(field.name), field, list_uri)
     return pa.table(arrays)
 
 
-def _column(raw: pa.Table, name: str | None, field: pa.Field, where: str) -> pa.ChunkedArray:
-    if name is None:
-        return pa.nulls(raw.num_rows, field.type)
-    try:
-        return raw[name].cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+def _strings(column: pa.ChunkedArray) -> list[str | None]:
+    return [value for chunk in column.chunks for value in as_carried(chunk, pa.string()).to_pylist()]
+
+
+def _refuse_base64(listed: Sequence[str], column: str, where: str) -> None:
+    """Refuse a list whose first entry is an image itself.
+
+    Raises:
+        SourceError: It is.
+    """
+    first = next((uri for uri in listed if uri), "")
+    if len(first) > _SHORTEST_BASE64 and first.startswith(_BASE64):
         raise SourceError(
-            f"source.uri: column {name!r} of {where} is {raw[name].type}, {field.type} in the first list: {error}"
-        ) from error
+            f"source.uri: column {column!r} of {where} holds images in base64, not URIs; write the images into files, "
+            "or decode them into a binary column of a Parquet file",
+            code="source.base64",
+            key=where,
+        )
+
+
+def _shortened(uri: str) -> str:
+    return f"{uri[:200]}...{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
 
 
 def unique_members(names: Sequence[str], codes: Sequence[str | None]) -> tuple[list[str], list[str | None]]:
@@ -132,72 +203,6 @@ def unique_members(names: Sequence[str], codes: Sequence[str | None]) -> tuple[l
         members.append(member)
         new_codes.append(code)
     return members, new_codes
-
-
-def _read_list(obj: StoredObject, columns: Sequence[str]) -> pa.Table:
-    """Read one list; one without a line has no row, and the columns that are asked for."""
-    try:
-        data = storage.retry(lambda: storage.read_bytes(obj.uri, obj.size_bytes))
-    except StorageError as error:
-        raise SourceError(f"source.uri: {error.message}") from error
-    name = posixpath.basename(obj.uri).lower()
-    data = data.removeprefix(_BOM)
-    try:
-        if name.endswith((".parquet", ".pq")):
-            return _read_parquet(data)
-        data.decode()
-        if not data.strip():
-            return pa.table({column: pa.array([], pa.string()) for column in columns})
-        if name.endswith((".jsonl", ".ndjson", ".json")):
-            options = pa.json.ReadOptions(use_threads=False, block_size=max(1024, len(data) + 1))
-            return pa.json.read_json(pa.BufferReader(data), read_options=options)
-        if name.endswith((".csv", ".tsv")):
-            return _read_csv(data, "\t" if name.endswith(".tsv") else ",")
-        lines = [line.strip() for line in data.decode().splitlines()]
-        return pa.table({"uri": pa.array([line for line in lines if line], pa.string())})
-    except UnicodeDecodeError as error:
-        raise SourceError(f"source.uri: {obj.uri} is not UTF-8 text (byte {error.start})") from error
-    except pa.ArrowException as error:
-        text = " ".join(str(error).split())
-        raise SourceError(f"source.uri: {obj.uri} cannot be read as a list: {text}") from error
-
-
-def _read_parquet(data: bytes) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        table.validate(full=True)  # text that is no UTF-8 would make the tables unreadable
-        return table
-    except pa.ArrowException:
-        raise
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # broken pages, odd column types
-        raise pa.ArrowInvalid(f"{type(error).__name__}: {error}") from error
-
-
-def _read_csv(data: bytes, delimiter: str) -> pa.Table:
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    header = next(line for line in data.splitlines() if line.strip()) + b"\n"
-    names = pa.csv.read_csv(pa.BufferReader(header), parse_options=parse).schema.names
-    # everything as text first: Arrow guesses from the first block and fails on a later one
-    convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-    )
-    read = pa.csv.ReadOptions(use_threads=False, block_size=max(1024, len(data) + 1))
-    table = pa.csv.read_csv(pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert)
-    return pa.table([_guess(column) for column in table.columns], names=table.schema.names)
-
-
-def _guess(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column of text the type that all of its values have; ``007`` stays text."""
-    if column.null_count == len(column):
-        return column
-    if pc.any(pc.match_substring_regex(column, _LEADING_ZERO)).as_py():
-        return column
-    for type_ in _GUESSES:
-        try:
-            return column.cast(type_)
-        except pa.ArrowInvalid:
-            continue
-    return column
 
 
 def read_segments(
@@ -235,4 +240,5 @@ def read_segments(
 _MESSAGES: Final = {
     "null_image": "the list names no URI in this row",
     "duplicate_member": "{name}: the list names it a second time",
+    "refused_uri": "{name}: the listed name has more than 4096 characters",
 }

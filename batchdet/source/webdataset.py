@@ -2,23 +2,24 @@
 
 The key is the path up to the first dot of the base name. A sample's members stand next to each other, as
 WebDataset writes them; its ``.json`` and ``.txt`` may come before or behind the images. Names that begin with a
-dot are passed over, as in folders (macOS puts ``._x.jpg`` beside ``x.jpg``).
+dot are passed over, as in folders (macOS puts ``._x.jpg`` beside ``x.jpg``). What is neither an image nor carried over
+is counted, and the counts go with the segments.
 
 A tar that is gone, forbidden, changed, cut or corrupt ends with one failed row. A store that fails in a way that may
 pass, at opening or in the middle, ends the reading with :class:`~batchdet.storage.TransientError` instead: a row would
 be committed and stand for all images behind it. Nothing more is staged then, and the same command goes on.
 """
 
-import logging
 import posixpath
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import pyarrow as pa
 
 from batchdet.errors import ImageError
 from batchdet.records.segment import Segment
-from batchdet.source.columns import select_columns
+from batchdet.source.columns import carry, require_columns, select_columns
 from batchdet.source.listing import is_image_name
 from batchdet.source.range_file import lasting_shard_code
 from batchdet.source.rows import ImageRow, assemble, failed_shard
@@ -32,13 +33,25 @@ _SIDECARS: Final = ("json", "txt")
 _MAX_SIDECAR_BYTES: Final = 1024 * 1024
 _MAX_SAMPLE_IMAGES: Final = 64
 _MAX_SAMPLE_BYTES: Final = 64 * 1024 * 1024
-_log = logging.getLogger(__name__)
+
+
+def _hidden(name: str) -> str:
+    """Return the kind of a member that is passed over by its name, or "".
+
+    It does not end a sample: macOS writes ``._a.jpg`` before ``a.jpg``, and ``._a.json`` before ``a.json``.
+    """
+    folder, _, base = name.rpartition("/")
+    if base.startswith("._") or "__MACOSX" in folder.split("/"):
+        return "AppleDouble"
+    return "hidden" if base.startswith(".") else ""
 
 
 def carried_schema(source: SourceSpec) -> pa.Schema:
     """Return the columns of the sidecars that are carried over."""
     types = {name: pa.string() for name in _SIDECARS}
-    return pa.schema(list(select_columns(types, source.columns, (), "a WebDataset source").values()))
+    where = "a WebDataset source"
+    require_columns(source.columns, list(types), where)
+    return carry(select_columns(types, source.columns, (), where))[0]
 
 
 def read_segments(
@@ -53,8 +66,9 @@ def read_segments(
             yield failed_shard(shard, carried, code, error.message)
         return
     try:
-        rows = _TarRows(shard, source, carried.names).rows(stream)
-        yield from assemble(shard, carried, rows, segment_rows, segment_bytes, done)
+        reader = _TarRows(shard, source, carried.names)
+        rows = reader.rows(stream)
+        yield from assemble(shard, carried, rows, segment_rows, segment_bytes, done, reader.passed_over)
     finally:
         stream.close()
 
@@ -68,28 +82,35 @@ class _TarRows:
         self._sidecars = sidecars
         self._position = 0
         self._seen: set[str] = set()
+        self.passed_over: Counter[str] = Counter()
+        """Members so far that are neither images nor carried over, by kind; :func:`assemble` empties it."""
 
     def rows(self, stream: Stream) -> Iterator[tuple[ImageRow, int]]:
         sample: list[ImageRow] = []
         texts: dict[str, str] = {}
         key = None
-        held = 0
+        held = images = 0
         failure: tuple[str, str] | None = None
         walker = TarWalker(stream)
         try:
             for member in walker:
+                if member.is_folder:
+                    continue
+                if kind := _hidden(member.name):
+                    self.passed_over[kind] += 1
+                    continue
                 folder, _, base = member.name.rpartition("/")
-                member_key = (folder, base.partition(".")[0])
+                member_key = (posixpath.normpath(folder), base.partition(".")[0])
                 if member_key != key or len(sample) >= _MAX_SAMPLE_IMAGES or held >= _MAX_SAMPLE_BYTES:
                     yield from _weighed(sample, texts)
                     sample, held = [], 0
-                    texts = {} if member_key != key else texts
-                    key = member_key
-                if member.is_folder or base.startswith("."):
-                    continue
+                    if member_key != key:
+                        self._count_alone(texts, images)
+                        texts, key, images = {}, member_key, 0
                 if is_image_name(member.name):
                     sample.append(self._image(member, walker))
                     held += len(sample[-1].data or b"")
+                    images += 1
                 else:
                     self._sidecar(member, walker, texts)
         except StreamTruncated as error:
@@ -99,6 +120,7 @@ class _TarRows:
         except StorageError as error:
             failure = lasting_shard_code(error), error.message
         yield from _weighed(sample, texts)
+        self._count_alone(texts, images)
         if failure is not None:
             code, message = failure
             name = self._unused(f"#{self._position}")
@@ -138,11 +160,17 @@ class _TarRows:
     def _sidecar(self, member: TarMember, walker: TarWalker, texts: dict[str, str]) -> None:
         extension = posixpath.basename(member.name).partition(".")[2].lower()
         if extension not in self._sidecars or member.problem or extension in texts:
+            self.passed_over[f".{extension.rpartition('.')[2]}" if extension else "without extension"] += 1
             return
         if member.size_bytes > _MAX_SIDECAR_BYTES:
-            _log.warning("%s: %a: a sidecar of %d bytes is not carried over", self._uri, member.name, member.size_bytes)
+            self.passed_over[f".{extension} above {_MAX_SIDECAR_BYTES} bytes"] += 1
             return
         texts[extension] = walker.read().decode("utf-8", "replace")
+
+    def _count_alone(self, texts: Mapping[str, str], images: int) -> None:
+        """Count the sidecars of a sample in which no image stands: before it, behind it, or without any."""
+        if not images:
+            self.passed_over.update(f".{extension} with no image next to it" for extension in texts)
 
 
 def _weighed(sample: list[ImageRow], texts: dict[str, str]) -> Iterator[tuple[ImageRow, int]]:

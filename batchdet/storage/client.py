@@ -34,13 +34,12 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         # not url_to_fs: it would follow a chain (a::b://c), which a hostile object name may spell
         kind = fsspec.get_filesystem_class(name)
-        options = kind._get_kwargs_from_urls(uri)
         if is_s3(uri):
             from batchdet.storage.s3 import s3_client
 
-            fs = s3_client(**options)
+            fs = s3_client()  # a name may hold "?versionId=", so that its query says nothing
         else:
-            fs = kind(**options)
+            fs = kind(**kind._get_kwargs_from_urls(uri))
         path = kind._strip_protocol(uri)
     except ImportError as error:
         package = _PACKAGE_OF_SCHEME.get(name, "the file system's package")

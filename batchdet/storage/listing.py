@@ -1,7 +1,6 @@
 """What there is: listings of folders, prefixes and globs, and facts about one object."""
 
 import posixpath
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +27,13 @@ class StoredObject:
 
 
 @patient
-def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None) -> list[StoredObject]:
-    """List the files that a URI names: one object, everything below a folder, or what a glob matches.
+def list_objects(uri: str) -> list[StoredObject]:
+    """List the files that a URI names: one object, everything below a folder (hidden too), or what a glob matches.
 
-    Names that begin with a dot or an underscore are passed over below folders, as by Spark and Arrow. Symbolic links
-    of local folders are followed.
+    Symbolic links of local folders are followed.
 
     Args:
         uri: What to list. Wildcard characters are taken literally where an object of that name exists.
-        keep_underscore: Says of a file's name whether it counts although it begins with an underscore.
 
     Returns:
         Sorted by URI.
@@ -53,20 +50,12 @@ def list_objects(uri: str, keep_underscore: Callable[[str], bool] | None = None)
         fs = Listed()
     with plain_errors(uri, "list"):
         found = fs.glob(path, detail=True) if is_glob(uri) else {}
-        root = ""
         if not found and (not is_glob(uri) or fs.exists(path)):
             info = fs.info(path)
             if info["type"] == "file":
                 return [stored_object(uri, info)]
             found = fs.find(path, detail=True)
-            root = path.rstrip("/") + "/"
-    objects = []
-    for name, info in found.items():
-        *folders, last = (name.removeprefix(root) if root else posixpath.basename(name)).split("/")
-        hidden = last.startswith(".") or (last.startswith("_") and not (keep_underscore and keep_underscore(last)))
-        if info["type"] == "file" and not hidden and not any(f.startswith((".", "_")) for f in folders):
-            objects.append(stored_object(uri, info))
-    return sorted(objects)
+    return sorted(stored_object(uri, info) for info in found.values() if info["type"] == "file")
 
 
 @patient

@@ -33,6 +33,15 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
     def __init__(self, environment: str = "", **options: Any) -> None:
         super().__init__(**options)  # fsspec keeps one client for the same arguments, so that these name its settings
 
+    def split_path(self, path: str) -> tuple[str, str, str | None]:
+        """Part bucket and key; a key may hold ``?versionId=``, which s3fs would cut off."""
+        trail = path[len(path.rstrip("/")) :]
+        path = self._strip_protocol(path).lstrip("/")
+        if "/" not in path:
+            return path, "", None
+        bucket, key = self._find_bucket_key(path)
+        return bucket, key + trail, None
+
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         limit_s = self._upload_limit_s(len(kwargs.get("Body") or b""))
         pauses = backoff.pauses()
@@ -70,7 +79,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
     abort_mpu = sync_wrapper(_abort_mpu)
 
 
-def s3_client(version_aware: bool = False) -> PatientS3:
+def s3_client() -> PatientS3:
     """Return this process's client for what the environment says now.
 
     Users' own settings go before: ``AWS_MAX_ATTEMPTS`` and ``AWS_RETRY_MODE`` let botocore repeat too, and
@@ -88,6 +97,5 @@ def s3_client(version_aware: bool = False) -> PatientS3:
         environment=hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
         use_listings_cache=False,
         local_expiry_check=True,
-        version_aware=version_aware,
         config_kwargs={**config, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})},
     )

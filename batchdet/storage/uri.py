@@ -7,6 +7,7 @@ text wherever it is seen, and ``image_id`` with it.
 import os
 import posixpath
 import re
+from urllib.parse import unquote
 
 from batchdet.storage.errors import StorageError
 
@@ -17,6 +18,8 @@ _GLOB = frozenset("*?[")
 def normalize(uri: str) -> str:
     """Return the one spelling of a URI: local paths absolute without ``file://``, no trailing slash.
 
+    What stands behind ``file://`` is percent-encoded, as ``Path.as_uri()`` writes it; its host may be ``localhost``.
+
     Raises:
         StorageError: A scheme stands there without its two slashes, or without anything behind them; as a path it
             would be a folder of that name.
@@ -25,7 +28,8 @@ def normalize(uri: str) -> str:
         raise StorageError(f"{uri}: names no place; write scheme://bucket/path, or a path (is a variable empty?)")
     if "://" in uri:
         name, rest = uri.split("://", 1)
-        uri = rest if name.lower() == "file" else f"{name.lower()}://{rest}"
+        local = unquote(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
+        uri = local if name.lower() == "file" else f"{name.lower()}://{rest}"
     if "://" not in uri:
         uri = os.path.abspath(os.path.expanduser(uri))
     return uri.rstrip("/") or "/"

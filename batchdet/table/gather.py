@@ -126,6 +126,7 @@ def gather(
         detections.add(_with_partitions(segment.detections, image_rows, by))
         gathered.stats.add(segment.images, segment.detections)
         gathered.stats.add_times(segment.times_s)
+        gathered.stats.add_passed_over(segment.passed_over)
         gathered.shards += segment.segment_index == 0
         _note_failures(gathered, uri, segment)
         taken += segment.images.num_rows

@@ -543,7 +543,7 @@ def test_files_that_are_no_images_are_named(run: RunIt, tmp_path: Path, told: To
     write(tmp_path / "in", a="1")
     for name in ("b.psd", "c.txt"):
         (tmp_path / "in" / name).write_bytes(b"")
-    assert plan_job(job(tmp_path / "in", tmp_path / "out")).to_dict()["passed_over"] == "1 .psd, 1 .txt"
+    assert plan_job(job(tmp_path / "in", tmp_path / "out")).to_dict()["passed_over"] == {".psd": 1, ".txt": 1}
     run()
     assert "passed over: 1 .psd, 1 .txt" in told.texts
 

@@ -70,14 +70,12 @@ def test_unknown_scheme_and_missing_package() -> None:
         storage.filesystem("gs://b")
 
 
-def test_listing_passes_over_hidden_names(tmp_path: Path) -> None:
+def test_listing_has_hidden_names_too(tmp_path: Path) -> None:
     for name in ["a", "sub/b", ".hidden", "_SUCCESS", "_tmp/c", ".git/d", "_keep.jpg", "sub/_keep.jpg"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12")
     names = [os.path.relpath(o.uri, tmp_path) for o in storage.list_objects(str(tmp_path))]
-    assert names == ["a", "sub/b"]
-    kept = storage.list_objects(str(tmp_path), keep_underscore=lambda name: name.endswith(".jpg"))
-    assert [os.path.relpath(o.uri, tmp_path) for o in kept] == ["_keep.jpg", "a", "sub/_keep.jpg", "sub/b"]
+    assert names == [".git/d", ".hidden", "_SUCCESS", "_keep.jpg", "_tmp/c", "a", "sub/_keep.jpg", "sub/b"]
     assert len(storage.find_all(str(tmp_path))) == 8
     assert storage.list_names(str(tmp_path)) == [".git", ".hidden", "_SUCCESS", "_keep.jpg", "_tmp", "a", "sub"]
 
@@ -96,7 +94,8 @@ def test_listing_follows_links_and_no_loops(tmp_path: Path) -> None:
         (data / name).symlink_to(tmp_path / target)
     (tmp_path / "elsewhere/back").symlink_to(data)
     os.utime(tmp_path / "elsewhere/far", (5, 5))
-    want = {"a/b/across/far": 4, "a/near": 2, "dangling": -1, "file": 4, "folder/far": 4}
+    want = {"a/b/across/far": 4, "a/near": 2, "dangling": -1, "file": 4, "folder/far": 4, "_no": 4}
+    want |= {"a/b/across/_hidden": 0, "folder/_hidden": 0}
     found = storage.list_objects(str(data))
     assert {os.path.relpath(o.uri, data): o.size_bytes for o in found} == want
     assert next(o for o in found if o.uri.endswith("/file")).etag == "mtime:5.0"

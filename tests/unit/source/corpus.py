@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,10 @@ class Result:
     @property
     def members(self) -> list[str]:
         return [row["member"] for row in self.rows]
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        return Counter(kind for s in self.segments for kind, n in s.passed_over.items() for _ in range(n))
 
     @property
     def by_member(self) -> dict[str, bytes | None]:

@@ -16,10 +16,8 @@ def _write(folder: Path, *names: str) -> None:
 
 
 def test_images_by_extension_in_any_case_and_depth(tmp_path: Path) -> None:
-    good = ["a.JPG", "b/c.png", "b/d.Tif", "_DSC0001.JPG", "ü [1].webp", "z::http:x.gif"]
-    _write(
-        tmp_path, *good, "_SUCCESS", "x.json", ".hidden.jpg", ".git/x.jpg", "_tmp/y.jpg", "labels.txt", "no_extension"
-    )
+    good = ["a.JPG", "b/c.png", "b/d.Tif", "_DSC0001.JPG", "_rejected/e.jpg", "ü [1].webp", "z::http:x.gif"]
+    _write(tmp_path, *good, "_SUCCESS", "x.json", ".hidden.jpg", ".git/x.jpg", "_tmp/y", "labels.txt", "no_extension")
     got = read_all(tmp_path)
     assert sorted(got.members) == sorted(good)
     assert got.by_member == {name: image(i, 100 + i) for i, name in enumerate(good)}

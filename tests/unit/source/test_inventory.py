@@ -81,8 +81,12 @@ def test_auto_decides_by_what_is_listed(tmp_path: Path, names: list[str], uri: s
         (["a.txt", "b.json"], "", r"holds .* and no images, .*; if one of them is a list of images, name that file"),
         (["l.csv", "m.csv"], "", r"source\.uri: .* holds 2 \.csv.* write source\.format: uri_list"),
         (["photo.dat"], "/photo.dat", r"source\.format: .* holds 1 \.dat"),
-        (["noext"], "", r"1 without extension and no images, .* if a list .* names them"),
-        (["_SUCCESS", ".x.jpg"], "", r"is an empty folder"),
+        (["noext"], "", r"1 without extension and no images, .* write source\.format: folder"),
+        (["a.zip"], "/a.zip", r"holds 1 \.zip and no images, .*; unpack"),
+        (["a.tar.bz2", "b.tar.xz"], "", r"only tar\.gz is read"),
+        (["a.feather"], "/a.feather", r"as Parquet"),
+        (["a.json"], "/a.json", r"one JSON object with a uri on each line"),
+        (["_SUCCESS", ".x.jpg"], "", r"holds nothing but 1 hidden, 1 beginning with _; it should"),
     ],
 )
 def test_what_cannot_be_listed_is_one_clear_sentence(tmp_path: Path, names: list[str], uri: str, match: str) -> None:
@@ -103,10 +107,16 @@ def test_format_that_finds_nothing_names_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "parts", "want"),
     [
-        (["a.jpg", "b.PSD", "c.psd", "d.txt", "e"], {}, "2 .psd, 1 .txt, 1 without extension"),
-        (["a.jpg", "b.png"], {}, ""),
-        (["a.tar", "a.idx"], {}, "1 .idx"),
-        (["a.jpg", "b.tar"], {"format": "webdataset"}, "1 .jpg"),
+        (["a.jpg", "b.PSD", "c.psd", "d.txt", "e"], {}, {".psd": 2, ".txt": 1, "without extension": 1}),
+        (["a.jpg", "b.png"], {}, {}),
+        (["a.tar", "a.idx"], {}, {".idx": 1}),
+        (["a.jpg", "b.tar"], {"format": "webdataset"}, {".jpg": 1}),
+        (["a.jpg", ".b.jpg", "c/.d/e.jpg", "_SUCCESS", "_x/y.txt"], {}, {"hidden": 2, "beginning with _": 2}),
+        (
+            ["a.jpg", "out/_batchdet/runs/R/spec.yaml", "out/_SUCCESS", "out/images/run_date=1/part-R-0.parquet"],
+            {},
+            {"of outputs of batchdet": 3},
+        ),
     ],
 )
 def test_what_is_passed_over_is_said(tmp_path: Path, names: list[str], parts: dict[str, Any], want: str) -> None:

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchdet.errors import SourceError
-from batchdet.source import parquet
 from batchdet.source.inventory import list_inventory, plan_shards
 from batchdet.source.reader import read_segments
 from batchdet.spec import SourceSpec
@@ -104,15 +103,46 @@ def test_files_whose_columns_differ(tmp_path: Path) -> None:
     _write(tmp_path / "a.parquet", {"image": [b"1"], "n": pa.array([1], pa.int64()), "s": ["x"]})
     _write(tmp_path / "b.parquet", {"s": ["y"], "image": [b"2"]})
     _write(tmp_path / "c.parquet", {"image": [b"3"], "n": pa.array([7], pa.int8()), "more": [1]})
-    _write(tmp_path / "d.parquet", {"image": [b"4"], "n": ["not a number"]})
-    _write(tmp_path / "e.parquet", {"image": [b"5"], "n": [[1, 2]]})
     _write(tmp_path / "f.parquet", {"picture": [1]})
     got = read_all(tmp_path)
-    assert [r.get("n") for r in got.rows[:3]] == [1, None, 7]
-    assert [r.get("s") for r in got.rows[:3]] == ["x", "y", None]
-    assert got.codes == [None, None, None, "unreadable", "shard_corrupt", "shard_corrupt"]
-    assert "'n'" in got.rows[3]["error_message"]
-    assert "'n' is list" in got.rows[4]["error_message"]
+    assert [r["n"] for r in got.rows[:3]] == [1, None, 7]
+    assert [r["s"] for r in got.rows[:3]] == ["x", "y", None]
+    assert [r["more"] for r in got.rows[:3]] == [None, None, 1]
+    assert got.codes == [None, None, None, "shard_corrupt"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "want"),
+    [
+        (pa.array([1], pa.int32()), pa.array([2**40]), pa.int64()),
+        (pa.nulls(1), pa.array(["x"]), pa.string()),
+        (pa.array(["x"]), pa.nulls(1), pa.string()),
+        (pa.array([1]), pa.array([0.5]), pa.float64()),
+        (pa.array([1], pa.uint64()), pa.array([-1]), pa.decimal128(20, 0)),
+        (pa.array(["x"], pa.string_view()), pa.array(["y"], pa.large_string()), pa.large_string()),
+        (pa.array([{"a": 1}]), pa.array([{"b": "x"}]), pa.struct([("a", pa.int64()), ("b", pa.string())])),
+        (pa.array([1]), pa.array(["x"]), None),
+        (pa.array([1]), pa.array([[1]]), None),
+        (pa.array([2**60 + 1]), pa.array([0.5]), None),
+        (pa.array([True]), pa.array([1]), None),
+    ],
+)
+def test_types_of_files_are_unified_or_both_files_are_named(
+    tmp_path: Path, first: pa.Array, second: pa.Array, want: pa.DataType | None
+) -> None:
+    for name, column in (("a", first), ("b", second)):
+        _write(tmp_path / f"{name}.parquet", {"image": [b"1"], "x": column})
+    if want is None:
+        with pytest.raises(SourceError, match=r"'x'.*b\.parquet.*a\.parquet") as caught:
+            list_inventory(SourceSpec(uri=str(tmp_path)))
+        assert (caught.value.code, caught.value.key) == ("source.types_differ", "x")
+        return
+    got = read_all(tmp_path)
+    assert got.codes == [None, None]
+    assert got.inventory.carried.field("x").type == want
+    values = [value for column in (first, second) for value in column.to_pylist()]
+    found = [row["x"] for row in got.rows]
+    assert [v if not isinstance(v, dict) else {k: w for k, w in v.items() if w is not None} for v in found] == values
 
 
 @pytest.mark.parametrize(
@@ -188,13 +218,12 @@ def test_no_rows(tmp_path: Path) -> None:
     assert [(s.last, s.members.num_rows) for s in got.segments] == [(True, 0)]
 
 
-def test_only_the_first_footer_is_read_to_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_footers_is_read_to_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(10):
         _write(tmp_path / f"{i}.parquet", {"image": [b"1"]})
-    opened = []
-    monkeypatch.setattr(parquet, "open_file", lambda obj, real=parquet.open_file: opened.append(obj.uri) or real(obj))
-    list_inventory(SourceSpec(uri=str(tmp_path)))
-    assert set(opened) == {f"{tmp_path}/0.parquet"}
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
+    monkeypatch.setattr(pq.ParquetFile, "read", None)
+    assert list_inventory(SourceSpec(uri=str(tmp_path))).objects.num_rows == 10
 
 
 def test_done_segments_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

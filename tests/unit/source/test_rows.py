@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pyarrow as pa
 import pytest
 
@@ -36,7 +38,7 @@ def _rows(count: int) -> list[tuple[ImageRow, int]]:
 
 def test_assemble_names_the_last_segment() -> None:
     carried = pa.schema([("n", pa.int64()), ("m", pa.string())])
-    segments = list(assemble(SHARD, carried, _rows(5), 2, 100, frozenset()))
+    segments = list(assemble(SHARD, carried, _rows(5), 2, 100, frozenset(), Counter()))
     assert [(s.segment_index, s.last, s.members["n"].to_pylist()) for s in segments] == [
         (0, False, [0, 1]),
         (1, False, [2, 3]),
@@ -47,9 +49,9 @@ def test_assemble_names_the_last_segment() -> None:
 
 
 def test_assemble_without_rows_is_one_empty_segment() -> None:
-    (segment,) = assemble(SHARD, pa.schema([]), [], 2, 100, frozenset())
+    (segment,) = assemble(SHARD, pa.schema([]), [], 2, 100, frozenset(), Counter())
     assert (segment.segment_index, segment.last, segment.members.num_rows) == (0, True, 0)
-    assert list(assemble(SHARD, pa.schema([]), [], 2, 100, frozenset({0}))) == []
+    assert list(assemble(SHARD, pa.schema([]), [], 2, 100, frozenset({0}), Counter())) == []
 
 
 def test_failed_shard_is_one_row_without_a_name() -> None:
