@@ -38,6 +38,7 @@ from batchdet.storage import StorageError, StoredObject, TransientError
 
 _TRIES: Final = 8
 _READERS: Final = 16
+_DAMAGE: Final = (UnicodeDecodeError, TypeError, ValueError, OSError, pa.ArrowException)
 _DOUBLE_EXACT: Final = 1 << 53
 _COLUMN_ROOM: Final = 64
 """Columns of 64-bit integers whose extremes are looked at, per file; statistics of more would take long."""
@@ -67,7 +68,11 @@ def _footer(obj: StoredObject) -> _Footer | str:
     try:
         with open_file(obj) as file:
             refuse_repeated(file.schema_arrow.names, obj.uri)
-            return _Footer(obj.uri, file.schema_arrow, _large_integers(file))
+            try:
+                large = _large_integers(file)
+            except _DAMAGE:  # a footer names columns twice, and this is the other place: the reader says so
+                large = frozenset()
+            return _Footer(obj.uri, file.schema_arrow, large)
     except TransientError as error:  # another file's columns would decide what is carried over
         raise SourceError(f"source.uri: {error.message}") from error
     except (StorageError, pa.ArrowException, OSError) as error:

@@ -113,11 +113,16 @@ def test_nothing_outside_the_folder_is_allowed(pieces: list[str]) -> None:
                 assert Path(allowed.uri).is_relative_to(inside)
 
 
-@given(st.lists(st.sampled_from(["uri", "source_uri", "source_source_uri", "label", "source_label", "x"]), unique=True))
+_NAMES = ["uri", "source_uri", "source_source_uri", "label", "source_label", "x", "X", "URI", "", "\0", "column_1", "ß"]
+
+
+@given(st.lists(st.sampled_from(_NAMES) | st.text(max_size=3), unique=True))
 def test_carried_names_never_collide(names: list[str]) -> None:
     chosen = carried_names(names)
-    assert len(set(chosen.values())) == len(names)
-    assert not {"uri", "label"} & set(chosen.values())
+    folded = {name.casefold() for name in chosen}
+    assert len(folded) == len(names) == len(chosen)
+    assert not {"uri", "label", ""} & folded
+    assert "\0" not in "".join(chosen)
 
 
 def _parquet(column: str) -> bytes:
