@@ -72,7 +72,7 @@ def train(
     resume = resume and (folder / finetune.STATE).exists()
     if plan.workers > 1:
         _train_on_ray(prepared, folder, resume, address, say)
-        trainer = Trainer.restore(folder / finetune.STATE)
+        trainer = Trainer.restore(folder / finetune.STATE, trainee=prepared.trainee)
     else:
         trainer = _train_here(prepared, folder, resume, say)
     from batchdet.training.outcome import finish
@@ -127,7 +127,7 @@ def _train_on_ray(prepared: Any, folder: Path, resume: bool, address: str | None
             (folder / name).unlink(missing_ok=True)
     if failures:
         raise _told(failures[0]) from failures[0]
-    trainer = Trainer.restore(folder / finetune.STATE)
+    trainer = Trainer.restore(folder / finetune.STATE, trainee=prepared.trainee)
     if not finetune.finished(trainer):
         signals.raise_interrupted(_kept(trainer.step, folder))
 

@@ -11,8 +11,8 @@ EDGES_PX = (96, 160)
 CLASSES = 5
 
 
-def make_folder(folder: Path, model_type: str) -> Any:
-    """Save a model of a type; return it as the library has it."""
+def make_folder(folder: Path, model_type: str, denoising: int = 0) -> Any:
+    """Save a model of a type; return it as the library has it. RT-DETRs get so many denoising queries for training."""
     import torch
     import transformers
 
@@ -21,7 +21,7 @@ def make_folder(folder: Path, model_type: str) -> Any:
     torch.manual_seed(7)
     names = {i: f"thing {i}" for i in range(CLASSES)}
     labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-    model = _make(transformers, model_type, labels).eval()
+    model = _make(transformers, model_type, labels, denoising).eval()
     model.save_pretrained(folder)
     stretch = model_type in STRETCHED
     size = {"height": SIZE_PX, "width": SIZE_PX}
@@ -35,7 +35,7 @@ def make_folder(folder: Path, model_type: str) -> Any:
     return model
 
 
-def _make(library: Any, model_type: str, labels: Any) -> Any:
+def _make(library: Any, model_type: str, labels: Any, denoising: int) -> Any:
     resnet = {"embedding_size": 8, "depths": [1, 1, 1, 1], "layer_type": "basic"}
     if model_type == "detr":
         backbone = library.ResNetConfig(hidden_sizes=[8, 8, 16, 16], out_features=["stage4"], **resnet)
@@ -66,7 +66,7 @@ def _make(library: Any, model_type: str, labels: Any) -> Any:
     config = getattr(library, f"{prefix}Config")(
         backbone_config=backbone, encoder_in_channels=channels, encoder_hidden_dim=32, encoder_ffn_dim=32, d_model=32,
         num_queries=20, decoder_layers=2, decoder_ffn_dim=32, decoder_attention_heads=2, encoder_attention_heads=2,
-        decoder_in_channels=[32, 32, 32], num_denoising=0, **labels,
+        decoder_in_channels=[32, 32, 32], num_denoising=denoising, **labels,
     )  # fmt: skip
     return getattr(library, f"{prefix}ForObjectDetection")(config)
 

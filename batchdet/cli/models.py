@@ -63,7 +63,12 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="CHECKPOINT", help="Begin with these weights: *.safetensors or builtin:sample."),
+        typer.Option(
+            "--init",
+            metavar="WEIGHTS",
+            help="Begin with these weights: a checkpoint of batchdet train, builtin:sample, or a Hugging Face folder "
+            "of a detector (RT-DETR, RT-DETR v2, D-FINE, DETR, YOLOS), which is then trained itself.",
+        ),
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="csp, resnet or vit; default: csp.")] = None,
     neck: Annotated[str | None, typer.Option("--neck", help="pan or fpn; default: pan.")] = None,
@@ -85,7 +90,10 @@ def train(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", help="Highest learning rate [0.003; 0.0015 where all of --init learns]."),
+        typer.Option(
+            "--rate",
+            help="Highest learning rate [0.003; 0.0015 if all of --init learns; 0.0001 for a Hugging Face detector].",
+        ),
     ] = None,
     no_flip: Annotated[
         bool, typer.Option("--no-flip", help="Do not mirror images: left and right mean something.")
@@ -107,7 +115,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a detector on images with boxes, measure it, and export it to ONNX with a card."""
+    """Train a detector on images with boxes, measure it, and write its files with a card."""
     from batchdet.train import train as run_training
 
     settings = {

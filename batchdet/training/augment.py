@@ -3,7 +3,8 @@
 Source: the scale jitter and crop of SSD, arXiv:1512.02325, simplified.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from batchdet.decode.canvas import Pixels, paint
 from batchdet.geometry.boxes import area
-from batchdet.geometry.letterbox import Letterbox
+from batchdet.geometry.letterbox import Letterbox, Size
 
 _SIZE = (0.6, 1.6)
 """Range of the factor on the size that a plain letterbox would give."""
@@ -36,7 +37,12 @@ class View:
 
 
 def vary(
-    rng: np.random.Generator, rgb: Pixels, boxes_xyxy: npt.NDArray[np.float32], out: Pixels, flip: bool = True
+    rng: np.random.Generator,
+    rgb: Pixels,
+    boxes_xyxy: npt.NDArray[np.float32],
+    out: Pixels,
+    flip: bool = True,
+    place: Callable[[Size, Size], Letterbox] = Letterbox.centred,
 ) -> View:
     """Paint a varied view of an image.
 
@@ -46,6 +52,7 @@ def vary(
         boxes_xyxy: ``(M, 4)`` pixels of the image.
         out: ``(H, W, 3)`` uint8 canvas, overwritten whole.
         flip: whether it may be mirrored; left and right must then mean nothing.
+        place: places what is cut out on the canvas.
     """
     height, width = rgb.shape[:2]
     canvas = (out.shape[1], out.shape[0])
@@ -53,11 +60,11 @@ def vary(
     factor = 1.0 if rng.random() < _PLAIN else float(np.exp(rng.uniform(*np.log(_SIZE))))
     cut_w, cut_h = (max(8, min(side, round(side / factor))) for side in (width, height))
     left, top = (int(rng.integers(0, side - cut + 1)) for side, cut in ((width, cut_w), (height, cut_h)))
-    letterbox = Letterbox.centred((cut_w, cut_h), canvas)
+    letterbox = place((cut_w, cut_h), canvas)
     if factor < 1.0:
         content = tuple(max(1, round(side * factor)) for side in letterbox.content)
         pad = tuple(int(rng.integers(0, side - inner + 1)) for side, inner in zip(canvas, content, strict=True))
-        letterbox = Letterbox((cut_w, cut_h), canvas, (content[0], content[1]), (pad[0], pad[1]))
+        letterbox = replace(letterbox, content=(content[0], content[1]), pad=(pad[0], pad[1]))
     paint(rgb[top : top + cut_h, left : left + cut_w], letterbox, out)
     shifted = boxes - np.array([left, top, left, top], np.float32)
     inside = np.clip(shifted, 0, np.array([cut_w, cut_h, cut_w, cut_h], np.float32))

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -13,6 +13,7 @@ from batchdet import storage
 from batchdet.decode.canvas import Pixels
 from batchdet.decode.image import decode_image
 from batchdet.errors import ImageError, SpecError
+from batchdet.geometry.letterbox import Letterbox, Size
 from batchdet.training.augment import vary
 from batchdet.training.coco import CocoData, TruthImage
 from batchdet.training.stream import Batch, pad_truth
@@ -31,8 +32,8 @@ class CocoSource:
         data: The images to learn from.
         seed: Of order and variation.
         batch_rows: Images in a batch.
-        canvas_px: Longer side of the canvases, a multiple of ``stride_px``.
-        stride_px: Both sides are multiples of it.
+        canvases: ``(width_px, height_px)`` of the canvases that batches draw from.
+        place: Places an image on a canvas.
         flip: Whether images may be mirrored.
         rank: Which share of each batch this worker takes.
         size: How many shares there are.
@@ -43,17 +44,15 @@ class CocoSource:
         data: CocoData,
         seed: int,
         batch_rows: int,
-        canvas_px: int,
-        stride_px: int = 32,
+        canvases: Sequence[Size],
+        place: Callable[[Size, Size], Letterbox] = Letterbox.centred,
         flip: bool = True,
         rank: int = 0,
         size: int = 1,
     ) -> None:
         self._data, self._seed, self._rows, self._flip = data, seed, batch_rows, flip
         self._rank, self._size = rank, size
-        short_px = max(stride_px, round(0.75 * canvas_px / stride_px) * stride_px)
-        square = (canvas_px, canvas_px)
-        self._canvases = (square, square, (canvas_px, short_px), (short_px, canvas_px))
+        self._canvases, self._place = tuple(canvases), place
 
     def open(self, start: int) -> Generator[Batch, None, None]:
         """Yield batches without end, from the one of index ``start``; closing it ends its threads."""
@@ -73,7 +72,7 @@ class CocoSource:
 
     def batch(self, index: int) -> Batch:
         """Make this worker's share of one batch: canvases (N, 3, H, W) uint8 and their truth."""
-        width, height = self._canvases[int(np.random.default_rng([self._seed, index, 1]).integers(4))]
+        width, height = self._canvases[int(np.random.default_rng([self._seed, index, 1]).integers(len(self._canvases)))]
         rows = range(self._rank, self._rows, self._size)
         canvases = np.empty((len(rows), height, width, 3), np.uint8)
         boxes, class_ids = [], []
@@ -82,7 +81,8 @@ class CocoSource:
             image = self._image(position)
             single = ~image.crowd
             rng = np.random.default_rng([self._seed, position, 3])
-            view = vary(rng, read_pixels(image), image.boxes_xyxy[single], canvases[place], self._flip)
+            rgb = read_pixels(image)
+            view = vary(rng, rgb, image.boxes_xyxy[single], canvases[place], self._flip, self._place)
             boxes.append(torch.from_numpy(view.boxes_xyxy))
             class_ids.append(torch.from_numpy(image.class_ids[single][view.kept]))
         images = torch.from_numpy(canvases).permute(0, 3, 1, 2)  # channels last in memory, as the net wants it

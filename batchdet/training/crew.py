@@ -6,8 +6,7 @@ from typing import cast
 import torch
 from torch import distributed, nn
 
-from batchdet.model.nets.detector_net import DetectorNet
-from batchdet.model.nets.head import DualPredictions
+from batchdet.training.assignment import Truth
 
 
 class Crew:
@@ -32,9 +31,9 @@ class Crew:
         """Whether this process speaks and writes."""
         return self.rank == 0
 
-    def share(self, net: DetectorNet) -> Callable[[torch.Tensor], DualPredictions]:
-        """Return what computes a net's predictions, so that gradients are those of the whole batch."""
-        return cast(Callable[[torch.Tensor], DualPredictions], net)
+    def share(self, learner: nn.Module) -> Callable[[torch.Tensor, Truth], torch.Tensor]:
+        """Return what computes a batch's loss, so that gradients are those of the whole batch."""
+        return cast(Callable[[torch.Tensor, Truth], torch.Tensor], learner)
 
     def agree(self, value: float) -> float:
         """Return the leader's value."""
@@ -57,10 +56,10 @@ class DistributedCrew(Crew):
         super().__init__(stop_wanted)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
-    def share(self, net: DetectorNet) -> Callable[[torch.Tensor], DualPredictions]:
-        """Return what computes a net's predictions, so that gradients are those of the whole batch."""
-        shared = nn.parallel.DistributedDataParallel(net)
-        return cast(Callable[[torch.Tensor], DualPredictions], shared)
+    def share(self, learner: nn.Module) -> Callable[[torch.Tensor, Truth], torch.Tensor]:
+        """Return what computes a batch's loss, so that gradients are those of the whole batch."""
+        shared = nn.parallel.DistributedDataParallel(learner)
+        return cast(Callable[[torch.Tensor, Truth], torch.Tensor], shared)
 
     def agree(self, value: float) -> float:
         """Return the leader's value."""

@@ -20,6 +20,7 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.sample.dataset import write_sample
 from batchdet.training.batches import read_pixels
 from batchdet.training.coco import CocoData, read_coco
+from batchdet.training.trainee import Detect
 
 CONFIDENT = 0.25
 """The score that `batchdet` asks for by default."""
@@ -70,33 +71,43 @@ def evaluate(model: Path, images: int, seed: int, canvas_px: int = 320, threads:
     """
     with tempfile.TemporaryDirectory() as folder:
         write_sample(folder, images, "folder", seed)
-        return evaluate_data(model, read_coco(folder), canvas_px, threads, seed)
+        return evaluate_data(detector_of_onnx(model, canvas_px, threads), read_coco(folder), canvas_px, seed)
 
 
-def evaluate_data(model: Path, data: CocoData, canvas_px: int, threads: int = 1, seed: int = 0) -> Report:
+def evaluate_data(detect: Detect, data: CocoData, canvas_px: int, seed: int = 0) -> Report:
     """Detect on all images of a data set and compare with its truth.
 
     Args:
-        model: ONNX file as `export_onnx` writes it, with the data's classes.
+        detect: finds objects of the data's classes.
         data: the images.
-        canvas_px: side of the canvas, a multiple of 32.
-        threads: threads of ONNX Runtime; 0 for all cores.
+        canvas_px: for the report.
         seed: for the report.
 
     Returns:
         The measures; a class without an object has no entry.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = data.to_coco()
         truth.createIndex()
     found: list[dict[str, Any]] = []
     for image_id, image in enumerate(data.images):
-        found += [{"image_id": image_id, **item} for item in detect(session, read_pixels(image), canvas_px)]
+        found += [{"image_id": image_id, **item} for item in detect(read_pixels(image))]
     return _measure(truth, found, len(data.images), seed, canvas_px)
+
+
+def detector_of_onnx(model: Path, canvas_px: int, threads: int = 1) -> Detect:
+    """Return what finds objects by an ONNX file.
+
+    Args:
+        model: as `export_onnx` writes it.
+        canvas_px: side of the canvas, a multiple of 32.
+        threads: threads of ONNX Runtime; 0 for all cores.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return lambda rgb: detect(session, rgb, canvas_px)
 
 
 def detect(session: onnxruntime.InferenceSession, rgb: npt.NDArray[np.uint8], canvas_px: int) -> list[dict[str, Any]]:
@@ -142,7 +153,7 @@ def _measure(truth: Any, found: list[dict[str, Any]], images: int, seed: int, ca
 def _score(truth: Any, found: list[dict[str, Any]]) -> Any:
     """Run COCO's protocol."""
     with contextlib.redirect_stdout(io.StringIO()):
-        scoring = COCOeval(truth, truth.loadRes(found), "bbox")
+        scoring = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()

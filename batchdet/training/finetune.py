@@ -1,11 +1,12 @@
 """From a plan to a trained model: data, first weights, the loop, and the files that it leaves.
 
-A training's folder holds ``training.json`` (the settings), ``state.pt`` (to go on from), and in the end
-``model.safetensors``, ``model.onnx``, ``model.md`` (its card), ``metrics.json`` and ``label.yaml`` (a job that labels).
+A training's folder holds ``training.json`` (the settings), ``state.pt`` (to resume from), and in the end the model's
+files (``model.safetensors`` and ``model.onnx``, or those of a Hugging Face folder), ``model.md`` (its card),
+``metrics.json`` and ``label.yaml`` (a job that labels).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from batchdet.model.nets.detector_net import Composition
 from batchdet.training.batches import CocoSource
 from batchdet.training.coco import CocoData, read_coco
 from batchdet.training.crew import Crew
-from batchdet.training.initial import Initial, calibrate, open_initial, take_over
+from batchdet.training.hf_detector import open_folder
+from batchdet.training.initial import Initial, open_initial
 from batchdet.training.loop import Schedule, Trainer
-from batchdet.training.plan import STRIDE_PX, TrainingPlan
+from batchdet.training.own_net import OwnNet
+from batchdet.training.plan import TrainingPlan
+from batchdet.training.trainee import Trainee
 
 SETTINGS, STATE = "training.json", "state.pt"
-_CALIBRATION_BATCHES = 4
 _LONGEST_WARMUP_MINUTES = 5.0
 
 
@@ -34,19 +37,20 @@ class Prepared:
         plan: The settings.
         train: Images to learn from.
         val: Images to measure on.
-        initial: Weights to begin with, if any.
-        composition: Of the net.
-        canvas_px: Longer side of the canvases.
+        trainee: What is trained.
         schedule: How long and how fast.
     """
 
     plan: TrainingPlan
     train: CocoData
     val: CocoData
-    initial: Initial | None
-    composition: Composition
-    canvas_px: int
+    trainee: Trainee
     schedule: Schedule
+
+    @property
+    def canvas_px(self) -> int:
+        """Longest side of the canvases."""
+        return max(self.trainee.canvases[0])
 
     @property
     def device(self) -> str:
@@ -62,9 +66,9 @@ class Prepared:
 
     def source(self, crew: Crew) -> CocoSource:
         """Return the batches of one worker."""
-        plan = self.plan
+        plan, trainee = self.plan, self.trainee
         return CocoSource(
-            self.train, plan.seed, plan.batch_rows, self.canvas_px, STRIDE_PX, plan.flip, crew.rank, crew.size
+            self.train, plan.seed, plan.batch_rows, trainee.canvases, trainee.place, plan.flip, crew.rank, crew.size
         )
 
 
@@ -74,6 +78,7 @@ def prepare(plan: TrainingPlan) -> Prepared:
     Raises:
         SpecError: Data or a setting is wrong.
         ModelError: ``init`` is no checkpoint.
+        MissingExtra: A package that ``init`` needs is not installed.
     """
     data = read_coco(plan.data, plan.images)
     fraction = plan.val_fraction
@@ -82,15 +87,7 @@ def prepare(plan: TrainingPlan) -> Prepared:
     )
     if not train.objects:
         raise SpecError(f"{data.uri}: no object is left for training; hold back less with --val")
-    initial = open_initial(plan.init) if plan.init else None
-    before = initial.composition if initial else Composition(classes=1)
-    composition = Composition(
-        classes=len(data.labels),
-        backbone=plan.backbone or before.backbone,
-        neck=plan.neck or before.neck,
-        head=plan.head or before.head,
-        width=plan.width or before.width,
-    )
+    trainee = _trainee(plan, data.labels)
     steps = None
     if plan.minutes is None:
         steps = max(1, math.ceil((plan.epochs or 30.0) * len(train.images) / plan.batch_rows))
@@ -99,27 +96,58 @@ def prepare(plan: TrainingPlan) -> Prepared:
         minutes=plan.minutes or 0.0,
         seed=plan.seed,
         batch_rows=plan.batch_rows,
-        rate=plan.rate or (1.5e-3 if initial and plan.freeze == "none" else 3e-3),
+        rate=plan.rate or trainee.rate,
         warmup_steps=1 if steps is None else max(1, min(200, steps // 10)),
+        decay=trainee.decay,
         warmup_share=0.0 if plan.minutes is None else min(0.1, _LONGEST_WARMUP_MINUTES / plan.minutes),
     )
+    return Prepared(plan, train, val, trainee, schedule)
+
+
+def _trainee(plan: TrainingPlan, labels: Sequence[str]) -> Trainee:
+    """Find what is trained: the detector of a Hugging Face folder, or a net of batchdet's own."""
+    if plan.init is not None and (Path(plan.init) / "config.json").is_file():
+        _refuse_parts(plan)
+        return open_folder(plan.init, labels, plan.canvas_px)
+    initial = open_initial(plan.init) if plan.init else None
+    before = initial.composition if initial else Composition(classes=1)
+    composition = Composition(
+        classes=len(labels),
+        backbone=plan.backbone or before.backbone,
+        neck=plan.neck or before.neck,
+        head=plan.head or before.head,
+        width=plan.width or before.width,
+    )
     canvas_px = plan.canvas_px or _canvas_px(initial)
-    return Prepared(plan, train, val, initial, composition, canvas_px, schedule)
+    return OwnNet(composition, tuple(labels), initial, canvas_px, plan.freeze != "none")
+
+
+def _refuse_parts(plan: TrainingPlan) -> None:
+    """Refuse settings that are for batchdet's own nets."""
+    for option in ("backbone", "neck", "head", "width"):
+        if getattr(plan, option) is not None:
+            raise SpecError(
+                f"--{option} is for batchdet's own nets; the detector of {plan.init} has its own parts: leave it out",
+                code="train.parts_of_init",
+                key=f"--{option}",
+            )
+    if plan.workers > 1:
+        raise SpecError(
+            f"--workers is {plan.workers}; a Hugging Face detector is trained in one process: leave it out",
+            code="train.workers_of_init",
+            key="--workers",
+        )
 
 
 def begin(prepared: Prepared, say: Callable[[str], None]) -> Trainer:
     """Make a trainer at step 0, with the weights that it begins with."""
     frozen = () if prepared.plan.freeze == "none" else (prepared.plan.freeze,)
-    trainer = Trainer(prepared.schedule, prepared.composition, frozen, prepared.device)
-    initial = prepared.initial
-    if initial is not None:
-        net = trainer.mean
-        say(f"beginning with {take_over(net, prepared.composition, prepared.train.labels, initial)}")
-        if initial.folded:
-            source = prepared.source(Crew())
-            batches = [source.batch(i)[0].to(trainer.device).float() / 255 for i in range(_CALIBRATION_BATCHES)]
-            calibrate(net, batches)
-        trainer.begin_with(net)
+    trainer = Trainer(prepared.schedule, prepared.trainee, frozen, prepared.device)
+    source = prepared.source(Crew())
+    taken = prepared.trainee.begin(trainer.mean, lambda index: source.batch(index)[0].to(trainer.device))
+    if taken:
+        say(f"beginning with {taken}")
+        trainer.begin_with(trainer.mean)
     return trainer
 
 
@@ -135,16 +163,16 @@ def train(prepared: Prepared, folder: Path, resume: bool, crew: Crew, say: Calla
     """
     state = folder / STATE
     if resume:
-        trainer = Trainer.restore(state, prepared.device)
+        trainer = Trainer.restore(state, prepared.device, prepared.trainee)
         if crew.leads:
             say(f"going on from step {trainer.step} of {state}")
     else:
         trainer = begin(prepared, say if crew.leads else _silent)
     if crew.leads:
         say(
-            f"training {prepared.composition.backbone} + {prepared.composition.neck} + {prepared.composition.head} "
+            f"training {prepared.trainee.name} "
             f"on {len(prepared.train.images)} images with {prepared.train.objects} objects of "
-            f"{prepared.composition.classes} classes; {len(prepared.val.images)} images are held back"
+            f"{len(prepared.trainee.labels)} classes; {len(prepared.val.images)} images are held back"
         )
     trainer.run(state, prepared.source(crew), say=say, crew=crew)
     return trainer
@@ -157,26 +185,16 @@ def finished(trainer: Trainer) -> bool:
 
 def properties(prepared: Prepared) -> dict[str, str]:
     """Describe the new model inside its files, in the keys that YOLO exports use and a few of our own."""
-    composition, initial, plan = prepared.composition, prepared.initial, prepared.plan
-    began = {} if initial is None else {"init": initial.uri, "init_license": initial.properties.get("license", "")}
-    inherited = initial.properties.get("license", "") if initial else ""
-    parts = f"{composition.backbone} backbone, {composition.neck} neck, {composition.head} head"
+    began = prepared.trainee.began_with
     return {
-        "backbone": composition.backbone,
-        "description": f"trained by batchdet train: {parts}",
-        "end2end": "True",
-        "family": "yolo_end2end",
-        "head": composition.head,
-        "imgsz": str([prepared.canvas_px, prepared.canvas_px]),
-        "license": plan.licence or inherited,
+        **prepared.trainee.texts(),
+        "license": prepared.plan.licence or (began[1] if began else ""),
         "names": str(dict(enumerate(prepared.train.labels))),
-        "neck": composition.neck,
-        "stride": str(STRIDE_PX),
         "task": "detect",
         "trained_on": f"{len(prepared.train.images)} images of {prepared.train.uri} "
         f"(licence: {', '.join(prepared.train.licences) or 'not stated in the file'})",
         "version": batchdet.__version__,
-        **began,
+        **({"init": began[0], "init_license": began[1]} if began else {}),
     }
 
 

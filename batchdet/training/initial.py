@@ -17,9 +17,11 @@ from batchdet.model.labels import parse_names
 from batchdet.model.nets.checkpoint import load_net
 from batchdet.model.nets.detector_net import Composition, DetectorNet
 from batchdet.model.nets.layers import ConvNormAct
-from batchdet.training.loop import EMBEDDED
+from batchdet.sample.scene import CLASSES
 
 BUILTIN: Final = "builtin:sample"
+EMBEDDED: Final = Composition(classes=len(CLASSES))
+"""What ``builtin:sample`` is made of."""
 _PARTS: Final = ("backbone", "neck", "head")
 
 

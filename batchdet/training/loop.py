@@ -19,15 +19,12 @@ import torch
 from torch import nn
 
 from batchdet.errors import SpecError
-from batchdet.model.nets.detector_net import Composition, DetectorNet, compose
-from batchdet.sample.scene import CLASSES
+from batchdet.model.nets.detector_net import Composition
 from batchdet.training.assignment import SCORE_POWER, Truth
 from batchdet.training.crew import Crew
-from batchdet.training.loss import dual_loss
+from batchdet.training.own_net import OwnNet
 from batchdet.training.stream import Source
-
-EMBEDDED = Composition(classes=len(CLASSES))
-"""What ``builtin:sample`` is made of."""
+from batchdet.training.trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Trainer:
 
     Args:
         schedule: how long and how fast to learn.
-        composition: what the network is made of.
+        trainee: what the network is, and its loss; that of ``builtin:sample`` when None.
         frozen: parts of the network (``backbone``) that do not learn, statistics of their batch norm included.
         device: ``cpu`` or ``cuda``.
 
@@ -105,20 +102,19 @@ class Trainer:
     def __init__(
         self,
         schedule: Schedule,
-        composition: Composition = EMBEDDED,
+        trainee: Trainee | None = None,
         frozen: Sequence[str] = (),
         device: str = "cpu",
     ) -> None:
         torch.manual_seed(schedule.seed)
         self.schedule = schedule
-        self.composition = composition
+        self.trainee: Trainee = trainee or OwnNet()
         self.frozen = tuple(frozen)
         self.device = torch.device(device)
-        self.net = compose(composition).to(self.device)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.net = self.trainee.build().to(self.device)
         for part in self.frozen:
-            self.net.get_submodule(part).requires_grad_(False)
-        self.mean: DetectorNet = copy.deepcopy(self.net).requires_grad_(False)
+            self.trainee.part(self.net, part).requires_grad_(False)
+        self.mean: nn.Module = copy.deepcopy(self.net).requires_grad_(False)
         learning = [p for p in self.net.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in learning if p.ndim > 1], "weight_decay": schedule.decay},
@@ -140,7 +136,7 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "schedule": asdict(self.schedule),
-            "composition": self.composition.to_dict(),
+            **self.trainee.record(),
             "frozen": list(self.frozen),
             "processor": self.processor,
             "earlier": [asdict(stage) for stage in self.earlier],
@@ -149,11 +145,23 @@ class Trainer:
         partial.replace(path)
 
     @classmethod
-    def restore(cls, path: Path, device: str = "cpu") -> "Trainer":
-        """Read a checkpoint, to go on from it or to export it; the schedule is its own."""
+    def restore(cls, path: Path, device: str = "cpu", trainee: Trainee | None = None) -> "Trainer":
+        """Read a checkpoint, to resume from it or to export it; the schedule is its own.
+
+        Args:
+            path: As `save` writes it.
+            device: As of `Trainer`.
+            trainee: What was trained; None for a net of batchdet's own, which the checkpoint describes.
+
+        Raises:
+            SpecError: The weights are those of another trainee.
+        """
         state = torch.load(path, weights_only=True, map_location=device)
-        composition = Composition(**state["composition"]) if "composition" in state else EMBEDDED
-        trainer = cls(Schedule(**state["schedule"]), composition, state.get("frozen", ()), device)
+        if trainee is None:
+            trainee = OwnNet(Composition(**state["composition"])) if "composition" in state else OwnNet()
+        elif any(state.get(key) != value for key, value in trainee.record().items()):
+            raise SpecError(f"{path} is the state of another net; --init is not what the training was begun with")
+        trainer = cls(Schedule(**state["schedule"]), trainee, state.get("frozen", ()), device)
         trainer.net.load_state_dict(state["net"])
         trainer.mean.load_state_dict(state["mean"])
         trainer.optimizer.load_state_dict(state["optimizer"])
@@ -173,13 +181,13 @@ class Trainer:
         stages = before.stages()
         if schedule.seed in {stage.schedule.seed for stage in stages}:
             raise SpecError(f"seed {schedule.seed} drew the scenes of an earlier stage; a further one needs new scenes")
-        trainer = cls(schedule, before.composition)
+        trainer = cls(schedule, before.trainee)
         trainer.begin_with(before.mean)
         trainer.earlier = stages
         return trainer
 
-    def begin_with(self, net: DetectorNet) -> None:
-        """Take over the weights of a net of the same composition."""
+    def begin_with(self, net: nn.Module) -> None:
+        """Take over the weights of a net of the same kind."""
         self.net.load_state_dict(net.state_dict())
         self.mean.load_state_dict(net.state_dict())
 
@@ -195,7 +203,7 @@ class Trainer:
         save_every_s: float = 60.0,
         say: Callable[[str], None] | None = None,
         crew: Crew | None = None,
-    ) -> DetectorNet:
+    ) -> nn.Module:
         """Train to the end of the schedule, or until the crew is told to stop.
 
         Args:
@@ -211,8 +219,7 @@ class Trainer:
         """
         say = say or _to_stderr
         crew = crew or Crew()
-        learner = crew.share(self.net)
-        bf16 = _computes_bf16(self.device)
+        learner = crew.share(_Learner(self.trainee, self.net, self.schedule.score_power))
         before_s, begin_s = self.elapsed_s, time.monotonic()
         lately = _Lately(self.step, begin_s)
         saved_s = begin_s
@@ -223,13 +230,11 @@ class Trainer:
                 rate = self.schedule.rate_at(self.step, progress)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                canvases = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                    predictions = learner(canvases)
-                loss = dual_loss(predictions, Truth(*(x.to(self.device) for x in truth)), self.schedule.score_power)
+                self._seed_step(crew.rank)
+                loss = learner(images.to(self.device), Truth(*(x.to(self.device) for x in truth)))
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
+                nn.utils.clip_grad_norm_(self.net.parameters(), self.trainee.clip_norm)
                 self.optimizer.step()
                 self.step += 1
                 self._average()
@@ -252,7 +257,11 @@ class Trainer:
         """Let all parts learn but for the frozen ones, whose batch norm must not follow the batches either."""
         self.net.train()
         for part in self.frozen:
-            self.net.get_submodule(part).eval()
+            self.trainee.part(self.net, part).eval()
+
+    def _seed_step(self, rank: int) -> None:
+        """Fix what a step draws (dropout, denoising queries), so that a resumed training draws the same."""
+        torch.manual_seed((self.schedule.seed * 1_000_003 + self.step) * 1_009 + rank)
 
     def _line(self, lately: "_Lately", now_s: float, rate: float) -> str:
         """Write a line about the progress."""
@@ -270,11 +279,24 @@ class Trainer:
     def _average(self) -> None:
         """Move the running mean towards the network; quickly at first, then by a thousandth a step."""
         keep = 0.999 * (1 - math.exp(-self.step / 500))
-        for mean, now in zip(self.mean.state_dict().values(), self.net.state_dict().values(), strict=True):
+        means, nows = ([*net.parameters(), *net.buffers()] for net in (self.mean, self.net))  # tied ones once
+        for mean, now in zip(means, nows, strict=True):
             if mean.dtype.is_floating_point:
                 mean.lerp_(now, 1 - keep)
             else:
                 mean.copy_(now)
+
+
+class _Learner(nn.Module):
+    """A net with its loss as one module, whose gradients several processes can share."""
+
+    def __init__(self, trainee: Trainee, net: nn.Module, score_power: float) -> None:
+        super().__init__()
+        self.trainee, self.net, self.score_power = trainee, net, score_power
+
+    def forward(self, images: torch.Tensor, truth: Truth) -> torch.Tensor:
+        """Compute the loss of a batch, see `Trainee.loss`."""
+        return self.trainee.loss(self.net, images, truth, self.score_power)
 
 
 @dataclass
@@ -292,13 +314,6 @@ def _clock(seconds: float) -> str:
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Say whether bfloat16 is arithmetic of this device; where it is emulated it only costs."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def processor() -> str:

@@ -9,13 +9,12 @@ from typing import Any
 
 import yaml
 
-from batchdet.model.nets.checkpoint import save_net
 from batchdet.training.evaluation import CONFIDENT, Report, evaluate_data
-from batchdet.training.export import export_onnx
 from batchdet.training.finetune import Prepared, properties
 from batchdet.training.loop import Trainer
+from batchdet.training.trainee import Exported
 
-MODEL, CHECKPOINT, CARD, FIGURES, JOB = "model.onnx", "model.safetensors", "model.md", "metrics.json", "label.yaml"
+CARD, FIGURES, JOB = "model.md", "metrics.json", "label.yaml"
 
 _CARD = """\
 # {name}
@@ -24,12 +23,7 @@ _CARD = """\
 
 | | |
 |---|---|
-| files | `{model}` (ONNX, {size_bytes:,} bytes), `{checkpoint}` (to train on) |
-| parameters | {parameters:,} |
-| input | `images`: float32 [N, 3, H, W], RGB / 255; H and W multiples of {stride} |
-| canvas | {imgsz} |
-| output | `output0`: float32 [N, {detections}, 6]: xyxy in canvas pixels, score, class_id; best first |
-| family | `{family}`: no NMS is needed |
+{about}
 | classes | {labels} |
 | licence | {licence} |
 | began with | {began} |
@@ -88,46 +82,37 @@ def finish(prepared: Prepared, trainer: Trainer, folder: Path) -> Outcome:
         "images": len(prepared.train.images),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    model = folder / MODEL
-    save_net(trainer.mean, folder / CHECKPOINT, prepared.composition, texts, facts)
-    export_onnx(trainer.mean, model, texts)
-    report = evaluate_data(model, prepared.val, prepared.canvas_px, threads=0)
+    exported = prepared.trainee.export(trainer.mean, folder, texts, facts)
+    report = evaluate_data(exported.detect, prepared.val, prepared.canvas_px)
     figures = {key: round(v, 4) if isinstance(v, float) else v for key, v in dataclasses.asdict(report).items()}
     (folder / FIGURES).write_text(json.dumps({**figures, **facts}, indent=1) + "\n")
-    (folder / CARD).write_text(_card(prepared, trainer, report, model, texts))
+    (folder / CARD).write_text(_card(prepared, trainer, report, exported, texts))
     labels_uri = str(folder / "labels")
     job = {
         "name": "label-with-trained-model",
         "source": {"uri": prepared.val.folder, "format": "folder"},
-        "model": {"uri": str(model)},
+        "model": {"uri": exported.uri},
         "output": {"uri": labels_uri},
     }
     (folder / JOB).write_text(yaml.safe_dump(job, sort_keys=False))
     commands = (
-        f"batchdet model {model}",
+        f"batchdet model {exported.uri}",
         f"batchdet run {folder / JOB}",
         f"batchdet evaluate {labels_uri} --truth {prepared.val.uri}",
     )
     return Outcome(str(folder), report, trainer.step, trainer.elapsed_s, commands)
 
 
-def _card(prepared: Prepared, trainer: Trainer, report: Report, model: Path, texts: dict[str, str]) -> str:
-    initial = prepared.initial
+def _card(prepared: Prepared, trainer: Trainer, report: Report, exported: Exported, texts: dict[str, str]) -> str:
+    began, uri = prepared.trainee.began_with, Path(exported.uri)
     rows = [f"| {label} | {ap50:.3f} |" for label, ap50 in report.ap50_by_label.items()]
     return _CARD.format(
-        name=model.parent.name,
+        name=(uri if uri.is_dir() else uri.parent).name,
         description=texts["description"],
-        model=MODEL,
-        checkpoint=CHECKPOINT,
-        size_bytes=model.stat().st_size,
-        parameters=trainer.mean.deployed_parameters(),
-        stride=texts["stride"],
-        imgsz=texts["imgsz"],
-        detections=prepared.composition.detections,
-        family=texts["family"],
+        about="\n".join(f"| {key} | {value} |" for key, value in exported.facts),
         labels=", ".join(prepared.train.labels),
         licence=texts["license"] or "not stated; --licence says it",
-        began=f"{initial.uri} (licence: {texts['init_license'] or 'not stated'})" if initial else "fresh weights",
+        began=f"{began[0]} (licence: {began[1] or 'not stated'})" if began else "fresh weights",
         trained_on=texts["trained_on"],
         steps=trainer.step,
         batch_rows=trainer.schedule.batch_rows,

@@ -19,7 +19,8 @@ class TrainingPlan:
         data: COCO JSON, or a folder that holds one.
         images: Folder of the images; the data's own when null.
         val: Share of the images that is held back to measure on, or a COCO JSON of others.
-        init: Checkpoint to begin with, or ``builtin:sample``; fresh weights when null.
+        init: Weights to begin with: a checkpoint, ``builtin:sample``, or a Hugging Face folder of a detector, which is
+            then what is trained; fresh weights when null.
         backbone: Name of the part; that of ``init``, else ``csp``, when null.
         neck: Likewise; else ``pan``.
         head: Likewise; else ``one_to_one``.
@@ -29,7 +30,8 @@ class TrainingPlan:
         minutes: Length in place of epochs.
         batch_rows: Images in a batch, over all workers.
         canvas_px: Longer side of the canvases; that of ``init``, else 320, when null.
-        rate: Highest learning rate; 0.003, or 0.0015 where a whole net with an ``init`` learns, when null.
+        rate: Highest learning rate; when null 0.003, 0.0015 where a whole net with an ``init`` learns, 0.0001 for a
+            Hugging Face detector.
         flip: Whether images may be mirrored.
         seed: Of fresh weights, split, order and variation.
         device: ``auto``, ``cpu`` or ``gpu``.

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 
@@ -121,10 +121,11 @@ def publish(checkpoint: Path, folder: Path, images: int, seed: int) -> Report:
     trained_on = f"{sum(_images(stage) for stage in trainer.stages())} images drawn by batchdet.sample"
     model = folder / "sample.onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    export_onnx(trainer.mean, model, _properties(trained_on))
+    net = cast(DetectorNet, trainer.mean)
+    export_onnx(net, model, _properties(trained_on))
     report = evaluate(model, images, seed, CANVAS_PX)
     others = [evaluate(model, max(1, images // 4), seed, canvas_px) for canvas_px in OTHER_CANVASES_PX]
-    facts = _facts(trainer, trainer.mean, report, model)
+    facts = _facts(trainer, net, report, model)
     rows = [f"| {i} | {label} | {report.ap50_by_label[label]:.3f} |" for i, label in enumerate(CLASSES)]
     canvas_rows = [f"| {other.canvas_px} | {other.ap:.3f} | {other.ap50:.3f} |" for other in others]
     card = _CARD.format(

@@ -19,7 +19,10 @@ from batchdet.training.coco import read_coco  # noqa: E402
 from batchdet.training.crew import Crew  # noqa: E402
 from batchdet.training.interrupt import noted_signals  # noqa: E402
 from batchdet.training.loop import Trainer  # noqa: E402
+from batchdet.training.own_net import OwnNet, own_canvases  # noqa: E402
 from batchdet.training.plan import TrainingPlan, agreed_plan  # noqa: E402
+
+SIZES = own_canvases(96)
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +50,12 @@ def same(first: Trainer, second: Trainer) -> bool:
 
 def test_batches_repeat_shares_make_up_a_batch_and_epochs_show_all(data: str) -> None:
     truth = read_coco(data)
-    whole = CocoSource(truth, seed=1, batch_rows=4, canvas_px=96)
+    whole = CocoSource(truth, seed=1, batch_rows=4, canvases=SIZES)
     images, objects = whole.batch(5)
     assert torch.equal(whole.batch(5)[0], images)
-    assert not torch.equal(CocoSource(truth, seed=2, batch_rows=4, canvas_px=96).batch(5)[0][0], images[0])
+    assert not torch.equal(CocoSource(truth, seed=2, batch_rows=4, canvases=SIZES).batch(5)[0][0], images[0])
     for rank in range(2):
-        part, found = CocoSource(truth, seed=1, batch_rows=4, canvas_px=96, rank=rank, size=2).batch(5)
+        part, found = CocoSource(truth, seed=1, batch_rows=4, canvases=SIZES, rank=rank, size=2).batch(5)
         assert torch.equal(part, images[rank::2])
         assert found.present.sum() == objects.present[rank::2].sum()
     names = [whole._image(position).name for position in range(24)]
@@ -137,7 +140,8 @@ def test_resuming_takes_the_settings_it_was_begun_with(tmp_path: Path) -> None:
 
 def test_parts_of_the_first_weights_are_kept_unless_others_are_named(data: str) -> None:
     prepared = finetune.prepare(plan(data, init="builtin:sample", neck="fpn", canvas_px=None))
-    assert (prepared.composition.backbone, prepared.composition.neck) == ("csp", "fpn")
+    assert isinstance(prepared.trainee, OwnNet)
+    assert (prepared.trainee.composition.backbone, prepared.trainee.composition.neck) == ("csp", "fpn")
     assert prepared.canvas_px == 320
     assert finetune.properties(prepared)["license"] == "Apache-2.0"
     assert finetune.prepare(plan(data)).canvas_px == 96
