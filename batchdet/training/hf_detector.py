@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from batchdet.decode.canvas import Pixels, painted
-from batchdet.errors import MissingExtra, SpecError
+from batchdet.errors import SpecError
 from batchdet.geometry.boxes import xyxy_to_xywh
 from batchdet.geometry.letterbox import Letterbox, Size
 from batchdet.model.detector import Detector, open_detector
@@ -20,6 +20,7 @@ from batchdet.model.huggingface import CONFIG, PREPROCESSOR, WEIGHTS, read_folde
 from batchdet.model.loaders.huggingface import load
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device
+from batchdet.packages import missing_extra
 from batchdet.spec import CanvasSpec, ModelSpec
 from batchdet.training.assignment import Truth
 from batchdet.training.trainee import Exported
@@ -170,13 +171,9 @@ def open_folder(folder: str, labels: Sequence[str], canvas_px: int | None) -> Hu
         ModelError: The folder is not understood, or not safe.
         MissingExtra: A package is not installed.
     """
-    for package in ("transformers", "scipy"):
-        if find_spec(package) is None:
-            raise MissingExtra(
-                f"training a Hugging Face detector needs the package {package}; install it with: pip install {package}",
-                code="package.missing",
-                key="--init",
-            )
+    absent = [package for package in ("transformers", "scipy") if find_spec(package) is None]
+    if absent:
+        raise missing_extra("training a Hugging Face detector needs", "huggingface", *absent)
     info = read_folder(folder)
     if info.model_type not in TRAINED:
         raise SpecError(
