@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from batchdet import storage
 from batchdet.errors import BatchdetError, SpecErrors
@@ -37,14 +38,26 @@ def look(spec: JobSpec) -> list[Finding]:
     Args:
         spec: The job.
     """
-    looks: dict[str, Callable[[JobSpec], str]] = {"source": _source, "model": _model, "output": _output}
     findings = []
-    for name, one in looks.items():
+    for name in _LOOKS:
         try:
-            findings.append(Finding(name, one(in_full(spec))))
+            findings.append(Finding(name, look_at(name, spec)))
         except BatchdetError as error:
             findings.append(Finding(name, error=error))
     return findings
+
+
+def look_at(name: str, spec: JobSpec) -> str:
+    """Look at one thing that a job needs, and return what it is as half a sentence.
+
+    Args:
+        name: ``source``, ``model`` or ``output``.
+        spec: The job.
+
+    Raises:
+        BatchdetError: It cannot be used.
+    """
+    return _LOOKS[name](in_full(spec))
 
 
 def check(spec: JobSpec) -> list[Finding]:
@@ -97,3 +110,6 @@ def _output(spec: JobSpec) -> str:
     check_writable(out, leave_nothing=True)
     check_space(out)
     return f"{out} can be written"
+
+
+_LOOKS: Final[dict[str, Callable[[JobSpec], str]]] = {"source": _source, "model": _model, "output": _output}

@@ -76,7 +76,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobSpec:
 
 def parse_job(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
     """Make a job spec of YAML text; see :func:`load_job`."""
-    return make_spec(_document(text, name, overrides), os.environ)
+    return make_spec(parse_document(text, name, overrides), os.environ)
 
 
 def read_document(path: str, overrides: Sequence[str] = ()) -> Document:
@@ -102,10 +102,11 @@ def read_document(path: str, overrides: Sequence[str] = ()) -> Document:
         raise SpecError(
             f"{path}: byte {error.start} is not UTF-8; a job spec is text", code="spec.not_text", key=path
         ) from error
-    return _document(text, storage.basename(path) if "://" in path else path, overrides)
+    return parse_document(text, storage.basename(path) if "://" in path else path, overrides)
 
 
-def _document(text: str, name: str, overrides: Sequence[str]) -> Document:
+def parse_document(text: str, name: str, overrides: Sequence[str] = ()) -> Document:
+    """Read YAML text and apply settings to it, without looking at the environment; see :func:`load_job`."""
     document = parse_yaml(text, name)
     if not isinstance(document.data, dict):
         document.fail_if_glued(text, 1, len(text))

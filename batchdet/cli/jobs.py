@@ -3,13 +3,17 @@
 import json
 import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from batchdet.cli.application import app
 from batchdet.cli.arguments import RUN, Job, Json, Out, Set, Verbose, load
 from batchdet.cli.output import console, print_facts, print_json
+from batchdet.text import escape
+
+if TYPE_CHECKING:
+    from batchdet.spec import JobSpec
 
 
 @app.command(rich_help_panel=RUN)
@@ -20,13 +24,36 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Label what is new and commit it; after a crash the same command goes on."""
+    """Label what is new and commit it; after a crash the same command resumes."""
+    _run(load(job, set_), fresh, as_json, verbose)
+
+
+@app.command(rich_help_panel=RUN)
+def label(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Images: a folder, glob, tar shards, Parquet files or a list.")
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The detector, or builtin:sample.")],
+    out: Annotated[str, typer.Option("--out", metavar="OUT", help="Folder of the tables; any fsspec URI.")],
+    set_: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Label everything again, whatever earlier runs hold.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Label images without writing a job file: writes one beside OUT (OUT.yaml) and runs it."""
+    from batchdet.draft import job_of_arguments
+
+    with job_of_arguments(source, model, out, set_ or ()) as path:
+        print(f"job: {escape(path)}", file=sys.stderr, flush=True)
+        _run(load(path, None), fresh, as_json, verbose, path)
+
+
+def _run(spec: "JobSpec", fresh: bool, as_json: bool, verbose: bool, path: str | None = None) -> None:
     from batchdet.job import run_job
     from batchdet.progress import hushed, watcher_for
     from batchdet.results.quarantine import quarantine_to_dict
     from batchdet.results.speed import speed_rows
 
-    spec = load(job, set_)
     with hushed(verbose), watcher_for() as watcher:
         done = run_job(spec, fresh=fresh, watcher=watcher, verbose=verbose)
     if as_json:
@@ -35,6 +62,7 @@ def run(
                 "run_id": done.run_id,
                 "status": done.status,
                 "output": done.output,
+                **({"job": path} if path else {}),
                 "images_ok": done.images_ok,
                 "images_failed": done.images_failed,
                 "wall_s": round(done.wall_s, 3),

@@ -1,5 +1,7 @@
 """Commands that help to set up."""
 
+import os
+import shlex
 from typing import Annotated
 
 import typer
@@ -7,6 +9,28 @@ import typer
 from batchdet.cli.application import app
 from batchdet.cli.arguments import SET_UP, Json, Set, load
 from batchdet.cli.output import console, print_json
+from batchdet.errors import SpecError
+from batchdet.text import escape
+
+
+@app.command(rich_help_panel=SET_UP)
+def init(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="The job file to write; a path.")] = "job.yaml",
+) -> None:
+    """Ask five questions, check each answer, and write a job file."""
+    from batchdet import storage
+    from batchdet.cli.questions import ask_for_job
+
+    path = storage.normalize(file)
+    in_the_way = SpecError(
+        f"{file} exists and is not overwritten; name another file: batchdet init FILE", code="job.file_exists", key=file
+    )
+    if os.path.lexists(path):
+        raise in_the_way
+    text = ask_for_job(file)
+    if not storage.create(path, text.encode()):
+        raise in_the_way
+    print(f"\n{text}\nwritten to {escape(path)}\nnext: batchdet run {escape(shlex.quote(file))}")
 
 
 @app.command(rich_help_panel=SET_UP)

@@ -74,7 +74,7 @@ def fetch_model(
     if sha256 is not None and found.sha256 != sha256:
         raise ModelError(f"model.sha256: {uri} has the digest {found.sha256}, the spec wants {sha256}")
     if found.format.runs_code and not trusted:
-        raise ModelError(_untrusted(uri, found.format.words))
+        raise _untrusted(uri, found.format.words)
     if found.format is not Format.PICKLE:
         if head != "auto":
             raise SpecError(f"model.head: {head}, but {uri} is {found.format.words}, which has but one; take auto")
@@ -95,10 +95,12 @@ def fetch_asked(spec: ModelSpec, sha256: str | None = None) -> LocalModel:
     return fetch_model(spec.uri, sha256 or spec.sha256, trusted=spec.trusted, head=spec.head)
 
 
-def _untrusted(uri: str, words: str) -> str:
-    return (
+def _untrusted(uri: str, words: str) -> ModelError:
+    return ModelError(
         f"model.uri: {uri} is {words}, which can run code of its own while it is loaded; "
-        "set model.trusted: true if you trust whoever made it, or take its ONNX export"
+        "set model.trusted: true if you trust whoever made it, or take its ONNX export",
+        code="model.untrusted",
+        key="model.trusted",
     )
 
 
@@ -108,7 +110,7 @@ def _refuse_by_name(uri: str, trusted: bool) -> None:
     if ending in _OTHERS:
         raise ModelError(f"model.uri: {uri} is of a format that batchdet does not read; take {_OTHERS[ending]}")
     if ending in _PICKLES and not trusted:
-        raise ModelError(_untrusted(uri, Format.PICKLE.words))
+        raise _untrusted(uri, Format.PICKLE.words)
 
 
 def _fetch(uri: str, root: str, sha256: str | None) -> LocalModel:
