@@ -34,6 +34,9 @@ SheetDir = Annotated[
     str | None,
     typer.Option("--pictures", metavar="DIR", help="Also write them as pictures here; a path or any fsspec URI."),
 ]
+MinScore = Annotated[
+    float, typer.Option("--min-score", min=0, max=1, help="Draw only boxes with at least this score in pictures.")
+]
 
 RUN, LOOK, SET_UP, CLUSTER = "Run a job", "Look at results", "Set up", "On a cluster"
 TRAIN = "Train a detector"

@@ -1,15 +1,19 @@
 """Commands that look at results."""
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from batchdet.cli.application import app, fail
-from batchdet.cli.arguments import LOOK, Json, Out, RunId, Settings, SheetDir, VectorRun
+from batchdet.cli.arguments import LOOK, Json, MinScore, Out, RunId, Settings, SheetDir, VectorRun
 from batchdet.cli.output import console, print_json
 from batchdet.errors import BatchdetError
 from batchdet.text import escape
+
+if TYPE_CHECKING:
+    from batchdet.results.pictures import Chosen, OtherFile
 
 _MOST_PICTURES = 60
 
@@ -24,9 +28,7 @@ def show(
         typer.Option("--pictures", metavar="DIR", help="Also write annotated pictures here; a path or any fsspec URI."),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many pictures.")] = 6,
-    min_score: Annotated[
-        float, typer.Option("--min-score", min=0, max=1, help="Draw only boxes with at least this score.")
-    ] = 0.4,
+    min_score: MinScore = 0.4,
     as_json: Json = False,
 ) -> None:
     """Show the current settings, or one run: counts by class, failures, scores, sizes, rate."""
@@ -136,6 +138,7 @@ def similar(
     run_id: VectorRun = None,
     settings: Settings = None,
     pictures: SheetDir = None,
+    min_score: MinScore = 0.4,
     as_json: Json = False,
 ) -> None:
     """Find the images, or boxes, most like one (of a run with model.features)."""
@@ -145,9 +148,7 @@ def similar(
     print_json(found.to_dict()) if as_json else render_similar(found, console())
     _note_passed_over(found.passed_over)
     if pictures is not None:
-        _write_sheet(
-            out, pictures, run_id, settings, [(n.run_id, n.image_id, n.detection_index) for n in found.neighbours]
-        )
+        _write_sheet(out, pictures, run_id, settings, min_score, found.pictures())
 
 
 @app.command(rich_help_panel=LOOK)
@@ -159,19 +160,21 @@ def duplicates(
     run_id: VectorRun = None,
     settings: Settings = None,
     pictures: SheetDir = None,
+    min_score: MinScore = 0.4,
     as_json: Json = False,
 ) -> None:
     """List groups of images that are all but the same (of a run with model.features: image)."""
     from batchdet.progress import counting
     from batchdet.results.duplicates import find_duplicates, render_duplicates
+    from batchdet.results.pictures import Chosen
 
     with counting("comparing", 1) as progress:
         found = find_duplicates(out, min_similarity, run_id, settings, progress)
     print_json(found.to_dict()) if as_json else render_duplicates(found, console())
     _note_passed_over(found.passed_over)
     if pictures is not None:
-        members = [member for group in found.groups for member in group]
-        _write_sheet(out, pictures, run_id, settings, [(m.run_id, m.image_id, None) for m in members[:_MOST_PICTURES]])
+        members = [Chosen(member.run_id, member.image_id) for group in found.groups for member in group]
+        _write_sheet(out, pictures, run_id, settings, min_score, members[:_MOST_PICTURES])
 
 
 def _note_passed_over(runs: tuple[str, ...]) -> None:
@@ -180,18 +183,16 @@ def _note_passed_over(runs: tuple[str, ...]) -> None:
 
 
 def _write_sheet(
-    out: str, folder: str, run: str | None, settings: str | None, chosen: list[tuple[str, str, int | None]]
+    out: str,
+    folder: str,
+    run: str | None,
+    settings: str | None,
+    min_score: float,
+    chosen: "Sequence[Chosen | OtherFile]",
 ) -> None:
     from batchdet.results.pictures import write_pictures
 
-    written = write_pictures(
-        out,
-        folder,
-        run,
-        min_score=0.0 if any(c[2] is not None for c in chosen) else 0.4,
-        chosen=chosen,
-        settings=settings,
-    )
+    written = write_pictures(out, folder, run, min_score=min_score, chosen=chosen, settings=settings)
     for sentence in written.skipped:
         print(f"no picture: {escape(sentence)}", file=sys.stderr)
     print(f"pictures: {written.summary()}", file=sys.stderr)

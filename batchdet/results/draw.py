@@ -94,6 +94,21 @@ def draw_boxes(rgb: Pixels, found: Sequence[Box], truth: Sequence[Box] = ()) -> 
     return canvas
 
 
+def draw_note(canvas: Pixels, text: str) -> None:
+    """Write a note into the upper left corner of a picture, large enough for a contact sheet.
+
+    Args:
+        canvas: ``(H, W, 3)`` uint8; changed in place.
+        text: A word or a number.
+    """
+    scale = max(canvas.shape[:2]) / 500
+    thickness = max(round(scale * 2), 1)
+    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
+    pad = max(round(height * 0.4), 2)
+    cv2.rectangle(canvas, (0, 0), (width + 2 * pad, height + baseline + 2 * pad), _INK, cv2.FILLED)
+    cv2.putText(canvas, text, (pad, height + pad), _FONT, scale, _MARGIN, thickness, cv2.LINE_AA)
+
+
 def _scaled(box: Box, scale: float) -> Rectangle:
     x_min, y_min, x_max, y_max = (round(v * scale) for v in box.xyxy)
     return x_min, y_min, x_max, y_max

@@ -6,21 +6,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import cv2
+import numpy as np
 import pyarrow as pa
 
 from batchdet import storage
 from batchdet.decode.image import decode_image
 from batchdet.errors import ImageError
-from batchdet.results.draw import Box, Pixels, contact_sheet, draw_boxes
+from batchdet.results.draw import Box, Pixels, contact_sheet, draw_boxes, draw_note
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_spec
 from batchdet.source.reader import read_image
 from batchdet.spec import JobSpec, SourceSpec
 
 Reader = Callable[[SourceSpec, str, str, str, int], bytes]
-Chosen = tuple[str, str, int | None]
-"""run_id, image_id, and the rank of the detection that is meant, or None for all."""
-
 _MAX_CLASSES: Final = 200
 _MAX_GAIN: Final = 3
 """An image counts for at most so many new classes, or only the most crowded ones would be chosen."""
@@ -29,7 +27,41 @@ MIN_SCORE: Final = 0.4
 """Boxes below this score are not drawn by default: most are second guesses at an object that has a better box."""
 
 _JPEG_QUALITY: Final = 90
+_MAX_FILE_PIXELS: Final = 1_000_000_000
+"""Of a file that is in no table; the model has seen it already, under the limit of its run."""
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image of the tables that is to be drawn.
+
+    Args:
+        run_id: Its run.
+        image_id: Its id.
+        detection_index: Rank of the one detection that is drawn, whatever its score; null draws all.
+        note: Written on the picture, and before its name below.
+    """
+
+    run_id: str
+    image_id: str
+    detection_index: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class OtherFile:
+    """An image file, in no table, that is to be drawn.
+
+    Args:
+        uri: Where it is.
+        detections: Rows of the detections table, drawn whatever their score.
+        note: Written on the picture, and before its name below.
+    """
+
+    uri: str
+    detections: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +103,7 @@ def write_pictures(
     count: int = 12,
     read: Reader = read_image,
     min_score: float = MIN_SCORE,
-    chosen: Sequence[Chosen] | None = None,
+    chosen: Sequence[Chosen | OtherFile] | None = None,
     settings: str | JobSpec | None = None,
 ) -> Pictures:
     """Write annotated pictures and a contact sheet.
@@ -96,18 +128,21 @@ def write_pictures(
     folder = storage.normalize(folder)
     with readable(results.uri):
         if chosen is None:
-            rows = _rows_of(results, choose_images(results, count, min_score), min_score)
-        else:
-            rows = _only(_rows_of(results, [(one[0], one[1]) for one in chosen], min_score), chosen)
+            chosen = [Chosen(*key) for key in choose_images(results, count, min_score)]
+        rows = _rows_of(results, chosen, min_score)
     skipped: list[str] = []
     left_out: list[int] = []
     files: list[str] = []
     thumbnails: list[tuple[str, Pixels]] = []
-    for name, picture in draw_pictures(_fetch(results, rows, read, skipped, left_out)):
+    for row, rgb in _fetch(results, rows, read, skipped):
+        ((name, picture),) = draw_pictures([(row["member"], rgb, row["found"])])
+        if row["note"]:
+            draw_note(picture, row["note"])
         file = storage.join(folder, f"{len(files):02d}-{_file_stem(name)}.jpg")
         storage.write_bytes(file, _jpeg(picture))
         files.append(file)
-        thumbnails.append((name, picture))
+        left_out.append(row["left_out"])
+        thumbnails.append((f"{row['note']}  {name}".strip(), picture))
     sheet = None
     if thumbnails:
         sheet = storage.join(folder, "contact_sheet.jpg")
@@ -180,56 +215,64 @@ def _sql_score(score: float) -> str:
     return f"{float(score)!r}::FLOAT"  # as narrow as the column, or 0.7 would leave out a box of score 0.7
 
 
-def _rows_of(results: Results, chosen: Sequence[tuple[str, str]], min_score: float) -> list[dict[str, Any]]:
-    """Read the rows of some images, each with its ``found`` rows of detections, and how many were ``left_out``."""
-    keys = {"run_id": [key[0] for key in chosen], "image_id": [key[1] for key in chosen]}
+def _rows_of(results: Results, chosen: Sequence[Chosen | OtherFile], min_score: float) -> list[dict[str, Any]]:
+    """Return what is to be drawn: rows of images with ``found`` rows of detections, how many are ``left_out``, a note.
+
+    The row of a file that is in no table has an empty run id.
+    """
+    stored = [(one.run_id, one.image_id) for one in chosen if isinstance(one, Chosen)]
+    images = _stored_rows(results, stored)
+    rows: list[dict[str, Any]] = []
+    for one in chosen:
+        if isinstance(one, OtherFile):
+            place = {"run_id": "", "uri": one.uri, "member": storage.basename(one.uri)}
+            rows.append({**place, "found": list(one.detections), "left_out": 0, "note": one.note})
+            continue
+        row = images[one.run_id, one.image_id]
+        index, least = one.detection_index, np.float32(min_score)  # as narrow as the column
+        found = [d for d in row["found"] if (d["score"] >= least if index is None else d["detection_index"] == index)]
+        left_out = len(row["found"]) - len(found) if index is None else 0
+        rows.append({**row, "found": found, "left_out": left_out, "note": one.note})
+    return rows
+
+
+def _stored_rows(results: Results, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Read the rows of images, ``(run_id, image_id)`` each, with their rows of detections as ``found``."""
+    columns = {"run_id": [key[0] for key in keys], "image_id": [key[1] for key in keys]}
     fields = pa.schema([("run_id", pa.string()), ("image_id", pa.string())])
-    results.connection.register("chosen", pa.table(keys, fields))
-    columns = "run_id, image_id, uri, shard_uri, member, position"
-    images = results.sql(f"SELECT {columns} FROM images SEMI JOIN chosen USING (run_id, image_id)")
-    rows = {
-        (row["run_id"], row["image_id"]): {**row, "found": [], "left_out": 0}
-        for row in images.to_arrow_table().to_pylist()
-    }
+    results.connection.register("chosen", pa.table(columns, fields))
+    images = results.sql(
+        "SELECT run_id, image_id, uri, shard_uri, member, position "
+        "FROM images SEMI JOIN chosen USING (run_id, image_id)"
+    )
+    rows = {(row["run_id"], row["image_id"]): {**row, "found": []} for row in images.to_arrow_table().to_pylist()}
     detections = results.sql(
-        f"SELECT *, score >= {_sql_score(min_score)} AS sure FROM detections SEMI JOIN chosen USING (run_id, image_id) "
-        "ORDER BY detection_index"
+        "SELECT * FROM detections SEMI JOIN chosen USING (run_id, image_id) ORDER BY detection_index"
     )
     for row in detections.to_arrow_table().to_pylist():
-        of = rows[row["run_id"], row["image_id"]]
-        if row.pop("sure"):
-            of["found"].append(row)
-        else:
-            of["left_out"] += 1
-    return [rows[key] for key in chosen]
-
-
-def _only(rows: Sequence[dict[str, Any]], chosen: Sequence[Chosen]) -> list[dict[str, Any]]:
-    """Leave of each image's detections the one that is meant, where one is."""
-    return [
-        row if index is None else {**row, "found": [d for d in row["found"] if d["detection_index"] == index]}
-        for row, (_, _, index) in zip(rows, chosen, strict=True)
-    ]
+        rows[row["run_id"], row["image_id"]]["found"].append(row)
+    return rows
 
 
 def _fetch(
-    results: Results, rows: Iterable[Mapping[str, Any]], read: Reader, skipped: list[str], left_out: list[int]
-) -> Iterator[tuple[str, Pixels, Sequence[Mapping[str, Any]]]]:
+    results: Results, rows: Iterable[Mapping[str, Any]], read: Reader, skipped: list[str]
+) -> Iterator[tuple[Mapping[str, Any], Pixels]]:
     """Fetch and decode images again; those that cannot be are told of in ``skipped``."""
     sources: dict[str, SourceSpec] = {}
     for row in rows:
-        if row["run_id"] not in sources:
-            sources[row["run_id"]] = read_spec(results.uri, row["run_id"]).source
-        source = sources[row["run_id"]]
+        run_id, uri = row["run_id"], row["uri"]
+        if run_id and run_id not in sources:
+            sources[run_id] = read_spec(results.uri, run_id).source
         try:
-            data = read(source, row["uri"], row["shard_uri"], row["member"], row["position"])
-            rgb = decode_image(data, source.max_pixels)
+            if run_id:
+                data = read(sources[run_id], uri, row["shard_uri"], row["member"], row["position"])
+            else:
+                data = storage.read_bytes(uri)
+            rgb = decode_image(data, sources[run_id].max_pixels if run_id else _MAX_FILE_PIXELS)
         except (ImageError, storage.StorageError) as error:
-            named = error.message.startswith(row["uri"])
-            skipped.append(error.message if named else f"{row['uri']}: {error.message}")
+            skipped.append(error.message if error.message.startswith(uri) else f"{uri}: {error.message}")
             continue
-        left_out.append(row["left_out"])
-        yield row["member"], rgb, row["found"]
+        yield row, rgb
 
 
 def _file_stem(name: str) -> str:

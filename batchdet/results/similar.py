@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.results.open import readable
-from batchdet.results.vectors import Vectors, is_image_id, open_vectors, vector_of_file, vector_of_row
+from batchdet.results.pictures import Chosen, OtherFile
+from batchdet.results.vectors import Asked, Vectors, ask_file, ask_row, is_image_id, open_vectors
 from batchdet.spec import JobSpec
 from batchdet.text import escape
 
@@ -47,6 +48,7 @@ class Similar:
         compared: Vectors looked at.
         neighbours: The nearest first.
         passed_over: Runs whose vectors are of another model or made otherwise.
+        query: What was asked about; no part of the JSON.
     """
 
     asked: str
@@ -54,10 +56,24 @@ class Similar:
     compared: int
     neighbours: tuple[Neighbour, ...]
     passed_over: tuple[str, ...]
+    query: Asked
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        del values["query"]
+        return values
+
+    def pictures(self) -> list[Chosen | OtherFile]:
+        """Return what a contact sheet shows: what was asked about, then the neighbours with their similarity."""
+        asked, box = self.query, self.box
+        first: Chosen | OtherFile = Chosen(asked.run_id, asked.image_id, box, "query")
+        if not asked.run_id:
+            first = OtherFile(asked.uri, () if asked.detection is None else (asked.detection,), "query")
+        return [
+            first,
+            *(Chosen(n.run_id, n.image_id, n.detection_index, f"{n.similarity:.3f}") for n in self.neighbours),
+        ]
 
 
 def find_similar(
@@ -88,7 +104,7 @@ def find_similar(
     """
     vectors = open_vectors(uri, run, settings)
     known = is_image_id(asked)
-    vector = vector_of_row(vectors, asked, box) if known else vector_of_file(vectors, asked, box)
+    query = ask_row(vectors, asked, box) if known else ask_file(vectors, asked, box)
     con = vectors.results.connection
     type_ = f"FLOAT[{vectors.size}]"
     further = ", detection_index, label, score" if vectors.kind == "boxes" else ""
@@ -106,11 +122,11 @@ def find_similar(
             JOIN (SELECT run_id, image_id, uri FROM images) USING (run_id, image_id)
             ORDER BY similarity DESC, image_id
             """,
-            {"vector": vector.tolist(), "top": top} | ({"asked": asked} if known else {}),
+            {"vector": query.vector.tolist(), "top": top} | ({"asked": asked} if known else {}),
         ).fetchall()
     neighbours = tuple(Neighbour(*row) for row in rows)
     return Similar(
-        asked, box if vectors.kind == "boxes" else None, count_vectors(vectors), neighbours, vectors.passed_over
+        asked, box if vectors.kind == "boxes" else None, count_vectors(vectors), neighbours, vectors.passed_over, query
     )
 
 

@@ -61,6 +61,26 @@ class Vectors:
         return f"run_id IN ({', '.join(map(quote_text, self.run_ids))}) AND features IS NOT NULL"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What neighbours are searched of.
+
+    Args:
+        vector: ``(D,)`` float32.
+        uri: Where the image is.
+        run_id: The run that holds the image; "" for a file.
+        image_id: Likewise.
+        detection: The box of a file that is meant, as a row of the detections table; null for a whole image, and for
+            one of the tables.
+    """
+
+    vector: Vector
+    uri: str
+    run_id: str = ""
+    image_id: str = ""
+    detection: dict[str, Any] | None = None
+
+
 def open_vectors(
     uri: str,
     run: str | None = None,
@@ -100,26 +120,28 @@ def _made(out: str, run_id: str) -> tuple[str, dict[str, Any]] | None:
     return (str(model["sha256"]), model["features"]) if model.get("features") else None
 
 
-def vector_of_row(vectors: Vectors, image_id: str, box: int) -> Vector:
-    """Return the vector that the tables hold of an image, or of its detection of rank ``box``.
+def ask_row(vectors: Vectors, image_id: str, box: int) -> Asked:
+    """Find an image of the tables, or its detection of rank ``box``.
 
     Raises:
-        SpecError: They hold none.
+        SpecError: They hold no vector of it.
     """
     rank = "" if vectors.kind == "image" else f" AND detection_index = {int(box)}"
     with readable(vectors.results.uri):
         rows = vectors.results.sql(
-            f"SELECT features FROM {vectors.table} "
+            f"SELECT asked.features, places.uri, run_id FROM {vectors.table} AS asked "
+            "JOIN (SELECT run_id, image_id, uri FROM images) AS places USING (run_id, image_id) "
             f"WHERE image_id = {quote_text(image_id)}{rank} AND {vectors.condition}"
         ).fetchall()
     if not rows:
         what = "vector of an image" if vectors.kind == "image" else f"vector of detection {box} of an image"
-        raise SpecError(f"{vectors.results.uri}: there is no {what} {image_id}")
-    return np.array(rows[0][0], np.float32)
+        raise SpecError(f"{vectors.results.uri}: there is no {what} {image_id}", code="similar.no_vector", key=image_id)
+    vector, uri, run_id = rows[0]
+    return Asked(np.array(vector, np.float32), uri, run_id, image_id)
 
 
-def vector_of_file(vectors: Vectors, uri: str, box: int) -> Vector:
-    """Run an image through the run's own model with its own settings, and return its vector.
+def ask_file(vectors: Vectors, uri: str, box: int) -> Asked:
+    """Run an image through the run's own model with its own settings.
 
     Raises:
         SpecError: The file is not there, is no image, or has no detection of rank ``box``.
@@ -128,27 +150,37 @@ def vector_of_file(vectors: Vectors, uri: str, box: int) -> Vector:
     run_id = vectors.run_ids[-1]
     spec = read_spec(vectors.results.uri, run_id)
     lineage = read_record(vectors.results.uri, run_id, "lineage.json")
+    uri = storage.normalize(uri)
     try:
-        data = storage.read_bytes(storage.normalize(uri))
+        data = storage.read_bytes(uri)
         read_header(memoryview(data))  # what is no image is refused before a model is loaded for it
-        found = detect_one(_detector_of(spec, lineage), data, spec.source.max_pixels)
+        detector = _detector_of(spec, lineage)
+        found = detect_one(detector, data, spec.source.max_pixels)
     except (storage.StorageError, ImageError) as error:
-        raise SpecError(f"{uri} is neither an image id (32 hex digits) nor an image: {error.message}") from error
+        raise SpecError(
+            f"{uri} is neither an image id (32 hex digits) nor an image: {error.message}",
+            code="similar.no_image", key=uri,
+        ) from error  # fmt: skip
     if vectors.kind == "image":
         assert found.image_features is not None
-        return found.image_features
+        return Asked(found.image_features, uri)
     assert found.features is not None
     if box >= len(found):
-        raise SpecError(f"{uri}: {len(found)} objects are found in it; --box {box} names none of them")
-    vector: Vector = found.features[box]
-    return vector
+        raise SpecError(
+            f"{uri}: {len(found)} objects are found in it; --box {box} names none of them",
+            code="similar.no_box", key="--box",
+        )  # fmt: skip
+    class_id = int(found.class_ids[box])
+    detection = dict(zip(("x_min", "y_min", "x_max", "y_max"), found.boxes_xyxy[box].tolist(), strict=True))
+    detection |= {"label": detector.label(class_id), "class_id": class_id, "score": float(found.scores[box])}
+    return Asked(found.features[box], uri, detection=detection)
 
 
 def _detector_of(spec: JobSpec, lineage: Mapping[str, Any]) -> Detector:
     """Load a run's own model, to compute as the run did.
 
     Raises:
-        ModelError: As of :func:`vector_of_file`.
+        ModelError: As of :func:`ask_file`.
     """
     how = lineage.get("computed", {})
     if unknown := unknown_way(how):

@@ -11,6 +11,10 @@ from typer.testing import CliRunner
 from batchdet.cli import app
 from batchdet.cluster.render import RenderOptions
 from batchdet.errors import VerificationError
+from batchdet.records.schema import image_id
+from batchdet.results import pictures
+from batchdet.results.similar import Similar
+from batchdet.results.vectors import Asked
 
 FIRST, SECOND = "20261122-100000-aaaa", "20261123-100000-bbbb"
 
@@ -71,3 +75,58 @@ def test_every_option_of_a_manifest_has_a_flag(cli, tmp_path, monkeypatch):
     assert cli("render", "job.yaml", "--target", "rayjob", *words.split()).exit_code == 0
     changes = {"head_cpus": 3, "head_memory": "9Gi", "deadline_s": 60, "ttl_s": 0, "retries": 4}
     assert given == [RenderOptions(), dataclasses.replace(RenderOptions(), workers=5, worker_memory="7Gi", **changes)]
+
+
+@pytest.fixture
+def alike(output, fake_image, tmp_path):
+    """A run with a vector of each of three images that are there."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, grey in (("a.jpg", 60), ("b.jpg", 90), ("c.jpg", 120)):
+        cv2.imwrite(str(photos / name), np.full((480, 640, 3), grey, np.uint8))
+    boxes = ((0, 0.9, 100, 200, 300, 400), (1, 0.3, 100, 200, 310, 400))
+    vectors = {"a.jpg": (1, 0), "b.jpg": (1, 0.1), "c.jpg": (0, 1)}
+    output.add_run(FIRST, [fake_image(n, boxes, vector=v) for n, v in vectors.items()], shard_uri=str(photos))
+    return output
+
+
+def test_the_sheet_of_similar_images_begins_with_the_query(cli, alike, tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(pictures, "contact_sheet", lambda sheet: names.extend(n for n, _ in sheet) or sheet[0][1])
+    asked = image_id(str(tmp_path / "photos"), "a.jpg")
+    done = cli("similar", alike.uri, asked, "--pictures", tmp_path / "sheet")
+    assert done.exit_code == 0, done.output
+    assert names == ["query  a.jpg", "0.995  b.jpg", "0.000  c.jpg"]
+    files = sorted((tmp_path / "sheet").glob("0*.jpg"))
+    assert [file.name for file in files] == ["00-a.jpg", "01-b.jpg", "02-c.jpg"]
+    for file in files:  # the note: light letters on a dark field in the upper left corner
+        corner = cv2.imread(str(file))[:40, :60].astype(int)
+        assert (corner < 60).all(axis=2).mean() > 0.3
+        assert (corner > 200).all(axis=2).any()
+    assert "query" not in json.loads(cli("similar", alike.uri, asked, "--json").stdout)
+
+
+@pytest.mark.parametrize("command", ["show", "similar", "duplicates"])
+def test_the_option_that_the_note_about_pictures_names_exists(cli, alike, tmp_path, command):
+    asked = [image_id(str(tmp_path / "photos"), "a.jpg")] if command == "similar" else []
+    asked += ["--min-similarity", "0.9"] if command == "duplicates" else []
+    words = [command, alike.uri, *asked, "--pictures", tmp_path / "p"]
+    default = cli(*words)
+    assert "not drawn, below score 0.4; see --min-score" in default.output
+    all_boxes = cli(*words, "--min-score", "0.2")
+    assert all_boxes.exit_code == 0
+    assert "not drawn" not in all_boxes.output
+
+
+def test_a_file_that_is_asked_about_is_shown_with_its_box(output, fake_image, tmp_path):
+    cv2.imwrite(str(tmp_path / "x.jpg"), np.full((480, 640, 3), 90, np.uint8))
+    output.add_run(FIRST, [])
+    corners = {"x_min": 100.0, "y_min": 200.0, "x_max": 300.0, "y_max": 400.0}
+    detection = {**corners, "label": "car", "class_id": 0, "score": 0.1}
+    asked = Asked(np.ones(2, np.float32), str(tmp_path / "x.jpg"), detection=detection)
+    found = Similar("x.jpg", 0, 0, (), (), asked)
+    written = pictures.write_pictures(output.uri, str(tmp_path / "sheet"), chosen=found.pictures())
+    (file,) = written.files
+    picture = cv2.imread(file)
+    assert (np.ptp(picture[195:405, 95:305], axis=2) > 99).any()
+    assert written.boxes_left_out == 0
