@@ -31,6 +31,7 @@ FAMILIES = (
     "yolo_end2end",
     "yolo_dense",
     "yolox",
+    "yolo_anchors",
     "nanodet",
     "picodet",
     "ssd",
@@ -233,8 +234,9 @@ class ModelSpec(_Part):
     )
     labels: Uri | None = Field(
         None,
-        description="A file with one label per line, or a JSON list; null takes the model's metadata, "
-        "or COCO's 80 when the model has 80 classes and no names.",
+        description="A file with the labels of all classes: one label per line, a JSON or YAML list, a map from number "
+        "to label, or Ultralytics' data.yaml; null takes the model's metadata, or COCO's 80 when the model has 80 "
+        "classes and no names.",
     )
 
     def as_computed(self, how: Mapping[str, str]) -> "ModelSpec":

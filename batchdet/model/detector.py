@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -15,11 +15,12 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model import families, labels
 from batchdet.model.anatomy import Anatomy
 from batchdet.model.card import ModelCard
-from batchdet.model.families import DecodeSettings, Family, Signature
+from batchdet.model.families import DecodeSettings, SenselessOutput, Signature
 from batchdet.model.families.plugin import PluginFamily
 from batchdet.model.features import Pooling, choose_pooling
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format, format_of
+from batchdet.model.labels_file import read_labels
 from batchdet.model.licence import licences
 from batchdet.model.onnx_file import OnnxInfo, read_onnx
 from batchdet.model.placement import Placement
@@ -88,11 +89,16 @@ class Detector:
             rehearsed = None
         outputs = rehearsed.outputs if rehearsed else look(self._runtime, self._image, self.canvas)
         self.signature = Signature(self._inputs, outputs, self.canvas)
-        self.family, self._family_reason = families.find_family(spec.family, self.signature, metadata)
-        texts = _with_labels(self.family, metadata)
+        filed = () if spec.labels is None else read_labels(spec.labels)
+        named = {**metadata, "names": json.dumps(filed)} if filed else metadata
+        self.family, self._family_reason = families.find_family(spec.family, self.signature, named, spec.labels)
         count = self.family.class_count(self.signature)
+        own = self.family.labels if isinstance(self.family, PluginFamily) else ()
         self.labels, self._labels_reason = labels.find_labels(
-            spec.labels, texts, count, assume_coco=self.family.name == "detr"
+            (spec.labels, filed) if spec.labels else None,
+            own or labels.parse_names(metadata.get("names", "")),
+            count,
+            assume_coco=self.family.name == "detr",
         )
         self.pooling = self._pooling()
         self._takes_canvases = self._runtime.take_canvases(self._image.name, self.preprocess)
@@ -102,6 +108,7 @@ class Detector:
             spec.iou_threshold,
             spec.max_detections,
             None if spec.classes is None else labels.class_numbers(spec.classes, self.labels),
+            len(self.labels),
             self._keeps_best_class(),
         )
         usual_batch = self._runtime.batch_rows or 2
@@ -109,6 +116,11 @@ class Detector:
         """What it has shown when it was loaded, here or elsewhere."""
         if spec.canvas.shape == "rectangle" and self.rehearsed.shape != "rectangle":
             raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether its labels are texts that somebody has given to its classes."""
+        return self._labels_reason != labels.NUMBERS
 
     @property
     def silus(self) -> int:
@@ -188,6 +200,7 @@ class Detector:
 
         Raises:
             ModelError: The runtime failed; OutOfDeviceMemory where a smaller batch may fit.
+            SenselessOutput: What the model gives for an image cannot be true.
             ValueError: Arrays and letterboxes do not go together.
         """
         count = len(letterboxes)
@@ -223,7 +236,7 @@ class Detector:
 
     def _keeps_best_class(self) -> bool:
         """Have class scores that nobody needs stay on the device, where the runtime can."""
-        where, output = self.family.class_scores, self.signature.output
+        where, output = self.family.class_scores(self.signature), self.signature.output
         return where is not None and output is not None and self._runtime.keep_best_class(output.name, *where)
 
     @property
@@ -321,7 +334,11 @@ class Detector:
         """Detect on empty canvases, and tell whether as many results came."""
         box = self.preprocess.place(canvas, canvas)
         canvases = np.zeros((batch, canvas[1], canvas[0], 3), np.uint8)
-        return len(self._decode(self._infer(canvases, [box] * batch), [box] * batch)) == batch
+        outputs = self._infer(canvases, [box] * batch)
+        try:
+            return len(self._decode(outputs, [box] * batch)) == batch
+        except SenselessOutput:  # an empty canvas is no image: what a model makes of it is nobody's concern
+            return True
 
     def _infer(self, canvases: npt.NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> dict[str, Tensor]:
         count = len(canvases)
@@ -385,13 +402,6 @@ def _image_input(inputs: Sequence[TensorInfo]) -> TensorInfo:
         have = ", ".join(map(str, inputs)) or "none"
         raise ModelError(f"a detector has one input float32 [N, 3, H, W] for images; the model's inputs are {have}")
     return found[0]
-
-
-def _with_labels(family: Family, metadata: Mapping[str, str]) -> Mapping[str, str]:
-    """Put a plug-in's own labels before the file's."""
-    if isinstance(family, PluginFamily) and family.labels:
-        return {**metadata, "names": json.dumps(family.labels)}
-    return metadata
 
 
 def _size_bytes(path: str) -> int:

@@ -215,7 +215,8 @@ def _checked(path: str, uri: str) -> Format:
         return kind
     except BatchdetError as error:
         text = error.message.removeprefix(os.path.basename(path)).removeprefix(path).strip(" :")
-        raise ModelError(f"model.uri: {uri} {text}") from error
+        kind_of_error = SpecError if isinstance(error, SpecError) else ModelError
+        raise kind_of_error(f"model.uri: {uri} {text}", code=error.code, key="model.uri") from error
 
 
 def _copy(uri: str, path: str, listed: storage.StoredObject) -> str:

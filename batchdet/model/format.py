@@ -8,13 +8,29 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from batchdet.errors import ModelError
+from batchdet.errors import ModelError, SpecError
 
 _PICKLE: Final = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _MAX_HEADER_BYTES: Final = 100_000_000
 _MAX_TEXT_BYTES: Final = 16 * 1024 * 1024
 _TEXTS: Final = ("/extra/metadata.json", "/extra/config.txt")
 """Where TorchScript and torch.export files keep texts of their maker; the second is Ultralytics' name."""
+_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"BM", "a BMP picture"),
+    (b"II*\0", "a TIFF picture"),
+    (b"MM\0*", "a TIFF picture"),
+    (b"%PDF-", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"PAR1", "a Parquet table"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+)
+"""How files begin that users name by mistake. Two bytes decide only where protobuf cannot begin so."""
+_MARKUP: Final = (b"<!doctype", b"<html", b"<?xml")
 OWN_KEY: Final = "batchdet"
 """The key of a safetensors header that makes a file a net of batchdet's own."""
 
@@ -51,12 +67,16 @@ def format_of(path: str) -> Format:
     """Tell the format of a local file or folder. What looks like nothing known is taken for ONNX, whose reader says no.
 
     Raises:
-        ModelError: It is a zip archive or a safetensors file of no known kind.
+        SpecError: It is a picture, a document or an archive.
+        ModelError: It is a safetensors file of no known kind, or a zip archive that is damaged.
     """
     if os.path.isdir(path):
         return Format.HUGGINGFACE
     with open(path, "rb") as file:
-        start = file.read(9)
+        head = file.read(512)
+    if other := _other(head):
+        raise _no_model(path, other)
+    start = head[:9]
     if start.startswith(b"PK\x03\x04"):
         return _zip_format(path)
     if start.startswith(_PICKLE):
@@ -78,9 +98,28 @@ def _zip_format(path: str) -> Format:
         return Format.EXPORTED
     if any(name.endswith("data.pkl") for name in names):
         return Format.PICKLE
-    raise ModelError(
-        f"{os.path.basename(path)} is a zip archive, but no model of PyTorch; at the place of a model stand an ONNX "
-        "file, a Hugging Face folder, a TorchScript or torch.export file"
+    raise _no_model(path, "a zip archive that PyTorch has not written")
+
+
+def _other(head: bytes) -> str | None:
+    """Say what a file is that begins like no model; None if it may be one."""
+    if head.lstrip().lower().startswith(_MARKUP):
+        return "a web page or XML document"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP picture"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head[:3] == b"\0\0\0" and head[4:8] == b"ftyp":
+        return "a video, or an AVIF or HEIC picture"
+    return next((words for start, words in _OTHERS if head.startswith(start)), None)
+
+
+def _no_model(path: str, what: str) -> SpecError:
+    return SpecError(
+        f"{os.path.basename(path)} is {what}, not a model; model.uri names an ONNX file, a Hugging Face folder, or a "
+        "TorchScript or torch.export file",
+        code="model.not_a_model",
+        key="model.uri",
     )
 
 

@@ -2,12 +2,11 @@
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
-from batchdet import storage
-from batchdet.errors import BatchdetError, SpecError
+from batchdet.errors import SpecError
 
 _COCO_NAMES: Final = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -20,7 +19,9 @@ _COCO_NAMES: Final = (
 COCO_80: Final = tuple(_COCO_NAMES.split(","))
 """The 80 categories of COCO, in the order of their ids (Lin et al., arXiv:1405.0312)."""
 
-_MAX_TEXT = 1_000_000
+NUMBERS: Final = "numbers, because the model names none"
+"""Where labels come from if nothing names the classes."""
+_MAX_TEXT: Final = 1_000_000
 
 
 def label(labels: Sequence[str], class_id: int) -> str:
@@ -29,13 +30,13 @@ def label(labels: Sequence[str], class_id: int) -> str:
 
 
 def find_labels(
-    uri: str | None, metadata: Mapping[str, str], class_count: int | None, assume_coco: bool
+    filed: tuple[str, tuple[str, ...]] | None, named: tuple[str, ...], class_count: int | None, assume_coco: bool
 ) -> tuple[tuple[str, ...], str]:
     """Find the labels of a model.
 
     Args:
-        uri: The spec's ``model.labels``.
-        metadata: The model file's key-value texts.
+        filed: The spec's ``model.labels``, and the labels that it holds.
+        named: The labels that the model (or the head of a plug-in) names; none if it is empty.
         class_count: Number of classes, None when the outputs do not show it.
         assume_coco: Take COCO's 80 when neither labels nor a number are to be had.
 
@@ -43,21 +44,22 @@ def find_labels(
         The labels by class number, and where they come from (for the model's card).
 
     Raises:
-        SpecError: The file cannot be read, or holds another number of labels than the model has classes.
+        SpecError: The file holds another number of labels than the model has classes.
     """
-    if uri is not None:
-        labels = _from_file(uri)
-        if class_count is not None and len(labels) != class_count:
-            raise SpecError(f"model.labels: {uri} holds {len(labels)} labels, the model has {class_count} classes")
+    if filed is not None:
+        uri, labels = filed
+        count = class_count or len(named)
+        if count not in (0, len(labels)):
+            text = f"model.labels: {uri} holds {len(labels)} labels, the model has {count} classes"
+            raise SpecError(text, code="model.labels", key="model.labels")
         return labels, f"from {uri}"
-    named = parse_names(metadata.get("names", ""))
-    if named and (class_count is None or len(named) == class_count):
+    if named:
         return named, "from the model's metadata"
     if class_count == len(COCO_80):
         return COCO_80, "COCO's 80, because the model has 80 classes and names none"
     if class_count is None and assume_coco:
         return COCO_80, "COCO's 80 by assumption: the model names none; set model.labels if it is another set"
-    return tuple(f"class_{i}" for i in range(class_count or 0)), "numbers, because the model names none"
+    return tuple(f"class_{i}" for i in range(class_count or 0)), NUMBERS
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -92,22 +94,6 @@ def _parse(text: str) -> Any:
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     return None
-
-
-def _from_file(uri: str) -> tuple[str, ...]:
-    try:
-        text = storage.read_bytes(storage.normalize(uri)).decode("utf-8-sig")
-    except BatchdetError as error:
-        raise SpecError(f"model.labels: {error}") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"model.labels: {uri} is not a text file in UTF-8") from error
-    if text.lstrip().startswith(("[", "{")):
-        labels = parse_names(text)
-    else:
-        labels = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not labels:
-        raise SpecError(f"model.labels: {uri} holds no labels; write one per line, or a JSON list")
-    return labels
 
 
 def class_numbers(wanted: Sequence[str | int], labels: Sequence[str]) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ _MAX_FIELDS: Final = 4_000_000
 """The largest models have some 100,000 nodes of ten fields; without a limit 1 GB of tiny ones would take an hour."""
 _FILE_OPERATORS: Final = frozenset({"EPContext", "Snpe"})
 """Operators of com.microsoft that name a file or carry code for a driver."""
+_PLUG_IN: Final = "_TRT"
+"""How the names of TensorRT's plug-ins end, whatever their domain."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class _Findings:
     domains: set[str] = field(default_factory=set)
     function_domains: set[str] = field(default_factory=set)
     file_operators: set[str] = field(default_factory=set)
+    plug_ins: set[str] = field(default_factory=set)
     external: bool = False
     nodes: int = 0
 
@@ -147,11 +150,18 @@ def read_onnx(path: str) -> OnnxInfo:
             f"{name} uses operators that load other files ({', '.join(sorted(findings.file_operators))}), which is "
             "refused: export the model with ONNX's own operators"
         )
+    if findings.plug_ins:
+        raise ModelError(
+            f"{name} uses plug-ins of TensorRT ({', '.join(sorted(findings.plug_ins))}), which no ONNX runtime has: "
+            "export the model without NMS in the graph (no end2end, no nms option); batchdet does it",
+            code="model.custom_operators",
+        )
     strange = sorted(findings.domains - _KNOWN_DOMAINS - findings.function_domains)
     if strange:
         raise ModelError(
             f"{name} uses custom operators ({', '.join(map(repr, strange))}), which would need a library "
-            "that batchdet does not load: export the model with ONNX's own operators"
+            "that batchdet does not load: export the model with ONNX's own operators",
+            code="model.custom_operators",
         )
     return info
 
@@ -210,6 +220,8 @@ def _scan_node(wire: _Wire, start: int, end: int, findings: _Findings, depth: in
         elif number == 5:
             _scan_attribute(wire, a, b, findings, depth)
     findings.domains.add(domain)
+    if kind.endswith(_PLUG_IN):
+        findings.plug_ins.add(kind)
     if domain == "com.microsoft" and kind in _FILE_OPERATORS:
         findings.file_operators.add(kind)
 
@@ -254,9 +266,6 @@ def _looks_like(head: bytes) -> str:
     """Say what the first bytes look like to a person."""
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
         return "it looks like a PyTorch checkpoint; export it to ONNX"
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it looks like a web page"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the real file with git lfs pull"
     printable = sum(32 <= b < 127 or b in (9, 10, 13) for b in head)

@@ -15,10 +15,11 @@ from batchdet.errors import ClusterError, ImageError, OutOfDeviceMemory
 from batchdet.failpoint import failpoint
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import Detector
+from batchdet.model.families import SenselessOutput
 from batchdet.pipeline.pictures import Inline
 from batchdet.records.detections import Detections
 
-Outcome = tuple[int, Detections | ImageError]
+Outcome = tuple[int, Detections | ImageError | SenselessOutput]
 """Place of an image in its segment, and what became of it."""
 Allocate = Callable[[int], npt.NDArray[np.uint8]]
 
@@ -142,6 +143,9 @@ class BatchRunner:
             for part in parts:
                 self._step(len(part))
                 yield from self._outcomes(part, self._pool.submit(self._detect, part))
+            return
+        if isinstance(failure, SenselessOutput):
+            yield batch.indices[0], failure
             return
         text = f"{type(failure).__name__}: {' '.join(str(failure).split())}"[:500]
         self._check_alive(batch, text)

@@ -125,11 +125,13 @@ class DetectorActor:
         Raises:
             ClusterError: Workers die with a segment although each of its images passes alone.
             StorageError: The output cannot be written.
+            SenselessOutput: What the model gives for most images cannot be true.
         """
         for segment in segments_of(rows):
             idle_s = 0.0 if self._ended is None else time.perf_counter() - self._ended
             with self._guard.around(segment) as fatal:
                 labelled = self._labeller.label(segment, fatal)
+            self._labeller.sense.check()
             labelled = replace(labelled, times_s={"read": segment.read_s, **labelled.times_s})
             labelled_at = time.perf_counter()
             write_staged(self._folder, labelled)

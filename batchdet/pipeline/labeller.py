@@ -1,7 +1,7 @@
 """The step that turns a segment of encoded images into rows: decode, letterbox, infer, one row per image."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from batchdet.errors import ImageError
 from batchdet.model.detector import Detector
+from batchdet.model.families import SenselessOutput
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device
 from batchdet.model.runtimes.pinned import pinned_buffer
-from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, plain_buffer
+from batchdet.pipeline.batches import Allocate, Batch, BatchRunner, Outcome, plain_buffer
 from batchdet.pipeline.pictures import Decoder, threads_or_inline
 from batchdet.pipeline.resources import largest_batch
+from batchdet.pipeline.sense import Sense
 from batchdet.records.detections import Detections
 from batchdet.records.schema import FEATURES, MEMBERS, STATUS_FAILED, STATUS_OK, image_id, schema_of
 from batchdet.records.segment import LabelledSegment, Segment
@@ -34,8 +36,10 @@ class _Image:
     error_code: str | None = None
     error_message: str | None = None
 
-    def take(self, outcome: Detections | ImageError) -> None:
-        if isinstance(outcome, ImageError):
+    def take(self, outcome: Detections | ImageError | SenselessOutput) -> None:
+        if isinstance(outcome, SenselessOutput):
+            self.error_code, self.error_message = "inference", f"the model fails on this image: {outcome.message}"
+        elif isinstance(outcome, ImageError):
             self.error_code, self.error_message = outcome.code, outcome.message
         else:
             self.detections = outcome
@@ -88,6 +92,8 @@ class SegmentLabeller:
         placement = detector.placement if reduce else None
         self._decoder = Decoder(max_pixels, self._pool, batch_rows if threads > 1 else 0, step, placement)
         self._runner = BatchRunner(detector, batch_rows, threads > 1, step, allocate)
+        self.sense = Sense()
+        """Whether what the model has given so far can be true; whoever stages results asks before."""
 
     def label(self, segment: Segment, fatal: Mapping[int, ImageError] | None = None) -> LabelledSegment:
         """Label every image of a segment; a bad one becomes a failed row and its neighbours go on.
@@ -136,16 +142,20 @@ class SegmentLabeller:
             batch.add(index, letterbox, picture.put, self._pool)
             watch.lap("decode")
             if len(batch) >= self._runner.rows or len(batch) == len(batch.canvases):
-                for place, outcome in self._runner.run(waiting.pop(letterbox.canvas)):
-                    images[place].take(outcome)
+                self._take(segment, images, self._runner.run(waiting.pop(letterbox.canvas)))
                 watch.lap("infer")
         watch.lap("decode")
         for batch in waiting.values():
-            for place, outcome in self._runner.run(batch):
-                images[place].take(outcome)
-        for place, outcome in self._runner.finish():
-            images[place].take(outcome)
+            self._take(segment, images, self._runner.run(batch))
+        self._take(segment, images, self._runner.finish())
         watch.lap("infer")
+
+    def _take(self, segment: Segment, images: list[_Image], outcomes: Iterable[Outcome]) -> None:
+        for place, outcome in outcomes:
+            images[place].take(outcome)
+            if isinstance(outcome, SenselessOutput):
+                outcome = outcome.about(f"for the image {segment.members['uri'][place]}")
+            self.sense.take(outcome)
 
     def _tables(self, segment: Segment, images: list[_Image]) -> tuple[pa.Table, pa.Table]:
         members = segment.members

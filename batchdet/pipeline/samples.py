@@ -16,9 +16,11 @@ import pyarrow as pa
 from batchdet.decode.header import read_header
 from batchdet.errors import BatchdetError, ImageError
 from batchdet.model.detector import Detector
+from batchdet.model.families import SenselessOutput
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.canary import Clock, Way
 from batchdet.pipeline.resources import gpu_batch_rows
+from batchdet.pipeline.sense import Sense
 from batchdet.records.schema import MEMBERS
 from batchdet.records.segment import Segment
 from batchdet.roofline import Alone, Spread
@@ -52,12 +54,14 @@ class Sample:
         data: The image, still encoded.
         stored_bytes: What it takes in the source, with what a tar puts around it and its sidecars.
         carried_bytes: What the columns carried over hold for it, as text.
+        uri: What it is called.
     """
 
     shard_index: int
     data: Any
     stored_bytes: float
     carried_bytes: int
+    uri: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Samples:
                 carried = _carried_bytes(segment, row)
                 in_tar = sum(_TAR_BLOCK - n // -_TAR_BLOCK * _TAR_BLOCK for n in (len(data), *carried))
                 stored = whole or (in_tar if shard.format == "webdataset" else len(data))
-                samples.append(Sample(index, data, stored, sum(carried)))
+                samples.append(Sample(index, data, stored, sum(carried), segment.members["uri"][row].as_py()))
         return samples
 
 
@@ -206,13 +210,16 @@ def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Al
 
     Returns:
         The figures; None when no image can be decoded.
+
+    Raises:
+        SenselessOutput: What the model gives cannot be true, see :class:`batchdet.pipeline.sense.Sense`.
     """
     import cv2
 
     cv2.setNumThreads(1)  # as in the actors
     clock, detector = clock_of(device), way.detector
     batch_rows = rows_of(device, spec.compute)
-    began, warm = time.perf_counter(), set[tuple[int, int]]()
+    began, warm, sense = time.perf_counter(), set[tuple[int, int]](), Sense()
     decode_ms, model_ms, work_ms, detections = (_Groups() for _ in range(4))
     for sample in samples.images:
         try:
@@ -224,12 +231,19 @@ def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Al
         except ImageError:
             continue
         canvases, letterboxes = np.repeat(canvas[None], batch_rows, axis=0), [letterbox] * batch_rows
-        if letterbox.canvas not in warm:
-            detector.detect(canvases, letterboxes)
-            warm.add(letterbox.canvas)
-        shown = clock()
-        found = detector.detect(canvases, letterboxes)
-        ended = clock()
+        try:
+            if letterbox.canvas not in warm:
+                detector.detect(canvases, letterboxes)
+                warm.add(letterbox.canvas)
+            shown = clock()
+            found = detector.detect(canvases, letterboxes)
+            ended = clock()
+        except SenselessOutput as error:
+            sense.take(error.about(f"{spec.model.uri}: for the image {sample.uri}"))
+            if time.perf_counter() - began > 2 * _PATIENCE_S:
+                break
+            continue
+        sense.take(found[0])
         decode_ms.add(sample, (decoded - started) * 1e3)
         model_ms.add(sample, (ended - shown) / batch_rows * 1e3)
         work_ms.add(sample, (decoded - started) * 1e3 + (ended - shown) / batch_rows * 1e3)
@@ -238,6 +252,7 @@ def measure(way: Way, device: Device, spec: JobSpec, samples: ReadSamples) -> Al
         enough = work_ms.count >= _FEW and (work_ms.total >= _BUDGET_S * 1e3 or spent_s > _PATIENCE_S)
         if enough or spent_s > 2 * _PATIENCE_S:
             break
+    sense.check()
     if not work_ms.count:
         return None
     stored_bytes = _Groups()

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError, ModelError
 from batchdet.model.detector import Detector
+from batchdet.model.families import SenselessOutput
+from batchdet.model.families.plugin import PluginError
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
 from batchdet.model.placement import Placement
@@ -116,7 +118,7 @@ class Trial:
         """Load the model in this process, the way the spec says or the canary allows, and take its time.
 
         Raises:
-            ModelError: The model does not load, or is not understood.
+            ModelError: The model does not load, is not understood, or gives what cannot be true for images of the job.
             ClusterError: The device is not there.
         """
         images = self.samples.read(self.spec) if self.samples else _SPOILT
@@ -136,6 +138,8 @@ class Trial:
         alone, why_not = self._measure(way, device, images)
         if self.spec.model.canvas.shape == "auto":
             choices["canvas"] = _canvas_choice(detector)
+        if not detector.names_classes:
+            choices["labels"] = "class_0, class_1, ...: the model names no classes; set model.labels to name them"
         model = detector.spec
         return LoadedModel(
             model.runtime,
@@ -155,12 +159,19 @@ class Trial:
         )
 
     def _measure(self, way: Way, device: Device, images: ReadSamples) -> tuple[Alone | None, str]:
-        """Take the time of images; say why not ("" when it could be taken)."""
+        """Take the time of images; say why not ("" when it could be taken).
+
+        Raises:
+            SenselessOutput: As of :func:`batchdet.pipeline.samples.measure`.
+            PluginError: The head fails.
+        """
         if not images.images:
             return None, images.why_none
         try:
             with ended_after(_MEASURE_TIMEOUT_S[device]):
                 alone = measure(way, device, self.spec, images)
+        except (SenselessOutput, PluginError):
+            raise
         except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
             return None, f"the model fails on an image of the job: {one_line(error)}"
         return alone, "" if alone else f"none of {len(images.images)} images of the job can be decoded"

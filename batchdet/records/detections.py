@@ -21,7 +21,7 @@ class Detections:
         image_features: ``(D,)`` float32, a vector of the image; likewise.
 
     Raises:
-        ValueError: A shape or dtype is different; the message shows it.
+        ValueError: A shape or dtype is different, or a score is outside 0..1; the message shows it.
     """
 
     boxes_xyxy: npt.NDArray[np.float32]
@@ -41,6 +41,8 @@ class Detections:
             got = getattr(self, name)
             if got.shape != shape or got.dtype != dtype:
                 raise ValueError(f"Detections.{name} must be {np.dtype(dtype)} {shape}, got {got.dtype} {got.shape}")
+        if n and not (self.scores.min() >= 0 and self.scores.max() <= 1):
+            raise ValueError(f"Detections.scores must lie in 0..1, got {self.scores.min()} to {self.scores.max()}")
         vectors = self.features
         if vectors is not None and (vectors.ndim != 2 or len(vectors) != n or vectors.dtype != np.float32):
             raise ValueError(f"Detections.features must be float32 ({n}, D), got {vectors.dtype} {vectors.shape}")

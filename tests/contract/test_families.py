@@ -67,6 +67,15 @@ def yolox_outputs(rows: Any) -> dict[str, Tensor]:
     return {"output": output}
 
 
+def anchors_outputs(rows: Any) -> dict[str, Tensor]:
+    output = np.zeros((1, 3 * 84, 5 + CLASSES), np.float32)
+    at = np.arange(len(rows)) * 7
+    output[0, at, :4] = _centres(FAMILIES["yolo_anchors"], rows)
+    output[0, at, 4] = np.sqrt(rows[:, 4])
+    output[0, at, 5 + rows[:, 5].astype(int)] = np.sqrt(rows[:, 4])
+    return {"output": output}
+
+
 def detr_outputs(rows: Any) -> dict[str, Tensor]:
     padded = np.zeros((10, 6), np.float32)
     padded[: len(rows)] = rows
@@ -162,6 +171,7 @@ CASES = {
         "yolo_end2end": end2end_outputs,
         "yolo_dense": dense_outputs,
         "yolox": yolox_outputs,
+        "yolo_anchors": anchors_outputs,
         "detr": detr_outputs,
         "ssd": ssd_outputs,
         "nanodet": nanodet_outputs,
@@ -279,7 +289,7 @@ def test_sizes_are_fed_where_they_are_wanted(case: Case) -> None:
     assert feeds["orig_target_sizes"].tolist() == [[128, 64], [128, 64]]
 
 
-@pytest.mark.parametrize("name", ["yolo_dense", "yolox"])
+@pytest.mark.parametrize("name", ["yolo_dense", "yolox", "yolo_anchors"])
 def test_dense_families_suppress_within_a_class(name: str) -> None:
     rows = np.array([[8, 8, 40, 40, 0.9, 1], [9, 8, 41, 40, 0.8, 1], [9, 8, 41, 40, 0.7, 2]], np.float32)
     assert CASES[name].decode(rows).class_ids.tolist() == [1, 2]
@@ -293,7 +303,8 @@ def test_families_without_nms_keep_what_the_model_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [
-    ("yolo_dense", 3), ("yolox", 3), ("yolo_end2end", None), ("detr", None), ("detr_focal", 3), ("detr_softmax", 3),
+    ("yolo_dense", 3), ("yolox", 3), ("yolo_anchors", 3),
+    ("yolo_end2end", None), ("detr", None), ("detr_focal", 3), ("detr_softmax", 3),
     ("nanodet", 3), ("picodet", 3), ("ssd", None),
 ])  # fmt: skip
 def test_class_counts(name: str, count: int | None) -> None:

@@ -44,4 +44,5 @@ def test_the_example_beside_its_job(cli: Cli, tmp_path: Path, monkeypatch: pytes
     assert "the source of the plug-in centre_head:CentreHead changed" in cli("plan", *job, "--no-measure").stdout
     head.write_text(head.read_text().replace('outputs["heatmap"]', 'outputs["heat"]'))
     broken = cli("plan", *job)
-    assert "centre_head.py, line 21: KeyError: 'heat'" in broken.stdout
+    assert broken.returncode == 5
+    assert "centre_head.py, line 21: KeyError: 'heat'" in broken.stderr

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from batchdet.geometry.boxes import clip
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.families.family import DecodeSettings, Family, Signature, detections, strongest
 from batchdet.model.preprocess import Preprocess
@@ -50,7 +49,8 @@ class Detr(Family):
         for labels, boxes, scores, letterbox in rows:
             scores, class_ids = scores.astype(np.float32), labels.astype(np.int32)
             keep = strongest(scores, class_ids, settings)
-            found.append(detections(clip(boxes[keep], *letterbox.source), scores[keep], class_ids[keep]))
+            in_image = Letterbox.stretch(letterbox.source, letterbox.source)  # boxes are in original pixels already
+            found.append(detections(boxes[keep], scores[keep], class_ids[keep], in_image, settings))
         return found
 
 

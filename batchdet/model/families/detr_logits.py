@@ -48,7 +48,7 @@ class _DetrLogits(Family):
             keep = strongest(scores, class_ids, settings)
             centre, half = shares[queries[keep], :2], shares[queries[keep], 2:] / 2
             boxes = np.concatenate([centre - half, centre + half], axis=1) * np.array(letterbox.canvas * 2, np.float32)
-            found.append(detections(letterbox.to_image(boxes), scores[keep], class_ids[keep]))
+            found.append(detections(boxes, scores[keep], class_ids[keep], letterbox, settings))
         return found
 
     @abstractmethod

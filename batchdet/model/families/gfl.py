@@ -14,13 +14,14 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.families.family import (
     DecodeSettings,
     Family,
+    SenselessOutput,
     Signature,
     best_class,
     candidates,
     grid,
     suppressed,
 )
-from batchdet.model.labels import COCO_80, parse_names
+from batchdet.model.labels import COCO_80
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor, TensorInfo
 from batchdet.records.detections import Detections
@@ -59,8 +60,8 @@ class NanoDet(Family):
             return None
         if _strides(signature.canvas, output.shape[1])[-1] == 64:
             return "one row for each cell of strides 8 to 64"
-        names = len(parse_names(metadata.get("names", "")))  # YOLOX's rows are of the same cells
-        known = self.class_count(signature) == (names or len(COCO_80))
+        # YOLOX's rows are of the same cells; names that contradict the number of classes are refused for all families
+        known = metadata.get("names") or self.class_count(signature) == len(COCO_80)
         return "one row for each cell of strides 8 to 32, and as many labels" if known else None
 
     def class_count(self, signature: Signature) -> int | None:
@@ -73,6 +74,13 @@ class NanoDet(Family):
         """Turn the outputs of one run into detections."""
         (output,) = outputs.values()
         count = output.shape[2] - 4 * _BINS
+        last = output[..., -_BINS:]
+        if 0 < last.max(initial=0) <= 1 and last.min(initial=0) >= 0:
+            raise SenselessOutput(
+                "the last numbers of its rows all lie in 0..1, as class scores do, so they are no bins of distances; "
+                "set model.family",
+                code="model.family",
+            )
         strides = _strides(letterboxes[0].canvas, output.shape[1])
         place = 0.0 if strides[-1] == 64 else 0.5
         return _decode(output[..., :count], output[..., count:], strides, place, letterboxes, settings)
@@ -142,7 +150,7 @@ def _decode(
 
 def _probabilities(scores: Floats) -> Floats:
     """Return class scores in 0..1: some exports end before the sigmoid, and then most cells have negative numbers."""
-    if scores.min(initial=0) < 0 or scores.max(initial=0) > 1:
+    if scores.min(initial=0) < 0:
         return (1 / (1 + np.exp(-scores))).astype(np.float32)
     return scores
 

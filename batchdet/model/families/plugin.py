@@ -20,8 +20,10 @@ import numpy.typing as npt
 from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.families.family import (
+    SCORE_ROUNDING,
     DecodeSettings,
     Family,
+    SenselessOutput,
     Signature,
     candidates,
     detections,
@@ -35,10 +37,9 @@ from batchdet.spec import FAMILIES, FAMILY_GROUP
 
 Array = npt.NDArray[Any]
 _INTEGERS: Final = "iu"
-_ROUNDING: Final = 1e-3
-"""So far from 0..1 may arithmetic of few bits take a score."""
 _FOLDER: Final = "BATCHDET_PLUGINS"
 """Environment variable with the folder of the job file; child processes and workers of this machine inherit it."""
+_PACKAGE: Final = str(Path(__file__).parents[2]) + os.sep
 
 
 class Head(ABC):
@@ -107,6 +108,7 @@ class PluginFamily(Family):
 
         Raises:
             PluginError: The head failed, or returned arrays of other shapes.
+            SenselessOutput: What the head returned cannot be true.
         """
         for name, array in outputs.items():
             if array.ndim == 0 or len(array) != len(letterboxes):
@@ -117,12 +119,13 @@ class PluginFamily(Family):
         found = []
         for i, letterbox in enumerate(letterboxes):
             boxes, scores, class_ids = self._decoded({n: array[i] for n, array in outputs.items()}, letterbox.canvas)
-            if self._head.nms:
-                keep = candidates(scores, class_ids, settings)
-                found.append(suppressed(boxes[keep], scores[keep], class_ids[keep], letterbox, settings))
-            else:
-                keep = strongest(scores, class_ids, settings)
-                found.append(detections(letterbox.to_image(boxes[keep]), scores[keep], class_ids[keep]))
+            choose, place = (candidates, suppressed) if self._head.nms else (strongest, detections)
+            keep = choose(scores, class_ids, settings)
+            try:
+                found.append(place(boxes[keep], scores[keep], class_ids[keep], letterbox, settings))
+            except SenselessOutput as error:
+                file = sys.modules[type(self._head).__module__].__file__
+                raise error.about(f"model.family: {self.name}: decode in {file} returned what cannot be true") from None
         return found
 
     def _decoded(self, outputs: dict[str, Array], canvas: tuple[int, int]) -> tuple[Any, Any, Any]:
@@ -137,7 +140,7 @@ class PluginFamily(Family):
         n = len(scores) if scores.ndim == 1 else -1
         if boxes.shape != (n, 4) or class_ids.shape != (n,) or (n and class_ids.dtype.kind not in _INTEGERS):
             raise self._wrong(", ".join(f"{part.dtype} {list(part.shape)}" for part in (boxes, scores, class_ids)))
-        if n and not (scores.min() >= -_ROUNDING and scores.max() <= 1 + _ROUNDING):
+        if n and not (scores.min() >= -SCORE_ROUNDING and scores.max() <= 1 + SCORE_ROUNDING):
             raise self._wrong(f"scores from {scores.min():.3g} to {scores.max():.3g}, which must lie in 0..1")
         last = len(self.labels) - 1 if self.labels else None
         if n and not (class_ids.min() >= 0 and (last is None or class_ids.max() <= last)):
@@ -263,10 +266,12 @@ def plugin_sha256(name: str) -> str:
 
 
 def _where(error: BaseException, head: Head | None = None) -> str:
-    """Name the line of the user's code that failed: the last in the head's own file, else the last of all."""
+    """Name the line that failed: the last in the head's file, else the last outside batchdet, else the last of all."""
     frames = traceback.extract_tb(error.__traceback__)
     own = sys.modules[type(head).__module__].__file__ if head is not None else None
-    frame = next((f for f in reversed(frames) if f.filename == own), frames[-1])
+    in_head = (f for f in reversed(frames) if f.filename == own)
+    elsewhere = (f for f in reversed(frames) if not f.filename.startswith((_PACKAGE, "<")))
+    frame = next(in_head, None) or next(elsewhere, frames[-1])
     return f"{frame.filename}, line {frame.lineno}"
 
 

@@ -85,7 +85,7 @@ def _decoded(
     real = np.flatnonzero((scores > 0) & (class_ids >= 0))
     rows, scores, class_ids = rows[real], scores[real], class_ids[real]
     keep = strongest(scores, class_ids, settings)
-    return detections(letterbox.to_image(rows[keep]), scores[keep], class_ids[keep])
+    return detections(rows[keep], scores[keep], class_ids[keep], letterbox, settings)
 
 
 def _roles(names: tuple[str, ...]) -> dict[str, str]:

@@ -4,6 +4,7 @@ A runtime knows tensors, not detections. Each stands in a module of its own and 
 made, so that ``import batchdet`` needs neither.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -33,6 +34,12 @@ _NO_MEMORY: Final = (
     "bfcarena",
 )
 """How CUDA, cuBLAS, cuDNN and the allocators of ONNX Runtime and PyTorch say so."""
+_PREFIX: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed: ?)?")
+_MAX_LINE: Final = 300
+_HEAD: Final = 100
+_PLACE: Final = re.compile(r"(?:Exception from )?(?:(?<=[\s:])|^)[\w./+-]*\.(?:cc|cpp|cxx|cu|h|hpp):\d+:? ?")
+_SIGNATURE: Final = re.compile(r"(?:[\w~<>,&*]+ )*[\w~<>,&*]*::[\w~<>:,&*]*\(")
+_TRAILER: Final = re.compile(r"(?: const| noexcept)*(?: \[with [^\]]*\])?")
 
 
 @dataclass(frozen=True)
@@ -219,9 +226,34 @@ def load_runtime(
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's text as one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    """Return an exception's text as one line of at most 300 characters, without places in a library's C++ code.
+
+    What is too long loses its middle, because the reason may stand at either end.
+    """
+    text = _without_places(_PREFIX.sub("", " ".join(str(error).split()))) or type(error).__name__
+    return text if len(text) <= _MAX_LINE else f"{text[:_HEAD]} ... {text[_HEAD + 5 - _MAX_LINE :]}"
+
+
+def _without_places(text: str) -> str:
+    """Drop ``/x/model.cc:256 ns::Model::Model(const ns::A&, ...)``: file, line and signature before a reason."""
+    while place := _PLACE.search(text):
+        end = _end_of_signature(text, place.end())
+        text = f"{text[: place.start()].rstrip()} {text[end:].lstrip()}".strip()
+    return text
+
+
+def _end_of_signature(text: str, start: int) -> int:
+    """Return where a C++ signature ends that may begin here: behind its parameters, ``start`` if there is none."""
+    found = _SIGNATURE.match(text, start)
+    if found is None:
+        return start
+    depth = 0
+    for at in range(found.end() - 1, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth == 0:
+            trailer = _TRAILER.match(text, at + 1)
+            return trailer.end() if trailer else at + 1
+    return start
 
 
 def no_memory(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -41,6 +42,7 @@ _TENSORRT_FAILS: Final = ("execution context enqueue failed", "could not build e
 _PLANS_SINCE: Final = (1, 20)
 """From this version on the CUDA provider plans a convolution anew whenever its input's shape is not that of the run
 before, which takes longer than to compute it (microsoft/onnxruntime, issue 23006)."""
+_NEWEST_OPSET: Final = re.compile(r"Opset (\d+) is under development.* is till opset (\d+)")
 _MAX_BUFFERS: Final = 16
 """So many shapes of input keep their memory on the device; partial batches would fill it otherwise."""
 
@@ -243,7 +245,7 @@ class OnnxRuntime:
         try:
             session = onnxruntime.InferenceSession(model, self._options, providers=listed)
         except Exception as error:
-            raise ModelError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+            raise ModelError(_unloadable(one_line(error), str(error))) from error
         if wanted not in session.get_providers():  # a driver or CUDA library that does not fit
             raise ClusterError(
                 f"compute.device: ONNX Runtime could not start {wanted} on this machine (driver, CUDA, cuDNN or "
@@ -252,6 +254,18 @@ class OnnxRuntime:
             )
         session.disable_fallback()  # ONNX Runtime would go on without the provider when a run fails
         return session
+
+
+def _unloadable(reason: str, whole: str) -> str:
+    """Say why a session cannot be made, and what to do if that is known."""
+    newest = _NEWEST_OPSET.search(" ".join(whole.split()))
+    if newest:
+        reason = f"it needs opset {newest[1]}, and {newest[2]} is the newest that is read"
+    if newest or "model IR version" in reason:
+        reason += "; export it for an older opset, such as 17, or install a newer onnxruntime"
+    elif "No Op registered" in reason or "not a registered function/op" in reason:
+        reason += "; export it with ONNX's own operators"
+    return f"ONNX Runtime cannot load the model: {reason}"
 
 
 def _infos(nodes: Sequence[Any]) -> tuple[TensorInfo, ...]:

@@ -75,9 +75,33 @@ def test_an_onnx_file_is_one(tmp_path: Path) -> None:
     assert format_of(str(tiny_onnx.end2end(tmp_path / "m.pt"))) is Format.ONNX
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xd8\xff\xe0" + bytes(100), "a JPEG picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG picture"),
+        (b"GIF89a" + bytes(100), "a GIF picture"),
+        (b"RIFF\0\0\0\0WEBPVP8 " + bytes(100), "a WebP picture"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"<!DOCTYPE html><html>404", "a web page"),
+        (b"<html>404</html>", "a web page"),
+        (b"\0\0\0\x18ftypmp42" + bytes(100), "a video"),
+        (bytes(257) + b"ustar" + bytes(250), "a tar archive"),
+        (zipped("hello.txt"), "a zip archive"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        fetch_model(str(path), cache_dir=str(tmp_path / "cache"))
+    assert (caught.value.code, caught.value.key, caught.value.exit_status) == ("model.not_a_model", "model.uri", 2)
+    assert f"{path} is {words}" in caught.value.message
+
+
 def test_a_zip_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "m.zip").write_bytes(zipped("hello.txt"))
-    with pytest.raises(ModelError, match=r"m\.zip is a zip archive, but no model of PyTorch"):
+    with pytest.raises(SpecError, match=r"m\.zip is a zip archive that PyTorch has not written, not a model"):
         format_of(str(tmp_path / "m.zip"))
 
 

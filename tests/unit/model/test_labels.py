@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import pytest
 
 from batchdet.errors import SpecError
@@ -41,37 +38,24 @@ def test_numbers(text: str, value: tuple[int, ...]) -> None:
 
 
 def test_metadata_comes_first_then_coco_then_numbers() -> None:
-    named = {"names": "{0: 'cat', 1: 'dog'}"}
+    named = ("cat", "dog")
     assert find_labels(None, named, 2, False)[0] == ("cat", "dog")
     assert find_labels(None, named, None, True)[0] == ("cat", "dog")
-    assert find_labels(None, named, 3, False)[0] == ("class_0", "class_1", "class_2")
-    assert find_labels(None, {}, 80, False)[0] == COCO_80
-    labels, reason = find_labels(None, {}, None, True)
+    assert find_labels(None, (), 3, False)[0] == ("class_0", "class_1", "class_2")
+    assert find_labels(None, (), 80, False)[0] == COCO_80
+    labels, reason = find_labels(None, (), None, True)
     assert labels == COCO_80
     assert "assumption" in reason
-    assert find_labels(None, {}, None, False)[0] == ()
+    assert find_labels(None, (), None, False)[0] == ()
 
 
-@pytest.mark.parametrize("text", ["cat\ndog\n", "\ufeffcat\r\ndog\r\n\r\n", json.dumps(["cat", "dog"])])
-def test_a_file(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_text(text, encoding="utf-8", newline="")
-    assert find_labels(str(path), {"names": "['x']"}, 2, False)[0] == ("cat", "dog")
-
-
-def test_files_that_do_not_do(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    with pytest.raises(SpecError, match=r"model\.labels: .*labels\.txt"):
-        find_labels(str(path), {}, 2, False)
-    path.write_text("cat\n")
-    with pytest.raises(SpecError, match="holds 1 labels, the model has 2 classes"):
-        find_labels(str(path), {}, 2, False)
-    path.write_text("")
-    with pytest.raises(SpecError, match="holds no labels"):
-        find_labels(str(path), {}, None, False)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="not a text file in UTF-8"):
-        find_labels(str(path), {}, None, False)
+@pytest.mark.parametrize(("named", "class_count"), [((), 2), (("a", "b"), None), (("a",), 2)])
+def test_labels_of_a_file_come_first_and_contradict_nothing(named: tuple[str, ...], class_count: int | None) -> None:
+    assert find_labels(("l.txt", ("cat", "dog")), named, class_count, False) == (("cat", "dog"), "from l.txt")
+    with pytest.raises(SpecError) as caught:
+        find_labels(("l.txt", ("cat",)), named, class_count, False)
+    assert (caught.value.code, caught.value.key) == ("model.labels", "model.labels")
+    assert "l.txt holds 1 labels, the model has 2 classes" in caught.value.message
 
 
 def test_the_text_of_a_class() -> None:

@@ -123,3 +123,24 @@ def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not an ONNX model"):
         read_onnx(str(path))
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("domain", ["", "TRT"])
+def test_plug_ins_of_tensorrt_are_named(tmp_path: Path, domain: str) -> None:
+    value = helper.make_tensor_value_info
+    node = helper.make_node("EfficientNMS_TRT", ["images"], ["num_dets"], domain=domain)
+    images, output = (
+        value("images", TensorProto.FLOAT, ["N", 3, 64, 64]),
+        value("num_dets", TensorProto.INT32, ["N", 1]),
+    )
+    path = tiny_onnx.save(
+        tmp_path / "m.onnx",
+        helper.make_graph([node], "nms", [images], [output]),
+        {},
+        {"": 17} | ({domain: 1} if domain else {}),
+    )
+    with pytest.raises(ModelError) as caught:
+        read_onnx(str(path))
+    assert caught.value.code == "model.custom_operators"
+    assert "EfficientNMS_TRT" in caught.value.message
+    assert "without NMS" in caught.value.message

@@ -13,6 +13,7 @@ from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.detector import open_detector
 from batchdet.model.families import FAMILIES, DecodeSettings
 from batchdet.model.families.plugin import PluginError, load_plugin, look_beside, plugin_sha256, plugin_to_ship
+from batchdet.model.preprocess import Preprocess
 from batchdet.spec import FAMILIES as SPEC_FAMILIES
 from batchdet.spec import JobSpec, ModelSpec
 from batchdet.specfile import parse_job
@@ -211,3 +212,38 @@ def test_an_installed_package_offers_its_own(beside: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.metadata, "entry_points", offered)
     assert parse_job(JOB % "mine", "job.yaml").model.family == "mine"
     assert load_plugin("mine").labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("colours='rgb'", "did you mean 'RGB'"),
+        ("colours='BRG'", "Preprocess.colours"),
+        ("letterbox='resize'", "Preprocess.letterbox is 'resize'; it must be one of 'centred', 'top_left'"),
+        ("letterbox='center'", "did you mean 'centred'"),
+        ("letterbox='topleft'", "did you mean 'top_left'"),
+        ("resample='bicubik'", "did you mean 'bicubic'"),
+        ("scale=0", "Preprocess.scale"),
+        ("scale='1/255'", "Preprocess.scale"),
+        ("pad_value=300", "Preprocess.pad_value"),
+        ("mean=0.5", "Preprocess.mean"),
+        ("mean=(0.5, float('nan'), 0.5)", "Preprocess.mean"),
+        ("std=(1, 1)", "Preprocess.std"),
+        ("std=(1, 0, 1)", "Preprocess.std"),
+        ("letterbox='edges'", "shortest_px"),
+        ("color='RGB'", "color"),
+    ],
+)
+def test_words_of_the_preprocessing_are_checked(beside: Any, arguments: str, words: str) -> None:
+    path = beside("plug_words", head("return 1", f"    preprocess = Preprocess({arguments})\n"))
+    with pytest.raises(PluginError) as caught:
+        load_plugin("plug_words:Mine")
+    assert words in caught.value.message
+    assert f"{path}, line 5" in caught.value.message
+    assert caught.value.exit_status == 5
+
+
+def test_usual_preprocessing_is_taken() -> None:
+    for arguments in ({"mean": [0.5] * 3, "std": (1, 2, 3)}, {"letterbox": "stretch", "resample": "bicubic"}):
+        Preprocess(**arguments)  # type: ignore[arg-type]
+    Preprocess(letterbox="edges", shortest_px=800, longest_px=1333)
