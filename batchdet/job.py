@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchdet import storage
-from batchdet.errors import TooManyFailures
+from batchdet.errors import BatchdetError, ConservationError, TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
@@ -133,6 +133,10 @@ class _Command:
     lease: Lease
 
 
+_OF_ONE_RUN: Final = (TooManyFailures, storage.StorageError, ConservationError)
+"""Errors that may lie in what one run holds, and say nothing of others."""
+
+
 def _take_steps(spec: JobSpec, command: _Command) -> Run:
     """Plan and take one step after another, until nothing is left that this command has not tried."""
     from batchdet.pipeline.probe import Probe
@@ -140,28 +144,30 @@ def _take_steps(spec: JobSpec, command: _Command) -> Run:
     started = time.monotonic()
     out = spec.output.uri
     done: list[Run] = []
-    refused: dict[str, TooManyFailures] = {}
+    failed: dict[str, BatchdetError] = {}
     while True:
         step_started = time.monotonic()
         with Probe(spec.compute) as probe:
             failpoint("run.leased")
             # once a fresh run is committed, only what is not in it is new
-            plan = plan_job(spec, command.fresh and not done, refused)
+            plan = plan_job(spec, command.fresh and not done, failed)
             _finish_commits(plan)
-            if plan.finished_run_id is not None or (refused and not len(plan.shards)):
+            if plan.finished_run_id is not None or (failed and not len(plan.shards)):
                 break
             run_id = plan.resume_run_id or new_run_id(list_runs(out))
             try:
                 done.append(_label(plan, run_id, command, probe, step_started))
-            except TooManyFailures as error:
-                refused[run_id] = error
+            except _OF_ONE_RUN as error:
+                if plan.resume_run_id is None and not isinstance(error, TooManyFailures):
+                    raise
+                failed[run_id] = error
         if plan.resume_run_id is None or not plan.later_objects:
             break
     quarantine = _quarantine(plan, done)
     if quarantine:
         command.watcher.say(f"warning: {quarantine_warning(quarantine)}")
-    if refused:
-        raise _refusal(refused, done)
+    if failed:
+        raise _with_the_others(failed, done)
     wall_s = time.monotonic() - started
     if done:
         return replace(done[-1], wall_s=wall_s, earlier=tuple(done[:-1]), quarantine=quarantine)
@@ -186,14 +192,16 @@ def _finish_commits(plan: Plan) -> None:
             commit.finish_commit(out, manifest.run_id)
 
 
-def _refusal(refused: Mapping[str, TooManyFailures], done: Sequence[Run]) -> TooManyFailures:
-    """Say which runs were refused and why, and which ones the same command committed."""
-    *_, last = refused.values()
-    if len(refused) == 1 and not done:
-        return last
-    parts = [f"run {run_id} was refused: {error.message}" for run_id, error in refused.items()]
-    parts += [f"run {run.run_id} was committed: {run.images_ok + run.images_failed} images" for run in done]
-    return TooManyFailures(". ".join(parts), code=last.code, key=last.key)
+def _with_the_others(failed: Mapping[str, BatchdetError], done: Sequence[Run]) -> BatchdetError:
+    """Return the last run's error; it says of all runs which were refused, or stopped, and which were committed."""
+    *_, last = failed.values()
+    if len(failed) > 1 or done:
+        words = {run_id: "refused" if isinstance(e, TooManyFailures) else "stopped" for run_id, e in failed.items()}
+        parts = [f"run {run_id} was {words[run_id]}: {error.message}" for run_id, error in failed.items()]
+        parts += [f"run {run.run_id} was committed: {run.images_ok + run.images_failed} images" for run in done]
+        last.message = ". ".join(parts)
+        last.args = (last.message,)
+    return last
 
 
 def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: float) -> Run:
@@ -340,7 +348,7 @@ def _say_plan(plan: Plan, watcher: Watcher) -> None:
     if plan.warning:
         watcher.say(f"warning: {plan.warning}")
     if plan.later_objects:
-        watcher.say(f"{plan.later_objects} objects are not that run's; the next run takes them")
+        watcher.say(f"{plan.later_objects} objects are not that run's; they are labelled after it")
 
 
 _OBJECTS: Final = {

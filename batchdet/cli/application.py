@@ -52,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done; 2 wrong spec or argument; 3 too many failed images; 4 output locked; "
+    epilog="Exit status: 0 done; 2 wrong spec or argument; 3 a run was refused, too much failed; 4 output locked; "
     "5 the cluster cannot do it; 6 verification failed, or counts do not add up; 130/143 interrupted.",
 )
 

@@ -18,7 +18,7 @@ from batchdet.stats import RunStats
 from batchdet.table.lineage import Lineage, run_date
 from batchdet.table.manifest import TABLES, BadShard, PartFile, run_folder
 from batchdet.table.parts import PartWriter
-from batchdet.table.staging import StagedShard, list_staged, read_staged
+from batchdet.table.staging import DamagedSegment, StagedShard, list_staged, read_staged
 
 _READ_AHEAD: Final = 8
 FAILURES_KEPT: Final = 10_000
@@ -197,7 +197,13 @@ def _read_ahead(pool: ThreadPoolExecutor, uris: list[str]) -> Iterator[LabelledS
 
 
 def _read_patiently(uri: str) -> LabelledSegment:
-    return storage.persist(lambda: read_staged(uri))
+    try:
+        return storage.persist(lambda: read_staged(uri))
+    except DamagedSegment as error:  # left there, it would stop every later command
+        storage.delete([uri])
+        raise ConservationError(
+            f"{error.message}; it was deleted, and the same command labels its images again", code=error.code, key=uri
+        ) from error
 
 
 def _with_constant(rows: pa.Table, name: str, value: str, by: tuple[str, ...]) -> pa.Table:

@@ -18,6 +18,12 @@ from batchdet.table.manifest import run_folder
 _NAME: Final = re.compile(r"(?P<shard>[0-9a-f]+)-(?P<segment>[0-9]{5,})(?P<last>-last)?\.arrow")
 
 
+class DamagedSegment(storage.StorageError):
+    """A staged file is not whole."""
+
+    code = "run.staged_damaged"
+
+
 def staged_folder(out: str, run_id: str) -> str:
     """Return the folder of a run's staged files."""
     return storage.join(run_folder(out, run_id), "staged")
@@ -46,15 +52,14 @@ def read_staged(uri: str) -> LabelledSegment:
     """Read one staged file back.
 
     Raises:
-        StorageError: It is gone or not whole.
+        StorageError: It is gone.
+        DamagedSegment: It is not whole.
     """
     data = storage.read_bytes(uri)
     try:
         (segment,) = LabelledSegment.from_rows(table_from_ipc(data))
     except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise storage.StorageError(
-            f"{uri}: not a whole staged file ({error}); delete it and run the same command again"
-        ) from error
+        raise DamagedSegment(f"{uri}: not a whole staged file ({error})", key=uri) from error
     return segment
 
 

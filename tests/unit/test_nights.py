@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from batchdet import open_results
 from batchdet.cli import application
-from batchdet.errors import TooManyFailures
+from batchdet.errors import ConservationError, TooManyFailures
 from batchdet.job import Run, Watcher, run_job
 from batchdet.results.quarantine import current_quarantine
 from batchdet.results.show import show
@@ -289,6 +291,21 @@ class TestQuarantine:
         assert nights.quarantine() == {}
         assert nights.night().status == "nothing_new"
 
+    def test_a_parquet_file_that_is_cut(self, nights: Nights, source: Source) -> None:
+        for name in ("a", "b"):
+            pq.write_table(
+                pa.table({"image": [f"{name}{n}".encode() for n in range(4)]}), source.folder / f"{name}.parquet"
+            )
+        good = (source.folder / "b.parquet").read_bytes()
+        (source.folder / "b.parquet").write_bytes(good[:-40])
+        done = nights.night(policy={"max_failed_fraction": 0.0})
+        assert (done.images_ok, nights.quarantine()) == (4, {"b": "shard_corrupt"})
+        assert nights.night().status == "nothing_new"
+        (source.folder / "b.parquet").write_bytes(good)
+        assert nights.night().images_ok == 4
+        assert nights.quarantine() == {}
+        assert open_results(str(nights.out)).images().to_arrow()["error_code"].null_count == 8
+
     def test_retry_failed_reads_a_bad_shard_again(self, nights: Nights, source: Source) -> None:
         source.put("a")
         source.put("b")
@@ -386,6 +403,40 @@ class TestRefused:
         assert [m.images_listed for m in committed_runs(str(nights.out))] == [1]
         nights.night(policy={"max_failed_fraction": 1.0})
         assert sorted(m.images_listed for m in committed_runs(str(nights.out))) == [1, 1, 3]
+
+
+@pytest.mark.parametrize("fault", ["a store that fails for one shard", "a damaged staged file"])
+def test_a_run_that_cannot_be_resumed_does_not_block_what_is_new(
+    nights: Nights, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    from batchdet import storage
+    from batchdet.source import webdataset
+
+    real = webdataset.open_stream
+
+    def failing(obj: storage.StoredObject) -> Any:
+        if "/b.tar" in obj.uri:
+            raise storage.TransientError(f"{obj.uri}: 503")
+        return real(obj)
+
+    source.put("a")
+    source.put("b")
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "open_stream", failing)
+        with pytest.raises(storage.TransientError):
+            nights.night()
+        source.put("c")
+        if fault != "a store that fails for one shard":
+            patch.setattr(webdataset, "open_stream", real)
+            staged = next((nights.out / "_batchdet").rglob("*.arrow"))
+            staged.write_bytes(staged.read_bytes()[:50])
+        with pytest.raises((storage.TransientError, ConservationError)) as error:
+            nights.night()
+    (manifest,) = committed_runs(str(nights.out))
+    assert manifest.images_listed == 4
+    assert f"run {manifest.run_id} was committed" in error.value.message
+    assert nights.night().images_ok == 8, "the first run is resumed, and now it can be committed"
+    nights.check(tmp_path)
 
 
 def test_a_killed_run_is_resumed_without_a_shard_that_has_changed(

@@ -186,6 +186,17 @@ def test_a_missing_segment_stops_the_commit(
     assert not (tmp_path / "images").exists()
 
 
+def test_a_damaged_staged_file_is_labelled_again(tmp_path: Path, segments: list[LabelledSegment]) -> None:
+    stage(tmp_path, segments)
+    damaged = Path(list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].segments[1])
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(ConservationError) as stopped:
+        commit(tmp_path)
+    assert (stopped.value.code, stopped.value.key) == ("run.staged_damaged", str(damaged))
+    stage(tmp_path, segments[1:2])
+    assert commit(tmp_path).images_listed == 7
+
+
 def test_an_image_lost_or_skipped_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
     short = replace(segments[2], images=segments[2].images.slice(0, 2))
     stage(tmp_path / "lost", [segments[0], segments[1], short])
