@@ -14,6 +14,7 @@ from batchdet.model.fetch import fetch_asked
 from batchdet.model.licence import licences_of
 from batchdet.model.stated import check_classes
 from batchdet.places import check_apart, check_not_own_tables, in_full
+from batchdet.records.hive import is_too_long, why_not
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_to_dict
@@ -24,6 +25,7 @@ from batchdet.spec import JobSpec, unknown_way
 from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, committed_runs, run_folder
+from batchdet.table.parts import MAX_PARTITIONS
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
@@ -320,23 +322,62 @@ def as_begun(plan: Plan) -> JobSpec:
 
 
 def check_partitions(spec: JobSpec, inventory: Inventory) -> None:
-    """Refuse partitions by columns that the source does not carry, or that are not fit for it."""
+    """Refuse partitions that could not be committed, or not be read back, as far as the listing tells.
+
+    Raises:
+        SpecError: A column is unknown, or unfit by its name, type or values.
+    """
     known = [RUN_DATE, *inventory.carried.names]
     for i, name in enumerate(spec.output.partition_by):
+        key = f"output.partition_by[{i}]"
         if name not in known:
             raise SpecError(
-                f"output.partition_by[{i}]: found {name!r}; known here are {', '.join(known)} "
-                "(columns carried over from the source)"
+                f"{key}: found {name!r}; known here are {', '.join(known)} (columns carried over from the source)",
+                code="output.partition",
+                key=key,
             )
         if name == RUN_DATE:
             continue
+        if why := why_not(name):
+            raise SpecError(
+                f"{key}: {name!r} cannot name folders: {why}; rename it in the source, or partition by another column",
+                code="output.partition_name",
+                key=key,
+            )
         type_ = inventory.carried.field(name).type
         if not any(is_kind(type_) for is_kind in _PARTITION_KINDS):
             raise SpecError(
-                f"output.partition_by[{i}]: column {name!r} is {type_}; partition by text, integers, booleans or dates"
+                f"{key}: column {name!r} is {type_}; partition by text, integers, booleans or dates",
+                code="output.partition",
+                key=key,
             )
     if len(set(spec.output.partition_by)) < len(spec.output.partition_by):
-        raise SpecError("output.partition_by: a column stands twice; keep one")
+        raise SpecError("output.partition_by: a column stands twice; keep one", code="output.partition")
+    _check_partition_values([n for n in spec.output.partition_by if n in inventory.objects.schema.names], inventory)
+
+
+def _check_partition_values(names: Sequence[str], inventory: Inventory) -> None:
+    """Refuse values of a list that no folder can be called by, and too many of them."""
+    if not names:
+        return
+    columns = pa.table([inventory.objects[name].cast(pa.string()) for name in names], names=list(map(str, names)))
+    values = columns.group_by(names).aggregate([])
+    for name in names:
+        for value in values[name].to_pylist():
+            if value is not None and is_too_long(name, value):
+                raise SpecError(
+                    f"output.partition_by: column {name!r} has a value of {len(value)} characters, too long for the "
+                    f"name of a folder ({value[:40]!r}...); partition by another column",
+                    code="output.partition_value",
+                    key="output.partition_by",
+                )
+    if values.num_rows > MAX_PARTITIONS:
+        raise SpecError(
+            f"output.partition_by: {', '.join(names)} makes {values.num_rows} partitions of at most {MAX_PARTITIONS}; "
+            "partition by a column with few values",
+            code="output.partition_value",
+            key="output.partition_by",
+        )
 
 
 _PARTITION_KINDS: Final = (

@@ -8,7 +8,6 @@ import itertools
 import os
 import secrets
 import tempfile
-import urllib.parse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from batchdet import storage
 from batchdet.errors import OutputError
+from batchdet.records.hive import value_of
 from batchdet.records.schema import DETECTIONS, FEATURES, IMAGES
 from batchdet.table.manifest import Manifest, PartFile
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 TableName = Literal["images", "detections"]
-NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
 _SCHEMAS: Final = {"images": IMAGES, "detections": DETECTIONS}
 _READERS: Final = 8
 _READ_AHEAD_BYTES: Final = 1024 * 1024
@@ -40,7 +39,7 @@ def parts_of(manifest: Manifest, table: TableName) -> tuple[PartFile, ...]:
 def partition_values(path: str) -> dict[str, str | None]:
     """Read the Hive partition values from a part file's path, outermost first."""
     pairs = (part.split("=", 1) for part in path.split("/")[:-1] if "=" in part)
-    return {name: None if value == NULL_PARTITION else urllib.parse.unquote(value) for name, value in pairs}
+    return {name: value_of(value) for name, value in pairs}
 
 
 class ColumnsDiffer(OutputError):

@@ -4,15 +4,31 @@ An image that is gone, forbidden or changed is a failed row. A store that fails 
 reading with :class:`~batchdet.storage.TransientError`: nothing of that segment is staged, and the same command goes on.
 """
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 import pyarrow as pa
 
+from batchdet.errors import ImageError
 from batchdet.records.segment import Segment
 from batchdet.source.fetch import fill, read_object
 from batchdet.source.rows import UNKNOWN_SIZE_BYTES, ImageRow, cut_known, make_segment
 from batchdet.source.shards import Shard
 from batchdet.spec import SourceSpec
+from batchdet.storage import NotFound, StoredObject
+
+_ESCAPED: Final = re.compile(r"\\udc[89a-f][0-9a-f]")
+
+
+def _read(obj: StoredObject, limit: int) -> bytes:
+    try:
+        return read_object(obj, limit)
+    except ImageError as error:
+        # the listing writes a byte that is no UTF-8 as \\udcff, and no file is called so
+        if isinstance(error.__cause__, NotFound) and _ESCAPED.search(obj.uri):
+            raise ImageError("unreadable", f"{obj.uri}: its name is not UTF-8; rename it") from error
+        raise
 
 
 def read_segments(
@@ -34,7 +50,7 @@ def read_segments(
                 row.fail("too_large", f"{obj.uri}: {obj.size_bytes} bytes, source.max_image_bytes is {limit}")
             rows.append(row)
             objects[row.position] = obj
-        fill(rows, lambda row: read_object(objects[row.position], limit))
+        fill(rows, lambda row: _read(objects[row.position], limit))
         return make_segment(shard, index, last, rows, carried)
 
     return cut_known(shard, weights, segment_rows, segment_bytes, done, build)

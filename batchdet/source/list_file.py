@@ -96,7 +96,7 @@ def _read_parquet(data: bytes) -> pa.Table:
 
 def _read_csv(data: bytes, text: str, uri: str, source: SourceSpec) -> ListFile:
     usual = "\t" if uri.lower().endswith(".tsv") else ","
-    separator, first = _separator(text, usual, source)
+    separator, first = _separator(text, usual, uri, source)
     texts = dict.fromkeys((f"f{i}" for i in range(len(first))), pa.string())
     table = pa.csv.read_csv(
         pa.BufferReader(data),
@@ -117,15 +117,17 @@ def _read_csv(data: bytes, text: str, uri: str, source: SourceSpec) -> ListFile:
     return ListFile(uri, table.rename_columns(names), dict.fromkeys(names, frozenset({"csv"})), "; ".join(notes))
 
 
-def _separator(text: str, usual: str, source: SourceSpec) -> tuple[str, list[str]]:
+def _separator(text: str, usual: str, uri: str, source: SourceSpec) -> tuple[str, list[str]]:
     """Find what separates the columns, by the first line: that which shows a column of URIs, or the usual one."""
     found = {usual: _first_record(text, usual)} | {s: _first_record(text, s) for s in _SEPARATORS}
     for separator, cells in found.items():
         if source.image_column in cells or any(map(is_uri_name, cells)):
             return separator, cells
-    if len(found[usual]) == 1 and not _is_image(found[usual][0]):
+    whole = found[usual][0]
+    if len(found[usual]) == 1 and not _is_file(whole, uri):
         for separator, cells in found.items():
-            if len(cells) > 1 and (any(map(_is_image, cells)) or separator in {";", "\t"}):
+            told = separator == "\t" or any(_is_file(cell, uri) for cell in cells)
+            if len(cells) > 1 and (told or (not is_image_name(whole) and any(map(is_image_name, cells)))):
                 return separator, cells
     return usual, found[usual]
 

@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from batchdet import storage
 from batchdet.errors import ImageError, SourceError
+from batchdet.records.hive import value_of
 from batchdet.records.segment import Segment
 from batchdet.source.columns import (
     Column,
@@ -39,7 +39,6 @@ _BATCH_BYTES: Final = 8 * 1024 * 1024
 _MAX_HELD_BYTES: Final = 512 * 1024 * 1024
 """A few bytes of a dictionary-encoded column can name one large image thousands of times."""
 _PATH_COLUMN: Final = "image_path"
-_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 _OF_A_TYPE: Final = (AttributeError, LookupError, TypeError, ValueError)
@@ -82,7 +81,7 @@ def columns_of(
 def hive_values(uri: str) -> dict[str, str | None]:
     """Return the ``name=value`` folders of a path; of two of one name the inner one."""
     pairs = (part.split("=", 1) for part in uri.split("/")[:-1] if "=" in part)
-    return {name: None if value == _HIVE_NULL else unquote(value) for name, value in pairs if name}
+    return {name: value_of(value) for name, value in pairs if name}
 
 
 class ParquetRows:

@@ -4,7 +4,9 @@ import json
 import zoneinfo
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _MOST_DIGITS: Final = 38
 """Of a decimal that DuckDB reads exactly."""
@@ -43,19 +45,22 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _plain_nested(type_: pa.DataType) -> pa.DataType:
+    inner = [type_.field(i) for i in range(type_.num_fields)]
+    plain = [plain_type(field.type) for field in inner]
+    if any(pa.types.is_nested(f.type) and pa.types.is_string(p) for f, p in zip(inner, plain, strict=True)):
+        return pa.string()  # what cannot be carried inside cannot be carried outside
     if pa.types.is_map(type_):
-        pair = pa.struct([("key", plain_type(type_.key_type)), ("value", plain_type(type_.item_type))])
-        return pa.list_(pair)
+        return pa.list_(pa.struct([("key", plain_type(type_.key_type)), ("value", plain_type(type_.item_type))]))
     if pa.types.is_struct(type_):
-        names = [field.name.casefold() for field in type_]
+        names = [field.name.casefold() for field in inner]
         fit = names and all(names) and len(set(names)) == len(names) and not any("\0" in name for name in names)
-        return pa.struct([f.with_type(plain_type(f.type)) for f in type_]) if fit else pa.string()
+        return pa.struct([f.with_type(p) for f, p in zip(inner, plain, strict=True)]) if fit else pa.string()
     if pa.types.is_fixed_size_list(type_):
-        return pa.list_(type_.value_field.with_type(plain_type(type_.value_type)), type_.list_size)
+        return pa.list_(inner[0].with_type(plain[0]), type_.list_size)
     if pa.types.is_list(type_) or pa.types.is_list_view(type_):
-        return pa.list_(type_.value_field.with_type(plain_type(type_.value_type)))
+        return pa.list_(inner[0].with_type(plain[0]))
     if pa.types.is_large_list(type_) or pa.types.is_large_list_view(type_):
-        return pa.large_list(type_.value_field.with_type(plain_type(type_.value_type)))
+        return pa.large_list(inner[0].with_type(plain[0]))
     return pa.string()
 
 
@@ -173,12 +178,39 @@ def as_carried(array: pa.Array, type_: pa.DataType) -> pa.Array:
     as_text = pa.types.is_string(type_) or pa.types.is_large_string(type_)
     if as_text and (pa.types.is_nested(array.type) or pa.types.is_interval(array.type)):
         return pa.array([None if v is None else _as_json(v) for v in array.to_pylist()], type_)
-    try:
-        return array.cast(type_)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        if not pa.types.is_nested(type_):
-            raise
-        return pa.array(array.to_pylist(), type_)
+    if pa.types.is_struct(type_):
+        return _as_struct(array, type_)
+    if _is_list(type_):
+        return _as_list(array, type_)
+    return array.cast(type_)
+
+
+def _as_struct(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    places = {field.name: i for i, field in enumerate(array.type)}
+    children = [
+        as_carried(pc.struct_field(array, [places[f.name]]), f.type)
+        if f.name in places
+        else pa.nulls(len(array), f.type)
+        for f in type_
+    ]
+    return pa.StructArray.from_arrays(children, fields=list(type_), mask=array.is_null())
+
+
+def _as_list(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    # not by cast: pyarrow 26 makes broken arrays of list views
+    if pa.types.is_map(array.type):
+        pair = pa.struct([("key", array.type.key_type), ("value", array.type.item_type)])
+        array = array.cast(pa.list_(pair))
+    if pa.types.is_fixed_size_list(type_):
+        size = type_.list_size
+        values = as_carried(array.values.slice(array.offset * size, len(array) * size), type_.value_type)
+        return pa.FixedSizeListArray.from_arrays(values, type=type_, mask=array.is_null())
+    offsets = np.zeros(len(array) + 1, np.int64)
+    np.cumsum(pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False), out=offsets[1:])
+    large = pa.types.is_large_list(type_)
+    kind = pa.LargeListArray if large else pa.ListArray
+    places = pa.array(offsets, pa.int64() if large else pa.int32())
+    return kind.from_arrays(places, as_carried(array.flatten(), type_.value_type), type=type_, mask=array.is_null())
 
 
 def _as_json(value: Any) -> str:
@@ -192,7 +224,5 @@ def unwrapped(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         return unwrapped(array.dictionary_decode())
     if pa.types.is_run_end_encoded(array.type):
-        import pyarrow.compute as pc
-
         return unwrapped(pc.run_end_decode(array))
     return array

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchdet.source.types import plain_type, settled
+from batchdet.source.types import as_carried, plain_type, settled
 
 _WHOLE: Final = r"^(0|-?[1-9][0-9]{0,18})$"
 _FLOAT: Final = r"^-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?$"
@@ -95,8 +95,10 @@ def _typed_nested(column: pa.ChunkedArray) -> pa.ChunkedArray:
     except (pa.ArrowException, OverflowError, ValueError):
         return column
     type_ = settled(plain_type(array.type))
-    fit = pa.types.is_nested(type_) and all(map(_same, array.to_pylist(), values))
-    return pa.chunked_array([array.cast(type_)]) if fit else column
+    if not pa.types.is_nested(type_):
+        return column
+    array = as_carried(array, type_)
+    return pa.chunked_array([array]) if all(map(_same, array.to_pylist(), values)) else column
 
 
 def _same(back: Any, value: Any) -> bool:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import tempfile
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from batchdet import storage
 from batchdet.errors import OutputError
+from batchdet.records.hive import NULL, folder_of
 from batchdet.table.manifest import PartFile
 
 ROW_GROUP_ROWS: Final = 128 * 1024
@@ -24,8 +24,11 @@ _MAX_BUFFER_BYTES: Final = 256 * 1024 * 1024
 _MAX_PIECES: Final = 64
 """A table of a few rows takes up more than they do."""
 _MAX_OPEN_FILES: Final = 128
-_MAX_PARTITIONS: Final = 10_000
-_NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
+MAX_PARTITIONS: Final = 10_000
+
+
+_Values = tuple[str | None, ...]
+"""Of the partition columns, outermost first."""
 
 
 @dataclass
@@ -88,7 +91,7 @@ class PartWriter:
         self._partition_by = tuple(partition_by)
         self._part_rows = part_rows
         self._sort_by = tuple(sort_by)
-        self._partitions: dict[tuple[str, ...], _Partition] = {}
+        self._partitions: dict[_Values, _Partition] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Take rows that have the columns of the schema and of the partitions.
@@ -97,9 +100,9 @@ class PartWriter:
             OutputError: There are too many partitions, or a file cannot be written.
         """
         for values, part in self._split(rows):
-            if values not in self._partitions and len(self._partitions) >= _MAX_PARTITIONS:
+            if values not in self._partitions and len(self._partitions) >= MAX_PARTITIONS:
                 raise OutputError(
-                    f"output.partition_by: {', '.join(self._partition_by)} makes more than {_MAX_PARTITIONS} "
+                    f"output.partition_by: {', '.join(self._partition_by)} makes more than {MAX_PARTITIONS} "
                     "partitions; partition by a column with few values"
                 )
             partition = self._partitions.setdefault(values, _Partition())
@@ -124,32 +127,34 @@ class PartWriter:
             All part files, by path.
         """
         if not self._partitions:
-            empty = tuple(constants.get(name, _NULL_PARTITION) for name in self._partition_by)
+            empty = tuple(constants.get(name) for name in self._partition_by)
             self._partitions[empty] = _Partition([self.schema.empty_table()])
-        for values, partition in sorted(self._partitions.items()):
+        for values, partition in sorted(self._partitions.items(), key=lambda item: self._folders(item[0])):
             if partition.buffer:
                 self._write(values, partition)
             if partition.writer:
                 self._store(values, partition)
         return sorted(self.parts, key=lambda part: part.path)
 
-    def _split(self, rows: pa.Table) -> list[tuple[tuple[str, ...], pa.Table]]:
+    def _split(self, rows: pa.Table) -> list[tuple[_Values, pa.Table]]:
         columns = rows.select(self.schema.names).cast(self.schema)
         if not self._partition_by or rows.num_rows == 0:
             return [((), columns)] if rows.num_rows else []
-        keys = [pc.fill_null(rows[name].cast(pa.string()), _NULL_PARTITION) for name in self._partition_by]
-        if all(pc.count_distinct(key).as_py() == 1 for key in keys):
+        texts = [rows[name].cast(pa.string()) for name in self._partition_by]
+        keys = [pc.if_else(pc.equal(text, NULL), pa.scalar(None, pa.string()), text) for text in texts]
+        if all(pc.count_distinct(key, mode="all").as_py() == 1 for key in keys):
             return [(tuple(key[0].as_py() for key in keys), columns)]
         joined = pa.table(keys, names=[str(i) for i in range(len(keys))])
         result = []
         for group in joined.group_by(joined.schema.names, use_threads=False).aggregate([]).to_pylist():
             mask = pa.chunked_array([pa.repeat(True, rows.num_rows)])
             for i, key in enumerate(keys):
-                mask = pc.and_(mask, pc.equal(key, group[str(i)]))
+                value = group[str(i)]
+                mask = pc.and_(mask, pc.is_null(key) if value is None else pc.fill_null(pc.equal(key, value), False))
             result.append((tuple(group[str(i)] for i in range(len(keys))), columns.filter(mask)))
         return result
 
-    def _write(self, values: tuple[str, ...], partition: _Partition) -> None:
+    def _write(self, values: _Values, partition: _Partition) -> None:
         """Write a row group, and store the part file when it is full."""
         rows = pa.concat_tables(partition.buffer)
         room = min(ROW_GROUP_ROWS, self._part_rows - partition.written)
@@ -176,12 +181,14 @@ class PartWriter:
         if len(open_ones) >= _MAX_OPEN_FILES:
             self._store(*max(open_ones, key=lambda item: item[1].written))
 
-    def _store(self, values: tuple[str, ...], partition: _Partition) -> None:
+    def _folders(self, values: _Values) -> list[str]:
+        return [folder_of(name, value) for name, value in zip(self._partition_by, values, strict=True)]
+
+    def _store(self, values: _Values, partition: _Partition) -> None:
         assert partition.writer is not None
         partition.writer.close()
-        slices = [f"{n}={urllib.parse.quote(v, safe='')}" for n, v in zip(self._partition_by, values, strict=True)]
         name = f"part-{self._run_id}-{partition.number:05d}.parquet"
-        path, file = storage.join(self._table, *slices, name), partition.file
+        path, file = storage.join(self._table, *self._folders(values), name), partition.file
         with file:
             size_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)

@@ -60,7 +60,7 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_too_many_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_MAX_PARTITIONS", 3)
+    monkeypatch.setattr(parts, "MAX_PARTITIONS", 3)
     writer = PartWriter(str(tmp_path), "images", "r", SCHEMA, ("key",), 10)
     with pytest.raises(OutputError, match=r"output.partition_by: key makes more than 3 partitions"):
         writer.add(pa.concat_tables(rows(i, 1, f"k{i}") for i in range(4)))
