@@ -25,7 +25,7 @@ def _read(obj: StoredObject, limit: int) -> bytes:
     try:
         return read_object(obj, limit)
     except ImageError as error:
-        # the listing writes a byte that is no UTF-8 as \\udcff, and no file is called so
+        # the listing writes a byte that is no UTF-8 as an escape, and no file is called so
         if isinstance(error.__cause__, NotFound) and _ESCAPED.search(obj.uri):
             raise ImageError("unreadable", f"{obj.uri}: its name is not UTF-8; rename it") from error
         raise
