@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from batchdet.errors import BatchdetError, ModelError, SpecError
 from batchdet.machine import gpu_count
 from batchdet.plan import Plan, as_begun
-from batchdet.prediction import ACTORS_START_UP_S, Amount, Basis, Past, Prediction, compare, predict
+from batchdet.prediction import JUDGED_S, Amount, Basis, Past, Prediction, StartUp, compare, predict
 from batchdet.results.record import read_record
 from batchdet.results.speed import summary
+from batchdet.results.units import format_duration
 from batchdet.roofline import Pace, Pool, roofline
 from batchdet.table.lineage import Lineage
 
@@ -111,7 +112,7 @@ def predict_run(
     pool: Pool | None,
     rows: int,
     staged: Mapping[str, int] | None = None,
-    elapsed_s: float | None = None,
+    start_up: StartUp | None = None,
 ) -> Prediction | None:
     """Predict a run, from earlier runs of the same model and settings if there are any, else from its images.
 
@@ -122,18 +123,16 @@ def predict_run(
         pool: Who will work; None when the cluster is not known yet.
         rows: Images of a segment.
         staged: Shard id -> segments, of shards that an earlier process has begun or finished.
-        elapsed_s: Seconds since the start of a run whose actors come next; None when it has not begun.
+        start_up: That of a run whose actors come next; None when it has not begun.
 
     Returns:
         None when there is nothing to go by.
     """
-    start_up_s = None if elapsed_s is None else elapsed_s + ACTORS_START_UP_S
     past = list(islice(_past(plan, model, device), _PAST_RUNS))
     if past:
-        basis = Basis.of_past(past, start_up_s)
+        basis = Basis.of_past(past, start_up)
     elif model and model.alone:
-        more = {} if start_up_s is None else {"start_up_s": start_up_s}
-        basis = Basis.of_alone(model.alone, pool, **more)
+        basis = Basis.of_alone(model.alone, pool, start_up)
     else:
         return None
     shards = plan.shards
@@ -191,6 +190,11 @@ def _workers_here(plan: Plan, device: Any, model: "LoadedModel | None") -> "tupl
         return None, error.message
 
 
+def _is_judged(labelling_s: float, start_up_s: float) -> bool:
+    """Tell whether a run labels for long enough to be compared with a ceiling and a prediction."""
+    return labelling_s >= max(JUDGED_S, start_up_s)
+
+
 class Account:
     """What a run takes, written down while it goes on.
 
@@ -216,15 +220,28 @@ class Account:
     ) -> None:
         self._model, self._pool, self._started, self._reached = model, workers.pool, started, reached
         self.pace = Pace(started)
-        elapsed_s = time.monotonic() - started
-        self.prediction = predict_run(plan, model, workers.device, self._pool, rows, staged, elapsed_s)
+        passed_s, ray_s = time.monotonic() - started, reached["ray"] - reached["plan"]
+        start_up = StartUp.under_way(passed_s, ray_s)
+        self.prediction = predict_run(plan, model, workers.device, self._pool, rows, staged, start_up)
         """What the run is going to take; None when there is nothing to go by."""
         self.measured: dict[str, Any] = {}
 
     @property
+    def expected_s(self) -> float | None:
+        """Seconds that the run is going to take from here on; None when there is nothing to go by."""
+        if self.prediction is None:
+            return None
+        return max(0.0, self.prediction.time_s.likely - (time.monotonic() - self._started))
+
+    @property
     def outlook(self) -> str:
-        """The prediction as a sentence, or why there is none."""
-        return summary(self.prediction.to_dict()) if self.prediction else f"nothing, {self._model.why_not_alone}"
+        """The prediction as a sentence, or why there is none; of a short run the time is all that is said."""
+        if self.prediction is None:
+            return f"nothing, {self._model.why_not_alone}"
+        time_s, start_up_s = self.prediction.time_s.likely, self.prediction.start_up_s
+        if not _is_judged(time_s - start_up_s, start_up_s):
+            return f"about {format_duration(time_s)}"
+        return summary(self.prediction.to_dict())
 
     def close(self, wall_s: float, output_bytes: int) -> dict[str, Any]:
         """Return what ``stats.json`` holds of it; nothing when nothing was labelled.
@@ -240,6 +257,7 @@ class Account:
         if not pace.images:
             return {}
         found = roofline(self._pool, self._model.alone, self._model.why_not_alone, pace)
+        found["judged"] = judged = found["steady"] and _is_judged(pace.labelling_s, pace.start_up_s)
         rate = pace.images / pace.labelling_s if pace.labelling_s > 0 else 0.0
         actual = {
             "images": pace.images,
@@ -255,7 +273,7 @@ class Account:
                 "start_up": self._start_up(),
             },
             "roofline": found,
-            "prediction": compare(self.prediction, actual) if self.prediction else None,
+            "prediction": compare(self.prediction, actual, judged) if self.prediction else None,
         }
         return self.measured
 

@@ -46,6 +46,9 @@ class Watcher:
     def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
         """Learn the size of the job; ``total_images`` is None when only reading can tell."""
 
+    def expect(self, seconds: float | None) -> None:
+        """Learn how long the run is going to take from here on, as predicted; None if nothing is."""
+
     def advance(self, images: int, failed: int, size_bytes: int) -> None:
         """Learn that a segment is staged."""
 
@@ -114,8 +117,8 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     spec = in_full(spec)
     out = spec.output.uri
     check_apart(spec, out)
-    check_writable(out)
     check_space(out)
+    check_writable(out)
     try:
         with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
             return _take_steps(spec, _Command(fresh, watcher, verbose, lease))
@@ -267,6 +270,7 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
         images_done = _done_images(plan.shards, left)
         watcher.start(plan.shards.image_count, plan.shards.size_bytes, images_done)
+        watcher.expect(account.expected_s)
         lease.tell(images_done, plan.shards.image_count)
         labelling = time.monotonic()
         if left:

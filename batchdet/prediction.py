@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from batchdet.roofline import Alone, Pool
+from batchdet.text import counted
 
 INTERVAL: Final = 0.8
 _Z: Final = statistics.NormalDist().inv_cdf((1 + INTERVAL) / 2)
@@ -24,10 +25,15 @@ half of them 0.96 to 1.10."""
 _RATE_ERROR: Final = 0.1
 """Between two runs of the same job on the same machine."""
 _START_UP_ERROR: Final = 0.3
-START_UP_S: Final = 8.0
+START_UP_S: Final = 9.0
 """Ray, the probe and the actors, in a Ray of the run's own; a run says what it took: 6 to 10 s on two cores."""
-ACTORS_START_UP_S: Final = 2.0
-"""The actors' part of it, once the probe is through: 1 to 4 s on two cores."""
+_ACTORS_START_UP_S: Final = 2.0
+"""The actors' part of it, if Ray was running already: 1 to 4 s on two cores."""
+_ACTORS_PER_RAY: Final = 1.2
+"""The actors' part by that of Ray's start: both are imports, and slower together on a machine that is busy. 0.8 to 1.5
+in six runs on two busy cores, where Ray took 3.6 to 8.2 s."""
+JUDGED_S: Final = 10.0
+"""A run that labels for less time, or for less than it took to start, is not compared with what was predicted."""
 _FINISH_MS: Final = 0.15
 """Commit, for an image."""
 _IMAGE_ROW_BYTES: Final = 65
@@ -101,6 +107,33 @@ class Past:
 
 
 @dataclass(frozen=True)
+class StartUp:
+    """What goes by before an actor labels.
+
+    Args:
+        passed_s: Seconds that have gone by.
+        left_s: Seconds that will.
+    """
+
+    passed_s: float
+    left_s: float
+
+    @staticmethod
+    def under_way(passed_s: float, ray_s: float) -> "StartUp":
+        """Say what is left once the probe is through.
+
+        Args:
+            passed_s: Since the command.
+            ray_s: The start of Ray's part of it; about 0 if Ray was running.
+        """
+        return StartUp(passed_s, max(_ACTORS_START_UP_S, _ACTORS_PER_RAY * ray_s))
+
+    def estimate(self) -> Estimate:
+        """Estimate the whole, in seconds."""
+        return Estimate(self.passed_s, self.passed_s, self.passed_s) + Estimate.around(self.left_s, _START_UP_ERROR)
+
+
+@dataclass(frozen=True)
 class Basis:
     """What a prediction rests on; each error is relative.
 
@@ -113,7 +146,7 @@ class Basis:
         output_bytes: Of an image in the tables.
         output_fixed_bytes: Of the tables without images.
         output_error: The error of both.
-        start_up_s: Until an actor labels.
+        start_up: Until an actor labels.
         why: Where all this comes from, as a sentence.
     """
 
@@ -125,20 +158,20 @@ class Basis:
     output_bytes: float
     output_fixed_bytes: float
     output_error: float
-    start_up_s: float
+    start_up: StartUp
     why: str
 
     @staticmethod
-    def of_alone(alone: Alone, pool: Pool | None, start_up_s: float = START_UP_S) -> "Basis":
+    def of_alone(alone: Alone, pool: Pool | None, start_up: StartUp | None = None) -> "Basis":
         """Rest on what was measured alone.
 
         Args:
             alone: The figures.
             pool: Who will work; None takes an actor that decodes and runs the model by turns.
-            start_up_s: Until an actor labels.
+            start_up: Until an actor labels; None before a run.
         """
         turns = pool or Pool(alone.device, 1, 0, 1)
-        sampled = f"{alone.images} images of {alone.shards} shard{'s' * (alone.shards != 1)}"
+        sampled = f"{counted(alone.images, 'image')} of {counted(alone.shards, 'shard')}"
         return Basis(
             actor_ms=turns.actor_ms(alone.decode_ms.mean, alone.model_ms.mean) / ATTAINED_SHARE,
             actor_error=math.hypot(alone.work_ms.error, _SHARE_ERROR),
@@ -151,19 +184,19 @@ class Basis:
             + alone.detections.mean * (_DETECTION_ROW_BYTES + alone.detection_vector_bytes),
             output_fixed_bytes=2 * _PART_FILE_BYTES,
             output_error=math.hypot(min(alone.detections.error, 1.0), _OUTPUT_ERROR),
-            start_up_s=start_up_s,
+            start_up=start_up or StartUp(0.0, START_UP_S),
             why=f"{sampled}, measured alone on one worker "
             f"(±{alone.work_ms.error:.0%}), and a pool that attains {ATTAINED_SHARE:.0%} of its ceiling "
             f"(±{_SHARE_ERROR:.0%})",
         )
 
     @staticmethod
-    def of_past(runs: Sequence[Past], start_up_s: float | None = None) -> "Basis":
+    def of_past(runs: Sequence[Past], start_up: StartUp | None = None) -> "Basis":
         """Rest on earlier runs of the same model and settings.
 
         Args:
             runs: The newest first; at least one.
-            start_up_s: Until an actor labels; None takes the newest run's.
+            start_up: Until an actor labels; None takes the newest run's.
         """
         logs = [math.log(run.actor_ms) for run in runs]
         between = statistics.stdev(logs) if len(runs) > 1 else 0.0
@@ -178,7 +211,7 @@ class Basis:
             output_bytes=newest.output_bytes,
             output_fixed_bytes=0.0,
             output_error=_OUTPUT_ERROR,
-            start_up_s=newest.start_up_s if start_up_s is None else start_up_s,
+            start_up=start_up or StartUp(0.0, newest.start_up_s),
             why=f"the rate of {which}, with the same model and settings (±{max(between, _RATE_ERROR):.0%})",
         )
 
@@ -267,29 +300,30 @@ def predict(
     return Prediction(
         images=Estimate.around(images, count_error),
         images_per_s=Estimate.around(busy / basis.actor_ms * 1e3, basis.actor_error),
-        time_s=Estimate.around(basis.start_up_s, _START_UP_ERROR)
+        time_s=basis.start_up.estimate()
         + Estimate.around(actor_s / busy, *errors)
         + Estimate.around(rows * _FINISH_MS / 1e3, rows_error),
         hours=Estimate.around(actor_s / 3600, *errors),
         hours_of="gpu" if device == "gpu" else "core",
         output_bytes=Estimate.around(output, rows_error, basis.output_error),
-        start_up_s=round(basis.start_up_s, 3),
+        start_up_s=round(basis.start_up.passed_s + basis.start_up.left_s, 3),
         actors=pool.actors if pool else None,
         interval=INTERVAL,
         why=basis.why,
     )
 
 
-def compare(prediction: Prediction, actual: Mapping[str, float]) -> dict[str, Any]:
+def compare(prediction: Prediction, actual: Mapping[str, float], judged: bool = True) -> dict[str, Any]:
     """Put what was predicted and what came beside each other.
 
     Args:
         prediction: What was predicted.
         actual: ``images``, ``images_per_s``, ``time_s``, ``hours`` and ``output_bytes``.
+        judged: Whether the run was long enough, see :data:`JUDGED_S`.
 
     Returns:
-        What ``stats.json`` holds under ``prediction``.
+        What ``stats.json`` holds under ``prediction``; ``within`` is None if the run is not judged.
     """
     predicted = prediction.to_dict()
     within = {key: predicted[key]["low"] <= value <= predicted[key]["high"] for key, value in actual.items()}
-    return {"predicted": predicted, "actual": dict(actual), "within": within}
+    return {"predicted": predicted, "actual": dict(actual), "within": within if judged else None}

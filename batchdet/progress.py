@@ -21,13 +21,19 @@ from rich.progress import (
 
 from batchdet.errors import BatchdetError
 from batchdet.job import Watcher
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 _LINE_EVERY_S: Final = 10.0
+_RATE_AFTER_S: Final = 1.0
+"""Actors finish their first segments at nearly the same time; what is counted for less time is no rate."""
 
 
 class _Meter:
-    """Counts images and bytes since the start, and guesses what is left."""
+    """Counts images and bytes, and says how long the rest will take.
+
+    Until the first segment is there, that is what was predicted. The start of the actors goes by before it, so that
+    what comes after the first segment tells the rate.
+    """
 
     def __init__(self) -> None:
         self.total_images: int | None = None
@@ -36,12 +42,13 @@ class _Meter:
         self.failed = 0
         self.size_bytes = 0
         self.skipped = 0
+        self.expected_s: float | None = None
         self._started = time.monotonic()
+        self._first: tuple[float, int, float] | None = None
 
     def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
         self.total_images = total_images
         self.total_bytes = total_bytes
-        self.images = self.failed = self.size_bytes = 0  # a command may label several runs
         self.skipped = done_images
         self._started = time.monotonic()
 
@@ -49,12 +56,23 @@ class _Meter:
         self.images += images
         self.failed += failed
         self.size_bytes += size_bytes
+        if self._first is None:
+            self._first = (time.monotonic(), self.images, self.fraction)
+
+    def _since(self) -> tuple[float, int, float]:
+        """Return the seconds, images and share of the job that the rate goes by: since the first segment, if it can."""
+        now = time.monotonic()
+        if self._first is not None and now - self._first[0] >= _RATE_AFTER_S and self.images > self._first[1]:
+            at, images, fraction = self._first
+            return now - at, self.images - images, self.fraction - fraction
+        before = self.skipped / self.total_images if self.total_images else 0.0
+        return now - self._started, self.images, self.fraction - before  # what was staged before took no time of ours
 
     @property
     def rate(self) -> float:
         """Images per second."""
-        elapsed = time.monotonic() - self._started
-        return self.images / elapsed if elapsed > 0 else 0.0
+        elapsed_s, images, _ = self._since()
+        return images / elapsed_s if elapsed_s > 0 else 0.0
 
     @property
     def fraction(self) -> float:
@@ -66,12 +84,15 @@ class _Meter:
     @property
     def eta(self) -> str:
         """Time left as ``1:02:03``, or ``-:--``."""
-        before = self.skipped / self.total_images if self.total_images else 0.0
-        gained = self.fraction - before  # what an earlier run staged took none of this run's time
-        if gained <= 0:
+        elapsed_s, _, gained = self._since()
+        measured = self._first is not None and time.monotonic() - self._first[0] >= _RATE_AFTER_S
+        if self.expected_s is not None and not measured:
+            left_s = self.expected_s - (time.monotonic() - self._started)
+        elif gained > 0:
+            left_s = elapsed_s * (1 - self.fraction) / gained
+        else:
             return "-:--"
-        left = int((time.monotonic() - self._started) * (1 - self.fraction) / gained)
-        hours, rest = divmod(left, 3600)
+        hours, rest = divmod(max(0, round(left_s)), 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
     def text(self) -> str:
@@ -94,8 +115,12 @@ class ProgressLog(Watcher):
     def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
         """Learn the size of the job."""
         self._meter.start(total_images, total_bytes, done_images)
-        of = f"{total_images} images" if total_images is not None else f"{total_bytes / 1e6:.1f} MB of shards"
+        of = counted(total_images, "image") if total_images is not None else f"{total_bytes / 1e6:.1f} MB of shards"
         self.say(f"labelling {of}")
+
+    def expect(self, seconds: float | None) -> None:
+        """Go by what is predicted until there is a rate."""
+        self._meter.expected_s = seconds
 
     def advance(self, images: int, failed: int, size_bytes: int) -> None:
         """Count a segment; write a line when the last one is ten seconds old."""
@@ -103,13 +128,13 @@ class ProgressLog(Watcher):
         meter.add(images, failed, size_bytes)
         if time.monotonic() - self._last >= _LINE_EVERY_S:
             self._last = time.monotonic()
-            self.say(f"{meter.images + meter.skipped} images ({meter.fraction:.0%}), {meter.text()}")
+            self.say(f"{counted(meter.images + meter.skipped, 'image')} ({meter.fraction:.0%}), {meter.text()}")
 
     def committing(self, images: int) -> None:
         """Write a line when the last one is ten seconds old."""
         if time.monotonic() - self._last >= _LINE_EVERY_S:
             self._last = time.monotonic()
-            self.say(f"committing: {images} images")
+            self.say(f"committing: {counted(images, 'image')}")
 
 
 class ProgressBar(Watcher):
@@ -139,6 +164,12 @@ class ProgressBar(Watcher):
         """Learn the size of the job; without a number of images the bar goes by bytes."""
         self._meter.start(total_images, total_bytes, done_images)
         self._bar.update(self._task, description="labelling", total=total_images, completed=done_images)
+
+    def expect(self, seconds: float | None) -> None:
+        """Show what is predicted until there is a rate."""
+        self._meter.expected_s = seconds
+        if seconds is not None:
+            self._bar.update(self._task, news=f"ETA {self._meter.eta} (predicted)")
 
     def advance(self, images: int, failed: int, size_bytes: int) -> None:
         """Count a segment."""

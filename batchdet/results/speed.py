@@ -1,36 +1,35 @@
 """How fast a run was, how fast it could have been, and what had been predicted, in words."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from batchdet.results.units import format_bytes, format_duration
 
-_STEADY: Final = ("images_per_s", "hours")
-"""What is predicted of a pool whose actors are all at work."""
-
 
 def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Put ``roofline`` and ``prediction`` of ``stats.json`` into rows; none where they are not."""
+    """Put ``roofline`` and ``prediction`` of ``stats.json`` into rows; none where they are not.
+
+    A run that was too short to be judged has its rate and its start-up only.
+    """
     rows = []
     found = stats.get("roofline")
-    too_short = bool(found and not found["steady"])
-    if found:
+    judged = found is None or found.get("judged", found["steady"])
+    if found and judged:
         attained, ceiling = found["attained_images_per_s"], found["ceiling_images_per_s"]
         share = f", {found['share']:.0%} of the ceiling of {ceiling:,.1f}" if found["share"] is not None else ""
-        short = " (too short for a steady rate)" if too_short else ""
-        rows.append(("Roofline", f"{attained:,.1f} images/s{share}{short}"))
+        rows.append(("Roofline", f"{attained:,.1f} images/s{share}"))
         rows.append(("Bottleneck", f"{found['bottleneck']}: {found['why']}"))
         rates = found["rates_images_per_s"]
         each = (f"{name.replace('_', ' ')} {rate:,.0f}" for name, rate in rates.items() if rate is not None)
         rows.append(("Each alone", f"{', '.join(each)} images/s"))
+    elif found:
+        rows.append(("Rate", f"{found['attained_images_per_s']:,.1f} images/s, too short a run to judge"))
     if start_up := stats.get("run", {}).get("start_up"):
         rows.append(("Start-up", _start_up(stats["run"]["start_up_s"], start_up)))
-    if (both := stats.get("prediction")) is not None:
+    if judged and (both := stats.get("prediction")) is not None and both["within"] is not None:
         predicted, actual = both["predicted"], both["actual"]
         for key, name, show in _shown(predicted):
             outside = "" if both["within"][key] else ", outside the interval"
-            if too_short and key in _STEADY:
-                outside = ", too short a run to tell"
             text = f"{name:<11} {show(actual[key]):>9}, predicted {_interval(predicted[key], show)}{outside}"
             rows.append(("" if rows[-1:] and rows[-1][0] in ("", "Came") else "Came", text))
     return rows

@@ -77,7 +77,11 @@ def list_source(source: SourceSpec) -> tuple[list[StoredObject], Counter[str]]:
     try:
         found = storage.list_objects(source.uri)
     except NotFound as error:
-        raise SourceError(f"source.uri: {source.uri} does not exist; {storage.what_exists(source.uri)}") from error
+        raise SourceError(
+            f"source.uri: {source.uri} does not exist; {storage.what_exists(source.uri)}",
+            code="source.not_found",
+            key="source.uri",
+        ) from error
     except MissingExtra as error:
         raise MissingExtra(f"source.uri: {error.message}") from error
     except StorageError as error:

@@ -70,9 +70,10 @@ def test_plan_predicts_and_run_compares(run: RunJob, tmp_path: Path) -> None:
     assert lineage.choices["canvas"].startswith("rectangle, 320 x 320 px")
 
     rows = speed_rows(show(str(out))["stats"])
-    assert ("Bottleneck", f"{line['bottleneck']}: {line['why']}") in rows
+    assert (line["judged"], both["within"]) == (False, None), "48 small images are labelled in a second or two"
+    assert rows[0][0] == "Rate"
     assert any(name == "Start-up" and "of which to load the model" in text for name, text in rows)
-    assert ("Came", "images             48, predicted 48") in rows
+    assert "Came" not in dict(rows)
     again = forecast(plan_job(spec, fresh=True), measure=False)
     if line["steady"]:
         assert again.prediction is not None

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from batchdet.prediction import ATTAINED_SHARE, Amount, Basis, Estimate, Past, compare, predict
+from batchdet.prediction import ATTAINED_SHARE, Amount, Basis, Estimate, Past, StartUp, compare, predict
 from batchdet.results.speed import prediction_rows, speed_rows, summary
 from batchdet.roofline import Alone, Pool, Spread
 
@@ -21,7 +21,7 @@ ALONE = Alone(
     Spread(2, 0.1),
 )
 POOL = Pool("cpu", 4, 0, 4)
-BASIS = Basis.of_alone(ALONE, POOL, 8.0)
+BASIS = Basis.of_alone(ALONE, POOL, StartUp(0.0, 8.0))
 
 
 def test_an_interval_holds_four_of_five_cases() -> None:
@@ -86,7 +86,7 @@ def test_an_earlier_run_is_the_better_source() -> None:
     assert both.actor_ms == pytest.approx(20 * 2**0.5)
     assert both.actor_error == pytest.approx(math.log(2) / 2**0.5)
     assert "the last 2 runs, r1 the newest" in both.why
-    assert (both.start_up_s, Basis.of_past([past], 3.5).start_up_s) == (6.0, 3.5)
+    assert (both.start_up.left_s, Basis.of_past([past], StartUp(1.0, 3.5)).start_up.left_s) == (6.0, 3.5)
 
 
 def stats_of_a_short_run() -> dict[str, object]:
@@ -116,8 +116,31 @@ def test_predicted_and_actual_stand_side_by_side() -> None:
     slow = compare(found, actual | {"images_per_s": 20.0})
     (rate,) = (row for _, row in speed_rows({"prediction": slow}) if row.startswith("rate"))
     assert rate.endswith("outside the interval")
-    few = {"prediction": slow, "roofline": stats_of_a_short_run()}
-    (rate,) = (row for _, row in speed_rows(few) if row.startswith("rate"))
-    assert rate.endswith("too short a run to tell")
     assert "10,000, time 59.5 s" in summary(found.to_dict())
     assert speed_rows({}) == speed_rows({"prediction": None}) == []
+
+
+def test_a_run_that_is_too_short_is_not_judged() -> None:
+    amount = Amount(10, 0)
+    actual = {"images": 10, "images_per_s": 20.0, "time_s": 9.0, "hours": 0.0002, "output_bytes": 12_000}
+    both = compare(predict(BASIS, amount, amount, POOL, "cpu", 64, 10), actual, judged=False)
+    assert both["within"] is None
+    short = stats_of_a_short_run()
+    assert speed_rows({"prediction": both, "roofline": short | {"judged": False}}) == [
+        ("Rate", "20.0 images/s, too short a run to judge")
+    ]
+    assert [name for name, _ in speed_rows({"roofline": short | {"judged": True}})] == [
+        "Roofline",
+        "Bottleneck",
+        "Each alone",
+    ]
+    assert speed_rows({"roofline": short})[0][0] == "Rate", "as written by an earlier version"
+
+
+def test_what_has_gone_by_of_a_start_is_known() -> None:
+    started = StartUp.under_way(passed_s=10.0, ray_s=8.0)
+    found = started.estimate()
+    assert found.likely == pytest.approx(10 + 1.2 * 8)
+    assert found.low > 10
+    assert found.high < 10 + 1.2 * 8 * 1.5
+    assert StartUp.under_way(2.0, 0.0).left_s == 2.0

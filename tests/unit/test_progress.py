@@ -22,7 +22,7 @@ def test_log_writes_a_line_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyP
             log.advance(50, 1, 250_000)
     assert text.getvalue().splitlines() == [
         "device: cpu",
-        "labelling 1000 images",
+        "labelling 1,000 images",
         "300 images (30%), 10.0 images/s, ETA 1:10, 2 failed",
         "400 images (40%), 10.0 images/s, ETA 1:00, 4 failed",
         "500 images (50%), 10.0 images/s, ETA 0:50, 6 failed",
@@ -42,6 +42,45 @@ def test_log_goes_by_bytes_while_images_are_not_counted(monkeypatch: pytest.Monk
         "labelling 4.0 MB of shards",
         "10 images (25%), 0.0 images/s, ETA 3:00:00, 0 failed",
     ]
+
+
+def test_before_the_first_segment_the_eta_is_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    meter = progress._Meter()
+    assert meter.eta == "-:--"
+    meter.start(100, 0, 0)
+    meter.expected_s = 70.0
+    clock[0] = 30.0
+    assert meter.eta == "0:40"
+    meter.add(10, 0, 0)
+    meter.add(10, 0, 0)  # another actor, at once: no rate of a thousand images a second
+    assert meter.eta == "0:40"
+    clock[0] = 34.0
+    meter.add(20, 0, 0)
+    assert (meter.eta, meter.rate) == ("0:08", 7.5)  # 30 images in 4 s: the start of the actors does not count
+    meter.expected_s = None
+    assert meter.eta == "0:08"
+
+
+def test_without_a_prediction_the_first_segment_gives_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    meter = progress._Meter()
+    meter.start(100, 0, 0)
+    clock[0] = 10.0
+    meter.add(10, 0, 0)
+    assert meter.eta == "1:30"
+
+
+def test_bar_shows_what_is_predicted() -> None:
+    text = io.StringIO()
+    bar = ProgressBar(Console(file=text, force_terminal=True, width=140))
+    bar.start(100, 1000, 0)
+    bar.expect(65.2)
+    bar._bar.refresh()
+    bar.stop()
+    assert "ETA 1:05 (predicted)" in text.getvalue()
 
 
 def test_bar_shows_rate_eta_and_failures() -> None:
