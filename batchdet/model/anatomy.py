@@ -18,6 +18,7 @@ _POINTWISE: Final = frozenset(
     {"Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Clip", "Elu", "Gelu", "Softplus", "Mish"}
     | {"BatchNormalization", "Exp", "PRelu", "QuickGelu", "Swish"}
 )
+_POOLING: Final = frozenset({"AveragePool", "MaxPool"})
 _ASKING: Final = frozenset({"Shape", "Size"})
 _STRIDES: Final = (2, 4, 8, 16, 32, 64, 128)
 _BACKBONE_SCOPE: Final = "backbone"
@@ -49,11 +50,13 @@ class Part:
         parameters: Numbers learned.
         gflops: 10^9 operations for one image on the canvas, a multiplication and an addition counted as two;
             convolutions and matrix products only.
+        unknown_products: Convolutions and products whose shape the graph does not tell; ``gflops`` lacks them.
     """
 
     name: PartName
     parameters: int
     gflops: float
+    unknown_products: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Anatomy:
                 "maps": [{"name": m.name, "stride": m.stride, "channels": m.channels} for m in self.of(part.name)],
                 "parameters": part.parameters,
                 "gflops": round(part.gflops, 4),
+                "unknown_products": part.unknown_products,
             }
             for part in self.parts
         }
@@ -105,7 +109,10 @@ class Anatomy:
                     for name, shape in self.outputs
                 ]
         total = sum(part.parameters for part in self.parts), sum(part.gflops for part in self.parts)
-        return [*lines, f"{'in all':<34}{total[0]:>14,}{total[1]:>10.2f}"]
+        lines.append(f"{'in all':<34}{total[0]:>14,}{total[1]:>10.2f}")
+        if unknown := [f"{part.unknown_products} of the {part.name}" for part in self.parts if part.unknown_products]:
+            lines.append(f"not in GFLOPs: products whose shape the graph does not tell ({', '.join(unknown)})")
+        return lines
 
 
 def read_anatomy(path: str, canvas: tuple[int, int]) -> Anatomy:
@@ -180,10 +187,7 @@ class _Dissection:
             return {self.maps[name]: name for name in scoped}
         ends = [name for n in self.merges for name in n.inputs if name in self.maps and name not in self.enlarged]
         ends += [n.inputs[0] for n in self.upsamplers if n.inputs[0] not in self.enlarged]
-        ends = [self._without_adapter(name, lambda into, out: out < into) for name in ends]
-        last: dict[int, str] = {}
-        for name in sorted(ends, key=self.graph.place.__getitem__):
-            last[self.maps[name]] = name
+        last = self._last_by_stride(self._without_laterals(ends))
         if not last:  # no neck: maps that never leave the plane are all the backbone there is
             plane = [name for name in self.maps if name not in self.enlarged and not self._is_branch(name)]
             return self._last_by_stride(plane)
@@ -191,6 +195,26 @@ class _Dissection:
         before = self.graph.before([last[finest]])
         coarser = {s: n for s, n in self._last_by_stride(n for n in self.maps if n in before).items() if s < finest}
         return coarser | last
+
+    def _without_laterals(self, ends: Iterable[str]) -> list[str]:
+        """Go back from what enters a neck to what the backbone has made.
+
+        A level that a neck adds of its own, such as PicoDet's of stride 64, is computed of a lateral of another one.
+        """
+        found = {end: self._without_lateral(end) for end in ends}
+        laterals = {end for end, stage in found.items() if end != stage}
+        return [stage for end, stage in found.items() if not self.graph.before([end]) & (laterals - {end})]
+
+    def _without_lateral(self, end: str) -> str:
+        """Go back before what only fits a finished map to the neck: other channels, or a coarser stride by pooling."""
+        node = self.graph.maker.get(end)
+        if (
+            node is not None
+            and node.kind in _POOLING
+            and self.maps.get(node.inputs[0], self.maps[end]) < self.maps[end]
+        ):
+            return node.inputs[0]
+        return self._without_adapter(end, lambda into, out: out < into)
 
     def _last_by_stride(self, names: Iterable[str]) -> dict[int, str]:
         return {self.maps[name]: name for name in sorted(names, key=self.graph.place.__getitem__)}
@@ -214,7 +238,8 @@ class _Dissection:
                 made = self.graph.maker.get(source)
                 closes = made is None or made.kind in _MERGING or source not in self.maps
                 into, out = (self.graph.shapes[n][1] or 0 for n in (source, at) if n in self.maps)
-                return source if node.kernel == (1, 1) and node.group == 1 and not closes and fits(into, out) else name
+                adapts = fits(into, out) or (len(self.graph.users[source]) > 1 and source not in self.enlarged)
+                return source if node.kernel == (1, 1) and node.group == 1 and not closes and adapts else name
             if node.kind not in _POINTWISE:
                 return name
             inputs = [n for n in node.inputs if n in self.maps]
@@ -241,10 +266,11 @@ class _Dissection:
 
     def _leaves(self, stride: int) -> list[str]:
         """List the maps of a stride with which branches leave the plane for good."""
+        outputs = {name for name, _ in self.graph.outputs}
         leaving = [
             name
             for name, its in self.maps.items()
-            if its == stride and any(map(self._leaves_the_plane, self.graph.users.get(name, ())))
+            if its == stride and (name in outputs or any(map(self._leaves_the_plane, self.graph.users.get(name, ()))))
         ]
         return [part for name in leaving for part in self._joined(name)]
 

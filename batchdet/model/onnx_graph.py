@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from batchdet.errors import ModelError
 from batchdet.model.runtimes import missing, one_line
@@ -37,6 +37,20 @@ class Node:
     def output(self) -> str:
         """The first output."""
         return self.outputs[0]
+
+
+class Cost(NamedTuple):
+    """What some nodes cost.
+
+    Args:
+        parameters: Numbers learned.
+        gflops: 10^9 operations of the convolutions and matrix products of known shape.
+        unknown_products: The others.
+    """
+
+    parameters: int
+    gflops: float
+    unknown_products: int
 
 
 @dataclass
@@ -86,19 +100,19 @@ class OnnxGraph:
                 open_ += [n for node in self.users.get(name, ()) for n in node.outputs]
         return found
 
-    def cost(self, names: set[str]) -> tuple[int, float]:
-        """Return parameters and GFLOPs of the nodes that make some tensors; a weight that is shared counts once."""
+    def cost(self, names: set[str]) -> Cost:
+        """Return what the nodes cost that make some tensors; a weight that is shared counts once."""
         nodes = [node for node in self.nodes if node.output in names]
         learned = {name for node in nodes for name in node.inputs if name in self.weights}
-        return sum(self.weights[name] for name in learned), sum(map(self._flops, nodes)) / 1e9
+        flops = [self._flops(node) for node in nodes if node.kind in _PRODUCTS]
+        known = sum(one for one in flops if one is not None)
+        return Cost(sum(self.weights[name] for name in learned), known / 1e9, flops.count(None))
 
-    def _flops(self, node: Node) -> float:
-        """Twice the multiplications of a convolution or product; 0 where lengths are not known."""
-        if node.kind not in _PRODUCTS:
-            return 0.0
+    def _flops(self, node: Node) -> float | None:
+        """Twice the multiplications of a convolution or product; None if lengths are not known."""
         sizes = [self.shapes.get(name, ()) for name in (node.output, *node.inputs[:2])]
         if any(not shape or None in shape for shape in sizes):
-            return 0.0
+            return None
         out, first, second = ([n or 0 for n in shape] for shape in sizes)
         if node.kind == "Conv":
             return 2.0 * math.prod(out) * math.prod(second[1:])
@@ -124,9 +138,9 @@ def read_graph(path: str, canvas: tuple[int, int]) -> OnnxGraph:
         raise missing("onnx", "cpu") from error
     try:
         model = onnx.load(path, load_external_data=False)
+        _forget_shapes(model.graph)
         for value in model.graph.input:
             _fix(value.type.tensor_type.shape.dim, canvas)
-        del model.graph.value_info[:]  # an exporter's notes may speak of other shapes
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:
         raise ModelError(f"the graph cannot be read: {one_line(error)}") from error
@@ -136,6 +150,19 @@ def read_graph(path: str, canvas: tuple[int, int]) -> OnnxGraph:
     weights = {t.name: math.prod(t.dims) for t in graph.initializer if t.data_type in floats}
     nodes = tuple(_node(node) for node in graph.node)
     return OnnxGraph(nodes, shapes, weights, tuple((v.name, _shape(v)) for v in graph.output))
+
+
+def _forget_shapes(graph: Any) -> None:
+    """Leave of a graph's notes those alone that hold for any canvas.
+
+    Exporters note shapes that hold for their own canvas. Paddle and older versions of PyTorch list weights as inputs.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:], graph.value_info[:]
+    graph.input.extend(inputs)
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
 
 
 def _fix(axes: Any, canvas: tuple[int, int]) -> None:

@@ -83,6 +83,12 @@ def find_family(
     if not matches:
         for contradiction in filter(None, objections.values()):
             raise contradiction
+    if len(signature.outputs) > 1 and all(len(o.shape) == 2 and (o.shape[0] or 1) > 1 for o in signature.outputs):
+        raise _no_family(
+            f"the outputs have no batch axis, as NanoDet of 2021 wrote them: {seen}. Export the model again with a "
+            "newer version of its tools (one output [N, anchors, classes + 32]), or write a head for it "
+            "(model.family: MODULE:CLASS)"
+        )
     if len(matches) != 1:
         families = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
         found = f"several families ({', '.join(matches)})" if matches else "no family of detectors"

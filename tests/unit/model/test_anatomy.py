@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from batchdet.errors import ModelError
 from batchdet.model.anatomy import read_anatomy
 from batchdet.model.fetch import BUILTIN_SAMPLE, fetch_model
-from tests import tiny_onnx
+from tests import tiny_onnx, tiny_pyramids
 
 # (stride, channels) of the backbone's stages from stride 8 on, of the neck's levels; millions of parameters; GFLOPs
 PUBLISHED = {
@@ -72,6 +72,62 @@ def test_a_detector_without_a_neck_is_backbone_and_head(tmp_path: Path) -> None:
     flops = 2 * 9 * (32 * 32 * 4 * 3 + 16 * 16 * 8 * 4 + 8 * 8 * 16 * 8)
     assert sum(part.gflops for part in anatomy.parts) * 1e9 == pytest.approx(flops)
     assert [m.name for m in anatomy.plane] == ["c0", "stage0", "c1", "stage1", "c2", "stage2"]
+
+
+PHONES = {
+    "picodet": (tiny_pyramids.picodet, [(8, 96), (16, 192), (32, 384)], [(s, 96) for s in (8, 16, 32, 64)]),
+    "nanodet": (tiny_pyramids.nanodet, [(8, 116), (16, 232), (32, 464)], [(s, 96) for s in (8, 16, 32)]),
+    "fastestdet": (tiny_pyramids.fastestdet, [(8, 48), (16, 96), (32, 192)], [(16, 96)]),
+}
+
+
+@pytest.mark.parametrize("name", PHONES)
+@pytest.mark.parametrize("canvas", [128, 256])
+def test_detectors_for_phones(tmp_path: Path, name: str, canvas: int) -> None:
+    make, stages, levels = PHONES[name]
+    anatomy = read_anatomy(str(make(tmp_path / "m.onnx", canvas)), (canvas, canvas))
+    assert [(m.stride, m.channels) for m in anatomy.of("backbone") if m.stride >= 8] == stages
+    assert [(m.stride, m.channels) for m in anatomy.of("neck")] == levels
+    assert [part.name for part in anatomy.parts] == ["backbone", "neck", "head"]
+    assert not any(part.unknown_products for part in anatomy.parts)
+
+
+@pytest.mark.parametrize("levels", [64, 96, 128, 256])
+@pytest.mark.parametrize("separable_backbone", [False, True])
+def test_laterals_belong_to_the_neck_whatever_their_width(
+    tmp_path: Path, levels: int, separable_backbone: bool
+) -> None:
+    path = tiny_pyramids.picodet(tmp_path / "m.onnx", 128, levels, separable_backbone)
+    anatomy = read_anatomy(str(path), (128, 128))
+    assert [(m.stride, m.channels) for m in anatomy.of("backbone") if m.stride >= 8] == [(8, 96), (16, 192), (32, 384)]
+    assert [(m.stride, m.channels) for m in anatomy.of("neck")] == [(s, levels) for s in (8, 16, 32, 64)]
+
+
+def test_weights_among_the_inputs_and_wrong_notes_change_nothing(tmp_path: Path) -> None:
+    path = tiny_pyramids.nanodet(tmp_path / "m.onnx")
+    plain = onnx.load(path)
+    del plain.graph.input[1:], plain.graph.value_info[:]
+    for output in plain.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    onnx.save(plain, tmp_path / "plain.onnx")
+    assert read_anatomy(str(path), (128, 128)) == read_anatomy(str(tmp_path / "plain.onnx"), (128, 128))
+
+
+def test_products_of_unknown_shape_are_said(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("NonZero", ["images"], ["places"]),  # as many columns as the pixels say
+        helper.make_node("Cast", ["places"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["output0"]),
+    ]
+    weights = [numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")]
+    ends = [value("images", TensorProto.FLOAT, ["N", 3, "H", "W"])], [value("output0", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", *ends, weights)
+    anatomy = read_anatomy(str(tiny_onnx.save(tmp_path / "m.onnx", graph, {})), (64, 64))
+    assert [(part.name, part.parameters, part.unknown_products) for part in anatomy.parts] == [("head", 8, 1)]
+    assert anatomy.to_dict()["parts"]["head"]["unknown_products"] == 1
+    assert "1 of the head" in anatomy.describe()[-1]
 
 
 def test_no_graph_no_anatomy(tmp_path: Path) -> None:

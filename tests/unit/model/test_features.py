@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from batchdet.errors import SpecError
+from batchdet.errors import ModelError, SpecError
 from batchdet.geometry.letterbox import Letterbox
 from batchdet.model.anatomy import Anatomy, FeatureMap
+from batchdet.model.detector import Detector
 from batchdet.model.features import Pooling, choose_pooling, level_by_size, pool_boxes
 from batchdet.records.detections import Detections
 from batchdet.spec import ModelSpec
+from tests import tiny_pyramids
 
 RNG = np.random.default_rng(0)
 FINE, MIDDLE, COARSE = (FeatureMap("backbone", f"b{s}", s, c) for s, c in ((4, 8), (8, 16), (16, 24)))
@@ -112,3 +114,23 @@ def test_a_part_or_tensor_that_is_not_there():
     with pytest.raises(SpecError, match=r"has no map 'x'; take auto, .* such as 'b16'"):
         choose_pooling(ModelSpec(uri="m", features="image", features_from="x"), bare)
     assert choose_pooling(ModelSpec(uri="m"), bare) is None
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_graph_that_lists_weights_as_inputs_has_features(tmp_path, runtime):
+    path = tiny_pyramids.picodet(tmp_path / "m.onnx")
+    for kind, size in (("image", 384), ("boxes", 96 + 192 + 384)):
+        detector = Detector(ModelSpec(uri=str(path), features=kind, runtime=runtime), str(path), "0" * 64)
+        assert detector.features["size"] == size
+        letterbox = detector.letterbox(100, 80)
+        canvas = np.zeros((letterbox.canvas[1], letterbox.canvas[0], 3), np.uint8)
+        (found,) = detector.detect(canvas[None], [letterbox])
+        vectors = found.image_features if kind == "image" else found.features
+        assert vectors.shape[-1] == size
+
+
+def test_outputs_without_a_batch_axis_name_the_way_out(tmp_path):
+    path = tiny_pyramids.nanodet(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="no batch axis") as caught:
+        Detector(ModelSpec(uri=str(path)), str(path), "0" * 64)
+    assert (caught.value.code, caught.value.key) == ("model.family", "model.family")
