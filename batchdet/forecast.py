@@ -68,6 +68,8 @@ def forecast(plan: Plan, measure: bool = True) -> Forecast:
     """
     if plan.finished_run_id is not None:
         return Forecast(None, "there is nothing to do")
+    if plan.derivation is not None:
+        return Forecast(None, "rows are derived without the model")
     notes, model = [], None
     device = "gpu" if plan.spec.compute.device == "gpu" or gpu_count() else "cpu"
     if measure:

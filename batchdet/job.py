@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import numpy as np
+
 from batchdet import storage
 from batchdet.errors import BatchdetError, ConservationError, TooManyFailures
 from batchdet.failpoint import failpoint
@@ -13,7 +15,11 @@ from batchdet.forecast import Account, segment_rows, trial_of
 from batchdet.model.families.plugin import plugin_to_ship
 from batchdet.places import check_apart, check_space, check_writable, in_full
 from batchdet.plan import Plan, cut_of, plan_job
+from batchdet.results.derive import derived_segments
+from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_warning
+from batchdet.results.record import read_record
+from batchdet.source.inventory import Inventory
 from batchdet.source.listing import in_words
 from batchdet.source.shards import ShardPlan
 from batchdet.spec import JobSpec
@@ -22,7 +28,7 @@ from batchdet.table import commit
 from batchdet.table.gather import ExpectedShard
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
-from batchdet.table.manifest import Manifest, list_runs, run_folder
+from batchdet.table.manifest import Manifest, committed_runs, list_runs, run_folder
 from batchdet.table.refusal import clear_refusal
 from batchdet.table.staging import StagedShard, list_staged
 
@@ -66,7 +72,8 @@ class Run:
     Args:
         run_id: The committed run.
         output: Folder of the tables.
-        status: ``committed``, or ``nothing_new`` when a committed run holds everything already.
+        status: ``committed``; ``derived``, made from the rows of earlier runs; ``made_current``, a run without rows
+            that makes complete settings current again; or ``nothing_new`` when committed runs hold everything already.
         images_ok: Labelled images of the run.
         images_failed: Failed images of the run.
         wall_s: Seconds from start to end.
@@ -159,18 +166,24 @@ def _take_steps(spec: JobSpec, command: _Command) -> Run:
                 break
             run_id = plan.resume_run_id or new_run_id(list_runs(out))
             try:
-                done.append(_label(plan, run_id, command, probe, step_started))
+                if plan.derivation is not None:
+                    done.append(_derive(plan, command, step_started))
+                else:
+                    done.append(_label(plan, run_id, command, probe, step_started))
             except _OF_ONE_RUN as error:
                 if plan.resume_run_id is None and not isinstance(error, TooManyFailures):
                     raise
                 failed[run_id] = error
-        if plan.resume_run_id is None or not plan.later_objects:
+        if not plan.later_objects or (plan.resume_run_id is None and plan.derivation is None):
             break
     quarantine = _quarantine(plan, done)
     if quarantine:
         command.watcher.say(f"warning: {quarantine_warning(quarantine)}")
     if failed:
         raise _with_the_others(failed, done)
+    newest = max((*plan.committed, *(run.manifest for run in done)), key=lambda manifest: manifest.run_id)
+    if newest.fingerprint != plan.fingerprint and (done or plan.makes_current):
+        done.append(_make_current(plan, done[-1].run_id if done else str(plan.finished_run_id), command))
     wall_s = time.monotonic() - started
     if done:
         return replace(done[-1], wall_s=wall_s, earlier=tuple(done[:-1]), quarantine=quarantine)
@@ -257,15 +270,9 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
             segment_rows=rows,
             fresh=plan.fresh,
         )
-        spec_text = dump_job(spec)
         lease.name_run(run_id)
         clear_refusal(out, run_id)
-        storage.write_bytes(storage.join(run_folder(out, run_id), "spec.yaml"), spec_text.encode())
-        failpoint("run.spec.after")
-        inventory.write(storage.join(run_folder(out, run_id), "inventory.parquet"))
-        failpoint("run.inventory.after")
-        lineage.write(out)
-        failpoint("run.lineage.after")
+        spec_text = _write_records(inventory, spec, lineage)
         left = _left(plan.shards, staged)
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
         images_done = _done_images(plan.shards, left)
@@ -310,18 +317,118 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         commit.Before(plan.retried_images, frozenset(shard.uri for shard in plan.quarantine)),
         lambda output_bytes: {"passed_over": dict(plan.passed_over)} | account.close(wall_s, output_bytes),
     )
-    failpoint("run.committed")
-    commit.mark_newest(out, max([run_id, *(m.run_id for m in plan.committed)]))
-    return Run(
-        run_id,
+    run = _closed(manifest, "committed", plan, started)
+    return replace(run, measured=account.measured | _say_passed_over(plan, run_id, watcher))
+
+
+def _derive(plan: Plan, command: _Command, started: float) -> Run:
+    """Make the rows of what a plan holds from those of earlier runs, and commit them."""
+    spec, out, derivation = plan.spec, plan.spec.output.uri, plan.derivation
+    assert derivation is not None
+    _say_plan(plan, command.watcher)
+    lineage, resumed = _without_model(plan, derivation.run_ids, command)
+    spec_text = _write_records(plan.inventory, spec, lineage)
+    command.watcher.start(plan.shards.image_count, plan.shards.size_bytes, 0)
+    lenient = spec.policy.model_copy(update={"max_failed_fraction": 1.0, "max_bad_shard_fraction": 1.0})
+    manifest = commit.commit_run(
         out,
-        "committed",
-        manifest.images_ok,
-        manifest.images_failed,
+        spec.model_copy(update={"policy": lenient}),  # what failed was committed before
+        spec_text,
+        lineage,
+        (ExpectedShard(s.shard_id, s.shard_uri, s.first_position, s.image_count) for s in plan.shards),
+        plan.inventory.carried,
+        _labels_of(out, derivation.run_ids[-1]),
         time.monotonic() - started,
-        manifest,
-        account.measured | _say_passed_over(plan, run_id, watcher),
+        command.watcher.committing,
+        command.lease.check,
+        resumed,
+        segments=derived_segments(derivation, plan.inventory, plan.shards, lineage, out),
     )
+    return _closed(manifest, "derived", plan, started)
+
+
+def _make_current(plan: Plan, run_id: str, command: _Command) -> Run:
+    """Commit a run without rows, so that the settings of a complete run are current again.
+
+    Args:
+        plan: A plan of these settings.
+        run_id: The newest run of these settings.
+        command: What all steps share.
+    """
+    started = time.monotonic()
+    spec, out = plan.spec, plan.spec.output.uri
+    nothing = plan.inventory.keep(np.zeros(plan.inventory.objects.num_rows, bool))
+    plan = replace(plan, inventory=nothing)
+    lineage, _ = _without_model(plan, (run_id,), command)
+    command.watcher.say(
+        f"nothing is labelled: run {run_id} and those before it hold everything with these settings; "
+        f"run {lineage.run_id} makes them current again"
+    )
+    spec_text = _write_records(nothing, spec, lineage)
+    manifest = commit.make_current(out, spec, spec_text, lineage, _labels_of(out, run_id), command.lease.check)
+    return _closed(manifest, "made_current", plan, started)
+
+
+def _without_model(plan: Plan, run_ids: tuple[str, ...], command: _Command) -> tuple[Lineage, bool]:
+    """Make the lineage of a run that takes what it knows from earlier ones.
+
+    A process that was killed in such a run has left one that no command resumes: its id is taken again.
+
+    Returns:
+        The lineage, and whether its run was begun before.
+    """
+    out = plan.spec.output.uri
+    begun = next((run for run in unfinished_runs(out, committed_runs(out)) if _can_be_begun_again(run, plan)), None)
+    run_id = begun.run_id if begun else new_run_id(list_runs(out))
+    earlier = Lineage.read(out, run_ids[-1])
+    lineage = Lineage(
+        run_id=run_id,
+        name=plan.spec.name,
+        fingerprint=plan.fingerprint,
+        inventory_digest=plan.inventory.digest,
+        started_at=now(),
+        model=earlier.model if earlier else {},
+        versions=versions(),
+        machine=machine(),
+        computed=earlier.computed if earlier else {},
+        cut=cut_of(plan.spec),
+        derived_from=run_ids,
+    )
+    command.lease.name_run(run_id)
+    clear_refusal(out, run_id)
+    return lineage, begun is not None
+
+
+def _can_be_begun_again(run: Unfinished, plan: Plan) -> bool:
+    lineage = run.lineage
+    return bool(lineage and lineage.derived_from and lineage.fingerprint == plan.fingerprint and not run.newer)
+
+
+def _write_records(inventory: Inventory, spec: JobSpec, lineage: Lineage) -> str:
+    """Write what a run's folder holds from its beginning on, and return the text of its spec."""
+    out, folder = spec.output.uri, run_folder(spec.output.uri, lineage.run_id)
+    spec_text = dump_job(spec)
+    storage.write_bytes(storage.join(folder, "spec.yaml"), spec_text.encode())
+    failpoint("run.spec.after")
+    inventory.write(storage.join(folder, "inventory.parquet"))
+    failpoint("run.inventory.after")
+    lineage.write(out)
+    failpoint("run.lineage.after")
+    return spec_text
+
+
+def _labels_of(out: str, run_id: str) -> list[str]:
+    labels: list[str] = read_record(out, run_id, "stats.json").get("labels", [])
+    return labels
+
+
+def _closed(manifest: Manifest, status: str, plan: Plan, started: float) -> Run:
+    """Name the newest run in the output, and return a committed one."""
+    out = plan.spec.output.uri
+    failpoint("run.committed")
+    commit.mark_newest(out, max([manifest.run_id, *(m.run_id for m in plan.committed)]))
+    wall_s = time.monotonic() - started
+    return Run(manifest.run_id, out, status, manifest.images_ok, manifest.images_failed, wall_s, manifest)
 
 
 def _say_passed_over(plan: Plan, run_id: str, watcher: Watcher) -> dict[str, Any]:

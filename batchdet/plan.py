@@ -16,6 +16,7 @@ from batchdet.model.stated import check_classes
 from batchdet.places import check_apart, check_not_own_tables, in_full
 from batchdet.records.hive import is_too_long, why_not
 from batchdet.results.changes import name_changes, name_cut_change, name_source_change
+from batchdet.results.derive import Derivation, find_derivation
 from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_to_dict
 from batchdet.results.settings import fingerprint_of
@@ -44,7 +45,8 @@ class Plan:
         known_objects: Source objects that committed runs hold already and that are left alone.
         retried_objects: Source objects of ``inventory`` that hold images which failed in committed runs.
         retried_images: Those images.
-        later_objects: Source objects that come after this run, because an unfinished one is resumed first.
+        later_objects: Source objects that come after this run, because an unfinished one is resumed first, or because
+            others are derived first.
         passed_over: What else the listing holds: kind -> how many.
         note: What to know of how the source was read (no header line, renamed columns); "" for nothing.
         model_sha256: Digest of the model's bytes.
@@ -57,6 +59,12 @@ class Plan:
         committed: Every committed run of the output, oldest first.
         quarantine: Shards that runs of this fingerprint could not read to their end.
         fresh: Whether everything is labelled again.
+        derivation: How the rows of ``inventory`` are made from committed ones, without the model; None labels them.
+        makes_current: Whether there is nothing to label, and a run without rows makes these settings current again.
+        relabelled_objects: Source objects that the current settings hold and these do not, so that they are labelled
+            again.
+        relabelled_bytes: Their listed bytes.
+        settings_change: What differs from the current settings; "" when nothing.
     """
 
     spec: JobSpec
@@ -78,6 +86,11 @@ class Plan:
     committed: Sequence[Manifest] = field(default=(), repr=False)
     quarantine: Sequence[Quarantined] = field(default=(), repr=False)
     fresh: bool = False
+    derivation: Derivation | None = field(default=None, repr=False)
+    makes_current: bool = False
+    relabelled_objects: int = 0
+    relabelled_bytes: int = 0
+    settings_change: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``plan --json``."""
@@ -104,6 +117,11 @@ class Plan:
             "resume_run_id": self.resume_run_id,
             "finished_run_id": self.finished_run_id,
             "why": self.why,
+            "derived_from": list(self.derivation.run_ids) if self.derivation else [],
+            "makes_current": self.makes_current,
+            "relabelled_objects": self.relabelled_objects,
+            "relabelled_bytes": self.relabelled_bytes,
+            "settings_change": self.settings_change,
             "quarantine": quarantine_to_dict(self.quarantine),
         }
 
@@ -120,6 +138,7 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
         SourceError: The source cannot be listed or holds nothing.
         OutputError: The output lies in the source, or cannot be read.
         ModelError: The model cannot be fetched or has another digest.
+        SpecError: ``policy.on_settings_change`` is ``refuse``, and objects would be labelled again.
     """
     spec = in_full(spec)
     out = spec.output.uri
@@ -150,6 +169,18 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
     if going_on is not None and going_on.inventory is not None:
         inventory = going_on.inventory.keep(going_on.inventory.held_by(inventory.objects))
         retried_images = np.where(listed.held_by(inventory.objects), retried_images, 0)
+    derivation = None
+    if going_on is None and spec.policy.incremental and not fresh:
+        new = listed.keep(todo & (retried_images == 0))
+        derivation = find_derivation(spec, new, committed, model.sha256, job.fingerprint)
+        if derivation is not None:
+            inventory = new.keep(derivation.exact)
+    rest = listed.keep(todo).without(inventory.objects) if derivation else listed.keep(todo)
+    current = committed[-1].fingerprint if committed else job.fingerprint
+    relabelled = rest if current != job.fingerprint and not fresh else rest.keep(np.zeros(rest.objects.num_rows, bool))
+    if relabelled.objects.num_rows:
+        held = compare(out, relabelled, [m for m in committed if m.fingerprint == current], False).known
+        relabelled = relabelled.keep(held)
     known = int(np.count_nonzero(~todo))
     plan = Plan(
         spec=spec,
@@ -171,8 +202,30 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
         committed=committed,
         quarantine=find_quarantine(out, [m for m in committed if m.fingerprint == job.fingerprint]),
         fresh=fresh,
+        derivation=derivation,
+        makes_current=nothing and current != job.fingerprint and finished[-1].fingerprint == job.fingerprint,
+        relabelled_objects=relabelled.objects.num_rows,
+        relabelled_bytes=plan_shards(relabelled, SLICE_ROWS).size_bytes,
+        settings_change=""
+        if current == job.fingerprint
+        else name_changes(out, committed[-1].run_id, spec, job.source_format, job.model_sha256),
     )
+    if plan.relabelled_objects and spec.policy.on_settings_change == "refuse":
+        raise SpecError(
+            f"policy.on_settings_change: refuse, and since run {committed[-1].run_id} {plan.settings_change}; "
+            f"{_amount(plan)} would be labelled again",
+            code="policy.settings_changed",
+            key="policy.on_settings_change",
+            hint="--set policy.on_settings_change=relabel labels them again",
+        )
     return replace(plan, why=_why(plan, job, finished, emptied, obstacle))
+
+
+def _amount(plan: Plan) -> str:
+    """Say how much of what the current settings hold is to be labelled again."""
+    one = plan.relabelled_objects == 1
+    size = f" ({plan.relabelled_bytes / 1e6:,.1f} MB)" if plan.relabelled_bytes else ""
+    return f"{plan.relabelled_objects:,} source object{'' if one else 's'}{size} of the current settings"
 
 
 @dataclass(frozen=True)
@@ -260,6 +313,8 @@ def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool)
         return run.ended
     if run.lineage.fresh != job.fresh:
         return f"it was begun {'with' if run.lineage.fresh else 'without'} --fresh"
+    if run.lineage.derived_from:
+        return "it labels nothing, and what it was to derive is derived again"
     if run.lineage.fingerprint != job.fingerprint and not in_detail:
         return "it has other settings"
     if run.lineage.fingerprint != job.fingerprint:
@@ -287,6 +342,8 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
     if plan.finished_run_id and emptied:
         return f"{job.spec.source.uri} holds nothing any more; the last run over it is {plan.finished_run_id}"
     known = f"{plan.known_objects} source objects are labelled already"
+    if plan.makes_current:
+        return f"{known} with these settings, the last of them by run {plan.finished_run_id}; they become current again"
     if plan.finished_run_id:
         return f"{known}, the last of them by run {plan.finished_run_id}; --fresh labels them again"
     reasons = []
@@ -295,14 +352,21 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
     elif obstacle:
         reasons.append(f"a new run, because {obstacle}")
     elif plan.committed and not finished:
-        newest = plan.committed[-1].run_id
-        changes = name_changes(job.out, newest, job.spec, job.source_format, job.model_sha256)
-        reasons.append(f"a new run, because since run {newest} {changes}")
+        reasons.append(f"a new run, because since run {plan.committed[-1].run_id} {plan.settings_change}")
     elif finished and not plan.known_objects and not plan.retried_objects:
         moved = name_source_change(job.out, finished[-1].run_id, job.spec)
         reasons.append(f"a new run, because {moved or 'no source object is as a run has labelled it'}")
     if plan.known_objects:
         reasons.append(known)
+    if plan.derivation:
+        count = plan.inventory.objects.num_rows
+        newest = plan.derivation.run_ids[-1]
+        reasons.append(
+            f"{count:,} of {count + plan.later_objects:,} source objects can be derived from run {newest} "
+            f"({plan.derivation.changes}), without running the model"
+        )
+    if plan.relabelled_objects:
+        reasons.append(f"{_amount(plan)} {'is' if plan.relabelled_objects == 1 else 'are'} labelled again")
     if plan.retried_images:
         where = (
             "" if job.source_format in {"folder", "uri_list"} else f" with the {plan.retried_objects} files they are in"

@@ -336,6 +336,11 @@ class PolicySpec(_Part):
         description="failed: label images again that failed in committed runs (of a tar or Parquet file the whole "
         "file); meant for a run after mending: --set policy.retry=failed.",
     )
+    on_settings_change: Literal["relabel", "refuse"] = Field(
+        "relabel",
+        description="What to do if the settings differ from the output's current ones and objects that these hold "
+        "would be labelled again: relabel them, or refuse with exit status 2.",
+    )
     when_locked: Literal["fail", "wait"] = Field(
         "fail", description="Another run holds the output: fail with exit status 4, or wait until it ends."
     )

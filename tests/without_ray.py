@@ -13,15 +13,17 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchdet.failpoint import failpoint
+from batchdet.model.labels import class_numbers
 from batchdet.records.schema import DETECTIONS, IMAGES, image_id
 from batchdet.records.segment import LabelledSegment, Segment
 from batchdet.roofline import Pool
 from batchdet.source.reader import read_segments
 from batchdet.source.shards import ShardPlan
-from batchdet.spec import JobSpec
+from batchdet.spec import JobSpec, ModelSpec
 from batchdet.table.staging import staged_folder, write_staged
 
 LABELS = ["car", "dog", "person"]
@@ -48,7 +50,7 @@ def job(source: Path | str, out: Path | str, **parts: Any) -> JobSpec:
     return JobSpec.model_validate_json(json.dumps(plain))
 
 
-def _label(segment: Segment, run_id: str) -> LabelledSegment:
+def _label(segment: Segment, run_id: str, model: ModelSpec) -> LabelledSegment:
     images, detections = [], []
     for row, data in zip(segment.members.to_pylist(), segment.data, strict=True):
         content = bytes(data) if data is not None else b""
@@ -58,7 +60,10 @@ def _label(segment: Segment, run_id: str) -> LabelledSegment:
             row |= {"error_code": "corrupt" if BAD in content else "crashed", "error_message": "it is bad"}
         ok = row["error_code"] is None
         digest = hashlib.sha256(content).digest()
-        found = 0 if not ok or EMPTY in content else 1 + digest[0] % 3
+        count = 0 if not ok or EMPTY in content else 1 + digest[0] % 3
+        boxes = [(0.9 - n / 10, digest[n + 1] % 3, float(digest[n + 4])) for n in range(count)]
+        boxes = [box for box in boxes if _is_kept(box[0], box[1], model)][: model.max_detections]
+        found = len(boxes)
         key = {"run_id": run_id, "image_id": image_id(row["shard_uri"], row["member"])}
         images.append(
             key
@@ -68,20 +73,20 @@ def _label(segment: Segment, run_id: str) -> LabelledSegment:
                 "width_px": 640 if ok else None,
                 "height_px": 480 if ok else None,
                 "detection_count": found,
-                "max_score": 0.9 if found else None,
+                "max_score": boxes[0][0] if found else None,
             }
         )
         detections += [
             key
             | {
                 "detection_index": n,
-                "class_id": digest[n + 1] % 3,
-                "label": LABELS[digest[n + 1] % 3],
-                "score": 0.9 - n / 10,
-                **dict.fromkeys(("x_min", "y_min"), float(digest[n + 4])),
+                "class_id": class_id,
+                "label": LABELS[class_id],
+                "score": score,
+                **dict.fromkeys(("x_min", "y_min"), corner),
                 **dict.fromkeys(("x_max", "y_max"), 300.0),
             }
-            for n in range(found)
+            for n, (score, class_id, corner) in enumerate(boxes)
         ]
     carried = list(segment.members.schema)[7:]
     return LabelledSegment(
@@ -94,6 +99,11 @@ def _label(segment: Segment, run_id: str) -> LabelledSegment:
         {"decode": 0.001},
         segment.passed_over,
     )
+
+
+def _is_kept(score: float, class_id: int, model: ModelSpec) -> bool:
+    wanted = model.classes is None or class_id in class_numbers(model.classes, LABELS)
+    return wanted and bool(np.float32(score) >= np.float32(model.score_threshold))
 
 
 def _label_segments(
@@ -110,7 +120,7 @@ def _label_segments(
         already = done.get(shard.shard_id, frozenset())
         compute = spec.compute
         for segment in read_segments(shard, spec.source, carried, compute.segment_rows, compute.segment_bytes, already):
-            write_staged(staged_folder(out, run_id), _label(segment, run_id))
+            write_staged(staged_folder(out, run_id), _label(segment, run_id, spec.model))
             yield SimpleNamespace(images=len(segment.data), failed=0, size_bytes=segment.size_bytes, times_s={})
 
 
@@ -121,7 +131,7 @@ def _no_ray(*arguments: Any) -> Iterator[None]:
 
 def _probed(trial: Any) -> SimpleNamespace:
     model = SimpleNamespace(
-        card={"sha256": trial.sha256},
+        card={"sha256": trial.sha256, "labels": LABELS},
         labels=LABELS,
         placement=None,
         rehearsed=None,

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,13 @@ from batchdet.text import escape
 
 if TYPE_CHECKING:
     from batchdet.spec import JobSpec
+
+_DONE: Final = {
+    "committed": "",
+    "derived": "derived without the model, ",
+    "made_current": "makes its settings current, ",
+}
+"""What a run says of itself -> what is printed before its counts."""
 
 
 @app.command(rich_help_panel=RUN)
@@ -71,11 +78,12 @@ def _run(spec: "JobSpec", fresh: bool, as_json: bool, verbose: bool, path: str |
                 **done.measured,
             }
         )
-    elif done.status == "committed":
+    elif done.status != "nothing_new":
         for each in (*done.earlier, done):
             print(
-                f"run {each.run_id}: {each.images_ok + each.images_failed} images ({each.images_failed} failed), "
-                f"{sum(p.rows for p in each.manifest.detections)} detections in {each.wall_s:.1f} s"
+                f"run {each.run_id}: {_DONE[each.status]}{each.images_ok + each.images_failed} images "
+                f"({each.images_failed} failed), {sum(p.rows for p in each.manifest.detections)} detections "
+                f"in {each.wall_s:.1f} s"
             )
         print_facts([(name.lower(), text) for name, text in speed_rows(done.measured)])
         print(f"tables: {done.output}\nlook:   batchdet show {shlex.quote(done.output)}")
@@ -98,7 +106,7 @@ def plan(
     from batchdet.source.listing import in_words
 
     plan = plan_job(load(job, set_), fresh)
-    if not no_measure and plan.finished_run_id is None:
+    if not no_measure and plan.finished_run_id is None and plan.derivation is None:
         print("trying the model on some of the images ...", file=sys.stderr, flush=True)
     outlook = forecast(plan, not no_measure)
     planned = plan.to_dict() | outlook.to_dict()
@@ -125,8 +133,12 @@ def plan(
                 "a run would",
                 f"go on with {planned['resume_run_id']}"
                 if planned["resume_run_id"]
+                else "make these settings current again, without labelling"
+                if planned["makes_current"]
                 else f"do nothing: {planned['finished_run_id']} holds all of it"
                 if planned["finished_run_id"]
+                else "derive rows without the model"
+                if planned["derived_from"]
                 else "start anew",
             ),
             *([("because", planned["why"])] if planned["why"] else []),

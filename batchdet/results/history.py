@@ -19,13 +19,13 @@ from batchdet.source.inventory import Inventory
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, list_runs, run_folder
 
-_FAILED_KEY: Final = {
+OBJECT_KEY: Final = {
     "webdataset": ("shard_uri",),
     "parquet": ("shard_uri",),
     "folder": ("uri",),
     "uri_list": ("shard_uri", "member"),
 }
-"""Columns of the images table that name the source object to read again, by format."""
+"""Columns of the images table that name the source object of an image, by format."""
 
 _READERS: Final = 8
 _MOST_TOGETHER: Final = 64
@@ -38,10 +38,12 @@ class Standing:
 
     Args:
         known: Per object, whether a run holds it.
+        holders: Per object, the place in the list of runs of the one that holds it; -1 for none.
         failed_images: Per object, the images that failed in that run; all 0 when nobody asked.
     """
 
     known: npt.NDArray[np.bool_]
+    holders: npt.NDArray[np.int64]
     failed_images: npt.NDArray[np.int64]
 
 
@@ -62,6 +64,7 @@ def compare(out: str, listed: Inventory, runs: Sequence[Manifest], with_failures
     """
     count = listed.objects.num_rows
     known, undecided = np.zeros(count, bool), np.ones(count, bool)
+    found = np.full(count, -1, np.int64)
     failed_images = np.zeros(count, np.int64)
     left = list(reversed(runs))
     together = 1
@@ -76,9 +79,10 @@ def compare(out: str, listed: Inventory, runs: Sequence[Manifest], with_failures
             if passing:
                 held &= ~pc.is_in(listed.objects["uri"], pa.array(passing, pa.string())).to_numpy()
             known |= held
+            found[held] = len(left) + len(newest) - 1 - place
             if with_failures and manifest.images_failed and held.any():
-                failed_images[held] = _failed_images(out, manifest, listed)[held]
-    return Standing(known, failed_images)
+                failed_images[held] = count_images(out, manifest, listed, _FAILED)[held]
+    return Standing(known, found, failed_images)
 
 
 def _read_keys(out: str, runs: Sequence[Manifest]) -> list[pa.Table]:
@@ -86,13 +90,23 @@ def _read_keys(out: str, runs: Sequence[Manifest]) -> list[pa.Table]:
         return list(pool.map(lambda m: Inventory.read_keys(_inventory_uri(out, m.run_id)), runs))
 
 
-def _failed_images(out: str, manifest: Manifest, listed: Inventory) -> npt.NDArray[np.int64]:
-    """Count, per listed object, the images of it that failed in a run."""
-    names = _FAILED_KEY[listed.format]
+_FAILED: Final = pc.field("status") == STATUS_FAILED
+
+
+def count_images(out: str, manifest: Manifest, listed: Inventory, which: pc.Expression) -> npt.NDArray[np.int64]:
+    """Count, per listed object, some of the images that a run has of it.
+
+    Args:
+        out: The output's URI.
+        manifest: The run.
+        listed: The objects.
+        which: What holds for the rows of ``images`` that count.
+    """
+    names = OBJECT_KEY[listed.format]
     rows = RunTables(out, [manifest], "images").dataset()
-    failed = rows.to_table(columns=list(names), filter=pc.field("status") == STATUS_FAILED)
+    rows_of = rows.to_table(columns=list(names), filter=which)
     columns = ("list_uri", "member") if listed.format == "uri_list" else ("uri",)
-    counts = pc.value_counts(_joined(failed, names))
+    counts = pc.value_counts(_joined(rows_of, names))
     where = pc.index_in(_joined(listed.objects, columns), counts.field("values"))
     found: npt.NDArray[np.int64] = pc.fill_null(counts.field("counts").take(where), 0).to_numpy(zero_copy_only=False)
     return found
@@ -142,6 +156,8 @@ class Unfinished:
         """
         if self.lineage is None or self.inventory is None:
             return "its lineage.json or inventory.parquet is missing or damaged"
+        if self.lineage.derived_from and self.newer:
+            return f"run {self.newer[-1].run_id} is newer, and what it was to derive is derived again"
         for manifest in self.newer:
             if self.inventory.shares_places_with(Inventory.read_keys(_inventory_uri(self.out, manifest.run_id))):
                 return f"run {manifest.run_id}, which is newer, has labelled its images"

@@ -149,6 +149,11 @@ class ShardPlan(Sequence[Shard]):
         return int(self._count.sum()) if self._format in _SLICED else None
 
     @property
+    def object_counts(self) -> _Numbers:
+        """Objects of each shard, ``(len(self),)`` int64, in the plan's order."""
+        return self._count
+
+    @property
     def size_bytes(self) -> int:
         """Listed bytes of all shards; what the listing does not say (URI lists) counts as none."""
         sizes = self._objects["size_bytes"]

@@ -19,7 +19,9 @@ from batchdet import storage
 from batchdet.errors import OutputLocked, TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.records.schema import SCHEMA_VERSION, SHARD_CODES
+from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
+from batchdet.stats import RunStats
 from batchdet.table.gather import FAILURES_KEPT, ExpectedShard, Gathered, gather
 from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import TABLES, Manifest, run_folder
@@ -64,8 +66,9 @@ def commit_run(
     resumed: bool = False,
     before: Before = Before(),
     measured: Callable[[int], dict[str, Any]] = lambda output_bytes: {},
+    segments: Iterable[LabelledSegment] | None = None,
 ) -> Manifest:
-    """Commit a run whose segments are all staged.
+    """Commit a run whose segments are all there.
 
     Args:
         out: The output's URI.
@@ -81,6 +84,7 @@ def commit_run(
         resumed: An earlier process may have stopped in this run's commit; what it moved and no longer belongs goes.
         before: What failed in committed runs and is tried again here.
         measured: Called with the size of the part files; gives further keys of ``stats.json``.
+        segments: The segments, in the plan's order; None takes those that are staged.
 
     Returns:
         The manifest.
@@ -90,13 +94,57 @@ def commit_run(
         TooManyFailures: More images or shards failed than the policy allows; nothing was committed.
         OutputLocked: Another run took the output over; nothing was committed.
     """
-    run_id, folder = lineage.run_id, run_folder(out, lineage.run_id)
+    run_id = lineage.run_id
     failpoint("commit.gather.before")
-    gathered = gather(out, spec, lineage, shards, carried, labels, progress)
+    gathered = gather(out, spec, lineage, shards, carried, labels, progress, segments)
     failpoint("commit.gather.after")
-    counts = gathered.stats.to_dict()["images"]
     check_lease()
     _check_failures(spec, out, run_id, gathered, before)
+    return _publish(out, spec, spec_text, lineage, gathered, wall_s, check_lease, resumed, measured)
+
+
+def make_current(
+    out: str,
+    spec: JobSpec,
+    spec_text: str,
+    lineage: Lineage,
+    labels: list[str],
+    check_lease: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Commit a run without rows, so that its settings are those of the newest run.
+
+    Args:
+        out: The output's URI.
+        spec: The job.
+        spec_text: What ``spec.yaml`` holds.
+        lineage: The run's lineage; written again with its end.
+        labels: The model's labels, by class number.
+        check_lease: Raises when the output is no longer this run's.
+
+    Returns:
+        The manifest, without part files.
+
+    Raises:
+        OutputLocked: Another run took the output over; nothing was committed.
+    """
+    gathered = Gathered(RunStats.empty(labels))
+    return _publish(out, spec, spec_text, lineage, gathered, 0.0, check_lease, False, lambda output_bytes: {})
+
+
+def _publish(
+    out: str,
+    spec: JobSpec,
+    spec_text: str,
+    lineage: Lineage,
+    gathered: Gathered,
+    wall_s: float,
+    check_lease: Callable[[], None],
+    resumed: bool,
+    measured: Callable[[int], dict[str, Any]],
+) -> Manifest:
+    """Move part files to their place and write the records, the manifest last; see :func:`commit_run`."""
+    run_id, folder = lineage.run_id, run_folder(out, lineage.run_id)
+    counts = gathered.stats.to_dict()["images"]
     if resumed:
         _remove_strays(out, run_id, gathered)
     for part in (*gathered.images, *gathered.detections):

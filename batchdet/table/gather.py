@@ -102,8 +102,23 @@ def gather(
     carried: pa.Schema,
     labels: list[str],
     progress: Callable[[int], None],
+    segments: Iterable[LabelledSegment] | None = None,
 ) -> Gathered:
-    """Take each staged segment once, in the plan's order, into part files in the run's folder."""
+    """Take each segment once, in the plan's order, into part files in the run's folder.
+
+    Args:
+        out: The output's URI.
+        spec: The job.
+        lineage: The run's lineage.
+        shards: The plan, in order.
+        carried: Columns carried over from the source.
+        labels: The model's labels, by class number.
+        progress: Called with the number of images taken so far.
+        segments: The segments of the plan, in order; None takes those that are staged.
+
+    Raises:
+        ConservationError: Images listed and images recorded differ.
+    """
     run_id, by, rows = lineage.run_id, spec.output.partition_by, spec.output.part_rows
     folder = storage.join(run_folder(out, run_id), "parts")
     metadata = {
@@ -120,7 +135,9 @@ def gather(
     )
     gathered = Gathered(RunStats.empty(labels))
     taken = 0
-    for uri, segment in _take_once(shards, list_staged(out, run_id)):
+    for uri, segment in (
+        _take_once(shards, list_staged(out, run_id)) if segments is None else _checked(shards, segments)
+    ):
         image_rows = _with_constant(segment.images, RUN_DATE, run_date(run_id), by)
         images.add(image_rows)
         detections.add(_with_partitions(segment.detections, image_rows, by))
@@ -186,6 +203,35 @@ def _take_once(
                     f"{shard.shard_uri}: {shard.image_count} images were listed in shard {shard.shard_id}, "
                     f"{position - shard.first_position} were recorded; the same command labels the shard anew"
                 )
+
+
+def _checked(
+    shards: Iterable[ExpectedShard], segments: Iterable[LabelledSegment]
+) -> Iterator[tuple[str, LabelledSegment]]:
+    """Yield segments that were not staged, and check that they are the plan's, with all images of each shard.
+
+    Yields:
+        "" in the place of a staged file, and the segment.
+    """
+    for shard, (shard_id, own) in itertools.zip_longest(
+        shards, itertools.groupby(segments, key=lambda segment: segment.shard_id), fillvalue=(None, ())
+    ):
+        if not isinstance(shard, ExpectedShard) or shard.shard_id != shard_id:
+            raise ConservationError("the segments are not those of the plan; run the same command again")
+        position = shard.first_position
+        for segment in own:
+            positions = segment.images["position"].to_numpy()
+            if (positions != range(position, position + len(positions))).any():
+                raise ConservationError(
+                    f"{shard.shard_uri}: shard {shard_id} does not go on at image {position}, or skips one"
+                )
+            position += len(positions)
+            yield "", segment
+        if 0 <= shard.image_count != position - shard.first_position:
+            raise ConservationError(
+                f"{shard.shard_uri}: {shard.image_count} images were listed in shard {shard_id}, "
+                f"{position - shard.first_position} were recorded"
+            )
 
 
 def _read_ahead(pool: ThreadPoolExecutor, uris: list[str]) -> Iterator[LabelledSegment]:

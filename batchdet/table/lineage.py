@@ -55,6 +55,8 @@ class Lineage:
         cut: Where shards are cut into segments, as the spec says; a run goes on only with the same cut.
         segment_rows: Images of a segment at most, as the spec says or as ``auto`` chose; a run goes on with the same.
         fresh: Whether the run was to label everything again.
+        derived_from: Runs from whose rows this one was made, without the model; empty for a run that labelled. A run
+            that only makes its settings current names the newest run of these settings, and has no rows.
     """
 
     run_id: str
@@ -73,6 +75,7 @@ class Lineage:
     cut: str = ""
     segment_rows: int = 64
     fresh: bool = False
+    derived_from: tuple[str, ...] = ()
 
     def write(self, out: str) -> None:
         """Write ``lineage.json`` into the run's folder."""
@@ -89,7 +92,9 @@ class Lineage:
         uri = storage.join(run_folder(out, run_id), "lineage.json")
         try:
             found = json.loads(storage.read_bytes(uri))
-            return Lineage(**{f.name: found[f.name] for f in fields(Lineage) if f.name in found})
+            derived_from = tuple(found.get("derived_from", ()))
+            known = {f.name: found[f.name] for f in fields(Lineage) if f.name in found}
+            return Lineage(**(known | {"derived_from": derived_from}))
         except storage.NotFound:
             return None
         except (ValueError, TypeError, RecursionError) as error:

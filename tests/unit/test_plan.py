@@ -397,7 +397,8 @@ class TestWhy:
         first = run()
         second = run(model_={"iou_threshold": 0.5})
         assert told.texts[1] == (
-            f"a new run, because since run {first.run_id} model.iou_threshold changed from 0.7 to 0.5"
+            f"a new run, because since run {first.run_id} model.iou_threshold changed from 0.7 to 0.5; "
+            "1 source object (0.0 MB) of the current settings is labelled again"
         )
         assert set(members(tmp_path / "out").values()) == {second.run_id}
         write(tmp_path / "other", b="1")
