@@ -31,6 +31,7 @@ from batchdet.table.lineage import Lineage, machine, new_run_id, now, versions
 from batchdet.table.manifest import Manifest, committed_runs, list_runs, run_folder
 from batchdet.table.refusal import clear_refusal
 from batchdet.table.staging import StagedShard, list_staged
+from batchdet.text import counted
 
 if TYPE_CHECKING:
     from batchdet.pipeline.probe import Probe
@@ -214,7 +215,7 @@ def _with_the_others(failed: Mapping[str, BatchdetError], done: Sequence[Run]) -
     if len(failed) > 1 or done:
         words = {run_id: "refused" if isinstance(e, TooManyFailures) else "stopped" for run_id, e in failed.items()}
         parts = [f"run {run_id} was {words[run_id]}: {error.message}" for run_id, error in failed.items()]
-        parts += [f"run {run.run_id} was committed: {run.images_ok + run.images_failed} images" for run in done]
+        parts += [f"run {run.run_id} was committed: {counted(run.images_ok + run.images_failed, 'image')}" for run in done]
         last.message = ". ".join(parts)
         last.args = (last.message,)
     return last
@@ -448,7 +449,7 @@ def _say_passed_over(plan: Plan, run_id: str, watcher: Watcher) -> dict[str, Any
 
 def _say_plan(plan: Plan, watcher: Watcher) -> None:
     inventory = plan.inventory
-    objects = f"{inventory.objects.num_rows} {_OBJECTS[inventory.format]}"
+    objects = counted(inventory.objects.num_rows, _OBJECTS[inventory.format])
     watcher.say(f"source: {objects}, {plan.shards.size_bytes / 1e6:.1f} MB, from {inventory.root}")
     if plan.passed_over:
         watcher.say(f"passed over: {in_words(plan.passed_over)}")
@@ -459,14 +460,14 @@ def _say_plan(plan: Plan, watcher: Watcher) -> None:
     if plan.warning:
         watcher.say(f"warning: {plan.warning}")
     if plan.later_objects:
-        watcher.say(f"{plan.later_objects} objects are not that run's; they are labelled after it")
+        watcher.say(f"{counted(plan.later_objects, 'object', 'other')}: labelled after that run")
 
 
 _OBJECTS: Final = {
-    "webdataset": "tar shards",
-    "parquet": "Parquet files",
-    "folder": "images",
-    "uri_list": "listed images",
+    "webdataset": "tar shard",
+    "parquet": "Parquet file",
+    "folder": "image",
+    "uri_list": "listed image",
 }
 
 

@@ -27,6 +27,7 @@ from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, committed_runs, run_folder
 from batchdet.table.parts import MAX_PARTITIONS
+from batchdet.text import counted
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
@@ -341,7 +342,7 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
         return f"run {plan.resume_run_id} goes on where it stopped{without}"
     if plan.finished_run_id and emptied:
         return f"{job.spec.source.uri} holds nothing any more; the last run over it is {plan.finished_run_id}"
-    known = f"{plan.known_objects} source objects are labelled already"
+    known = f"{counted(plan.known_objects, 'source object')} labelled already"
     if plan.makes_current:
         return f"{known} with these settings, the last of them by run {plan.finished_run_id}; they become current again"
     if plan.finished_run_id:
@@ -369,9 +370,11 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
         reasons.append(f"{_amount(plan)} {'is' if plan.relabelled_objects == 1 else 'are'} labelled again")
     if plan.retried_images:
         where = (
-            "" if job.source_format in {"folder", "uri_list"} else f" with the {plan.retried_objects} files they are in"
+            ""
+            if job.source_format in {"folder", "uri_list"}
+            else f" with the {counted(plan.retried_objects, 'file')} that they are in"
         )
-        reasons.append(f"{plan.retried_images} images that failed are tried again{where} (policy.retry)")
+        reasons.append(f"{counted(plan.retried_images, 'image', 'failed')} tried again{where} (policy.retry)")
     return "; ".join(reasons)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchdet.errors import BatchdetError, ClusterError, OutputError, SpecError
 from batchdet.packages import missing_extra
+from batchdet.text import counted
 from batchdet.training.plan import TrainingPlan, agreed_plan
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def train(
         trainer = _train_here(prepared, folder, resume, say)
     from batchdet.training.outcome import finish
 
-    say(f"exporting, and measuring on {len(prepared.val.images)} images")
+    say(f"exporting, and measuring on {counted(len(prepared.val.images), 'image')}")
     return finish(prepared, trainer, folder)
 
 

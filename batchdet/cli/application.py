@@ -90,7 +90,7 @@ def _on_signal(number: int, frame: object) -> None:
         signal.signal(each, lambda again, _: os._exit(128 + again))
     failpoint("cli.interrupted")
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    raise Interrupted(f"stopped by {name}; what was staged is kept, the same command goes on", 128 + number)
+    raise Interrupted(f"stopped by {name}; what was staged is kept, and the same command resumes the run", 128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

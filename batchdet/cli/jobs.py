@@ -10,7 +10,7 @@ import typer
 from batchdet.cli.application import app
 from batchdet.cli.arguments import RUN, Job, Json, Out, Set, Verbose, load
 from batchdet.cli.output import console, print_facts, print_json
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
     from batchdet.spec import JobSpec
@@ -80,11 +80,10 @@ def _run(spec: "JobSpec", fresh: bool, as_json: bool, verbose: bool, path: str |
         )
     elif done.status != "nothing_new":
         for each in (*done.earlier, done):
-            print(
-                f"run {each.run_id}: {_DONE[each.status]}{each.images_ok + each.images_failed} images "
-                f"({each.images_failed} failed), {sum(p.rows for p in each.manifest.detections)} detections "
-                f"in {each.wall_s:.1f} s"
-            )
+            images = counted(each.images_ok + each.images_failed, "image")
+            detections = counted(sum(p.rows for p in each.manifest.detections), "detection")
+            failed = f"{each.images_failed:,} failed"
+            print(f"run {each.run_id}: {_DONE[each.status]}{images} ({failed}), {detections} in {each.wall_s:.1f} s")
         print_facts([(name.lower(), text) for name, text in speed_rows(done.measured)])
         print(f"tables: {done.output}\nlook:   batchdet show {shlex.quote(done.output)}")
 
@@ -119,12 +118,13 @@ def plan(
             ("source", f"{planned['source']} ({planned['format']})"),
             (
                 "to do",
-                f"{planned['objects']} objects, {planned['size_bytes'] / 1e6:.1f} MB, in {planned['shards']} shards"
-                + (f", {planned['images']} images" if planned["images"] is not None else ""),
+                f"{counted(planned['objects'], 'object')}, {planned['size_bytes'] / 1e6:.1f} MB, "
+                f"in {counted(planned['shards'], 'shard')}"
+                + (f", {counted(planned['images'], 'image')}" if planned["images"] is not None else ""),
             ),
             *([("passed over", in_words(plan.passed_over))] if plan.passed_over else []),
             *([("note", plan.note)] if plan.note else []),
-            ("done already", f"{planned['known_objects']} objects" if planned["known_objects"] else "nothing"),
+            ("done already", counted(planned["known_objects"], "object") if planned["known_objects"] else "nothing"),
             ("carried over", ", ".join(planned["carried_columns"]) or "no columns"),
             ("model", f"sha256 {planned['model_sha256'][:16]}..."),
             *([("warning", plan.warning)] if plan.warning else []),
@@ -142,7 +142,7 @@ def plan(
                 else "start anew",
             ),
             *([("because", planned["why"])] if planned["why"] else []),
-            *([("after that", f"label {planned['later_objects']} other objects")] if planned["later_objects"] else []),
+            *([("after that", f"label {counted(later, 'object', 'other')}")] if (later := planned["later_objects"]) else []),
             *([("quarantine", warning)] if (warning := planned["quarantine"]["warning"]) else []),
             *(("" if i else "chosen", f"{key}: {choice}") for i, (key, choice) in enumerate(outlook.choices.items())),
             *(prediction_rows(outlook.prediction.to_dict()) if outlook.prediction else []),

@@ -9,7 +9,7 @@ from batchdet.cli.application import app
 from batchdet.cli.arguments import SET_UP, TRAIN, Json
 from batchdet.cli.output import print_facts, print_json
 from batchdet.errors import ModelError, SpecError
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 
 @app.command(rich_help_panel=SET_UP)
@@ -145,7 +145,7 @@ def train(
         return
     report = done.report
     print(
-        f"{done.steps} steps in {done.train_s:.1f} s; on {report.images} images that were held back: "
+        f"{counted(done.steps, 'step')} in {done.train_s:.1f} s; on {counted(report.images, 'image')} held back: "
         f"AP {report.ap:.3f}  AP50 {report.ap50:.3f}  AP75 {report.ap75:.3f}"
     )
     print_facts([(f"AP50 {label}", f"{ap50:.3f}") for label, ap50 in report.ap50_by_label.items()])
@@ -180,4 +180,4 @@ def sample(
 
     with counting("drawing", images) as progress:
         made = write_sample(folder, images, format_, seed, progress=progress, kinds=kinds)
-    print(f"{images} images: {made.source_uri}\nground truth: {made.instances_uri}")
+    print(f"{counted(images, 'image')}: {made.source_uri}\nground truth: {made.instances_uri}")

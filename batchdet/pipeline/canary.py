@@ -17,6 +17,7 @@ from batchdet.model.detector import Detector
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.watchdog import ended_after
 from batchdet.records.detections import Detections
+from batchdet.text import counted
 
 Clock = Callable[[], float]
 MIN_BOXES: Final = 20
@@ -97,7 +98,7 @@ class Agreement:
     def objection(self) -> str:
         """Why the fast way is not to be taken, as half a sentence; "" when it may be."""
         if self.boxes < MIN_BOXES:
-            return f"{self.boxes} boxes on {self.images} of the job's images are too few to compare"
+            return f"{counted(self.boxes, 'box')} on {self.images} of the job's images: too few to compare"
         if self.matched < MIN_MATCHED or self.score_difference > MAX_SCORE_DIFFERENCE:
             return f"{self.words} (wanted: {MIN_MATCHED:.0%}, at most {MAX_SCORE_DIFFERENCE})"
         if self.gain < MIN_GAIN:

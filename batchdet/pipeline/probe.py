@@ -13,6 +13,7 @@ from batchdet.machine import gpu_count
 from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
 from batchdet.pipeline.trial_process import Lost, TrialProcess
 from batchdet.spec import ComputeSpec
+from batchdet.text import counted
 
 if TYPE_CHECKING:  # the process shall start before these are imported
     from batchdet.model.runtimes import Device
@@ -100,7 +101,7 @@ def probe_model(trial: "Trial", capacity: Capacity) -> Probed:
     wanted = trial.spec.compute.device
     if wanted == "gpu" and capacity.gpus < 1:
         raise ClusterError(
-            f"compute.device: gpu, but the cluster has no GPU on its {capacity.nodes} nodes; "
+            f"compute.device: gpu, but the cluster has no GPU on its {counted(capacity.nodes, 'node')}; "
             "add a GPU node, or take device: cpu"
         )
     if wanted == "gpu" or (wanted == "auto" and capacity.gpus >= 1):

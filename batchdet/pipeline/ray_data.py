@@ -120,7 +120,7 @@ def label_segments(
             raise ClusterError(f"a step of the pipeline failed: {_line(error.cause)}; --verbose shows more") from error
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise ClusterError(
-                f"the pipeline was lost: {_line(error)}; what was staged is kept, the same command goes on"
+                f"the pipeline was lost: {_line(error)}; what was staged is kept, and the same command resumes the run"
             ) from error
 
 

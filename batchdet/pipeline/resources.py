@@ -17,6 +17,7 @@ from batchdet.model.runtimes import Device
 from batchdet.pipeline.session import Capacity
 from batchdet.roofline import Alone, Pool
 from batchdet.spec import ComputeSpec
+from batchdet.text import counted
 
 ACTOR_CPUS: Final = 0.8
 READER_CPUS: Final = 0.1
@@ -101,7 +102,9 @@ def plan_workers(
     """
     choices = {"device": f"{device}: {reason}"}
     if capacity.cpus < 1:
-        raise ClusterError(f"the cluster has {capacity.cpus:g} CPUs on {capacity.nodes} nodes; at least 1 is needed")
+        raise ClusterError(
+            f"the cluster has {capacity.cpus:g} CPUs on {counted(capacity.nodes, 'node')}; at least 1 is needed"
+        )
     workers = (_gpu_workers if device == "gpu" else _cpu_workers)(compute, capacity, choices)
     if alone is None:
         return workers
@@ -119,7 +122,7 @@ def _cpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
         decoding = " and the decode stage one" if kept else ""
         raise ClusterError(
             f"compute.actors: {actors} actors need a CPU core each{decoding}, the cluster has {room} on "
-            f"{capacity.nodes} nodes; lower it, or take auto"
+            f"{counted(capacity.nodes, 'node')}; lower it, or take auto"
         )
     if compute.actors == "auto":
         choices["actors"] = f"{actors}: one per CPU core" + (" that the decode stage leaves" if kept else "")
@@ -187,7 +190,7 @@ def _gpu_workers(compute: ComputeSpec, capacity: Capacity, choices: dict[str, st
     gpus = int(capacity.gpus)
     if gpus < 1:
         raise ClusterError(
-            f"compute.device: gpu, but the cluster has no GPU on its {capacity.nodes} nodes; "
+            f"compute.device: gpu, but the cluster has no GPU on its {counted(capacity.nodes, 'node')}; "
             "add a GPU node, or take device: cpu"
         )
     nodes = [(c, g) for c, g in zip(capacity.cpus_by_node, capacity.gpus_by_node, strict=True) if g >= 1]

@@ -22,6 +22,7 @@ from batchdet.pipeline.samples import ReadSamples, Samples, clock_of, measure, r
 from batchdet.pipeline.watchdog import ended_after
 from batchdet.roofline import Alone
 from batchdet.spec import DecodeName, FitName, JobSpec, ModelSpec, PrecisionName, RuntimeName, SiluName
+from batchdet.text import counted
 
 _TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 60, "gpu": 180}
 """A GPU's libraries take gigabytes, which may come from a cold disk."""
@@ -174,7 +175,7 @@ class Trial:
             raise
         except Exception as error:  # a model that fails on an image fails no run: the actors make a row of it
             return None, f"the model fails on an image of the job: {one_line(error)}"
-        return alone, "" if alone else f"none of {len(images.images)} images of the job can be decoded"
+        return alone, "" if alone else f"none of {counted(len(images.images), 'image')} of the job can be decoded"
 
     def _choose(self, device: Device, images: ReadSamples, tried: _Try) -> tuple[Detector, Detector, str]:
         """Load the model exactly and as the actors shall; say why so ("" when the spec says it all)."""

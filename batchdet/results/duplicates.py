@@ -14,7 +14,7 @@ from batchdet.results.open import readable
 from batchdet.results.similar import count_vectors
 from batchdet.results.vectors import Vectors, open_vectors
 from batchdet.spec import JobSpec
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,11 +118,11 @@ def render_duplicates(found: Duplicates, console: "Console", most: int = 20) -> 
     from rich.text import Text
 
     console.print(
-        f"{found.compared:,} images compared: {len(found.groups):,} groups of near-duplicates (similarity "
-        f"{found.min_similarity:g} and up), {found.surplus:,} images more than one of each"
+        f"{counted(found.compared, 'image')} compared: {counted(len(found.groups), 'group')} of near-duplicates "
+        f"(similarity {found.min_similarity:g} and up), {counted(found.surplus, 'image')} more than one of each"
     )
     for number, group in enumerate(found.groups[:most], start=1):
-        table = Table(box=None, title=f"group {number}: {len(group):,} images", title_justify="left")
+        table = Table(box=None, title=f"group {number}: {counted(len(group), 'image')}", title_justify="left")
         table.add_column("similarity", justify="right")
         table.add_column("image_id", no_wrap=True)
         table.add_column("uri", overflow="fold")
@@ -132,7 +132,7 @@ def render_duplicates(found: Duplicates, console: "Console", most: int = 20) -> 
             table.add_row("", "...", f"and {len(group) - most:,} more")
         console.print(table)
     if len(found.groups) > most:
-        console.print(f"... and {len(found.groups) - most:,} groups more; --json lists all")
+        console.print(f"... and {counted(len(found.groups) - most, 'group', 'more')}; --json lists all")
 
 
 def _read(vectors: Vectors, rows: Matrix) -> pa.Table:

@@ -22,7 +22,7 @@ from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import quote_name
 from batchdet.spec import JobSpec
-from batchdet.text import escape
+from batchdet.text import counted, escape
 from batchdet.truth import Truth, read_truth
 
 if TYPE_CHECKING:
@@ -315,14 +315,16 @@ def render_evaluation(evaluation: Evaluation, console: "Console", max_classes: i
         ("large", e.ap_large),
     )
     console.print(Text("   ".join(f"{name} {_figure(value)}" for name, value in figures), style="bold"), soft_wrap=True)
-    notes = [f"on {e.images:,} images that both the run and the truth hold, {e.detections:,} detections"]
+    notes = [
+        f"on {counted(e.images, 'image')} that both the run and the truth hold, {counted(e.detections, 'detection')}"
+    ]
     notes += [f"{e.images_failed:,} of these failed and count as empty"] * bool(e.images_failed)
-    notes += [f"{e.images_only_in_run:,} images of the run have no truth of their own"] * bool(e.images_only_in_run)
-    notes += [f"{e.images_only_in_truth:,} images of the truth are not in the run"] * bool(e.images_only_in_truth)
+    notes += [f"without truth: {counted(e.images_only_in_run, 'image')} of the run"] * bool(e.images_only_in_run)
+    notes += [f"not in the run: {counted(e.images_only_in_truth, 'image')} of the truth"] * bool(e.images_only_in_truth)
     notes += [
         f"{e.truth_boxes_without_image:,} boxes of the truth are on images that it does not list, and were left out"
     ] * bool(e.truth_boxes_without_image)
-    notes += [f"{e.detections_without_class:,} detections of other classes were left out"] * bool(
+    notes += [f"left out: {counted(e.detections_without_class, 'detection')} of other classes"] * bool(
         e.detections_without_class
     )
     notes += ["no label is a category's name: classes were matched by their order"] * (e.class_matching == "order")

@@ -19,7 +19,7 @@ from batchdet.storage import StoredObject
 from batchdet.table.lease import Lease, live_holder
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
 from batchdet.table.refusal import LEFT_BY_REFUSAL
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,9 +187,7 @@ class _Search:
             if unfinished:
                 self._whole.add(run_id)
             else:
-                self.kept.append(
-                    f"run {run_id}: unfinished; the same batchdet run command goes on with it, --unfinished removes it"
-                )
+                self.kept.append(f"run {run_id}: unfinished; the same command resumes it, --unfinished removes it")
         if reason:
             self.kept.append(f"run {run_id}: {reason}")
             self._spared.add(run_id)
@@ -290,12 +288,12 @@ def render_garbage(found: Garbage, console: "Console") -> None:
     for why, items in reasons.items():
         line(why, "bold")
         for item in items:
-            count = f", {item.files:,} files" if item.files != 1 else ""
+            count = f", {counted(item.files, 'file')}" if item.files != 1 else ""
             line(f"  {item.path}  ({item.kind}{count}, {format_bytes(item.size_bytes)})")
     for text in found.kept:
         line(f"kept: {text}")
     if not found.items:
         line("nothing to remove")
         return
-    what = f"{found.files:,} file{'s' * (found.files != 1)}, {format_bytes(found.size_bytes)}"
+    what = f"{counted(found.files, 'file')}, {format_bytes(found.size_bytes)}"
     line(f"removed {what}" if found.removed else f"to remove: {what}; without --dry-run it is done")

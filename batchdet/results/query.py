@@ -12,7 +12,7 @@ from batchdet.errors import SpecError
 from batchdet.results.open import Results, open_results, readable, reason
 from batchdet.results.tables import quote_text
 from batchdet.spec import JobSpec
-from batchdet.text import csv_cell, escape
+from batchdet.text import counted, csv_cell, escape
 
 if TYPE_CHECKING:
     import duckdb
@@ -177,7 +177,7 @@ def render_table(table: pa.Table, max_rows: int, console: "Console") -> None:
         console.print(_grid(table.schema, names, rows))
     else:
         _print_records(names, rows, console)
-    more = f"first {max_rows} rows; there are more" if table.num_rows > max_rows else f"{len(rows)} rows"
+    more = f"first {max_rows} rows; there are more" if table.num_rows > max_rows else counted(len(rows), "row")
     console.print(Text(f"({'1 row' if more == '1 rows' else more})", style="dim"))
 
 

@@ -14,7 +14,7 @@ from batchdet.results.totals import totals
 from batchdet.results.units import format_bytes, format_duration
 from batchdet.spec import JobSpec
 from batchdet.table.manifest import TABLES, committed_runs
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,7 +105,7 @@ def _render(shown: Mapping[str, Any], console: "Console") -> None:
         )
     if shown["other_runs"]:
         others = len(shown["other_runs"])
-        _line(console, f"The output holds {others} other committed run{'s' * (others != 1)}.", style="dim")
+        _line(console, f"The output holds {counted(others, 'committed run', 'other')}.", style="dim")
     if shown["left_out"]:
         _line(console, f"{shown['left_out']}.", style="yellow")
     console.print()
@@ -114,8 +114,8 @@ def _render(shown: Mapping[str, Any], console: "Console") -> None:
         console.print(_classes(stats["detections"]["by_class"], stats["detections"]["total"], console.width))
     console.print()
     for name, table in shown["tables"].items():
-        files = f"{table['part_files']} file{'s' * (table['part_files'] != 1)}, {format_bytes(table['size_bytes'])}"
-        _line(console, f"{name:<11}{table['glob']}  ({table['rows']:,} rows, {files})")
+        files = f"{counted(table['part_files'], 'file')}, {format_bytes(table['size_bytes'])}"
+        _line(console, f"{name:<11}{table['glob']}  ({counted(table['rows'], 'row')}, {files})")
     console.print()
     if warning := shown.get("quarantine", {}).get("warning"):
         _line(console, f"warning: {warning}", style="yellow")
@@ -155,7 +155,7 @@ def _fact_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (
                 "Detections",
-                f"{detections['total']:,} in {images['with_detections']:,} images, {mean:.2f} per image",
+                f"{detections['total']:,} in {counted(images['with_detections'], 'image')}, {mean:.2f} per image",
             )
         )
     if detections and detections["total"]:
@@ -201,7 +201,7 @@ def _classes(by_class: Mapping[str, Mapping[str, Any]], total: int, width: int) 
     found = sorted((item for item in by_class.items() if item[1]["count"]), key=lambda item: -item[1]["count"])
     never = len(by_class) - len(found)
     rest = [f"{len(found) - _MAX_CLASSES} more classes"] if len(found) > _MAX_CLASSES else []
-    rest += [f"{never} class{'es' * (never != 1)} never found"] if never else []
+    rest += [f"{counted(never, 'class')} never found"] if never else []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="; ".join(rest) or None, caption_justify="left")
     table.add_column("class", overflow="fold", max_width=_MAX_LABEL)
     for name in ("boxes", "images", "mean score", "share"):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from batchdet.results.units import format_bytes, format_duration
+from batchdet.text import counted
 
 
 def speed_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -48,7 +49,7 @@ def _start_up(whole_s: float, parts_s: Mapping[str, float]) -> str:
 
 def prediction_rows(predicted: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Put a prediction (see :class:`batchdet.prediction.Prediction`) into rows of a heading and a text."""
-    who = "one actor" if predicted["actors"] is None else f"{predicted['actors']} actors"
+    who = "one actor" if predicted["actors"] is None else counted(predicted["actors"], "actor")
     shown = [f"{name:<11} {_interval(predicted[key], show)}" for key, name, show in _shown(predicted)]
     start_up = format_duration(predicted["start_up_s"])
     return [

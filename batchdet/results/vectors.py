@@ -18,6 +18,7 @@ from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import TableName, quote_text
 from batchdet.spec import JobSpec, unknown_way
+from batchdet.text import counted
 
 Vector = npt.NDArray[np.float32]
 _IMAGE_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -167,7 +168,7 @@ def ask_file(vectors: Vectors, uri: str, box: int) -> Asked:
     assert found.features is not None
     if box >= len(found):
         raise SpecError(
-            f"{uri}: {len(found)} objects are found in it; --box {box} names none of them",
+            f"{uri}: {counted(len(found), 'object')} found in it, and --box {box} names none of them",
             code="similar.no_box", key="--box",
         )  # fmt: skip
     class_id = int(found.class_ids[box])

@@ -16,7 +16,7 @@ from batchdet.errors import VerificationError
 from batchdet.results.open import Results, open_results, reason
 from batchdet.results.units import format_bytes
 from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, run_folder
-from batchdet.text import escape
+from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -264,8 +264,9 @@ def render_verify(report: VerifyReport, console: "Console") -> None:
         for text in texts:
             console.print(Text.assemble((f"{word}: ", style), escape(text)), soft_wrap=True)
     what = (
-        f"{len(report.runs)} run{'s' * (len(report.runs) != 1)}, {report.files:,} part files "
-        f"({format_bytes(report.size_bytes)}), {report.images:,} images, {report.detections:,} detections"
+        f"{counted(len(report.runs), 'run')}, {counted(report.files, 'part file')} "
+        f"({format_bytes(report.size_bytes)}), {counted(report.images, 'image')}, "
+        f"{counted(report.detections, 'detection')}"
     )
-    verdict = f"{len(report.problems)} problem{'s' * (len(report.problems) != 1)}" if report.problems else "all is well"
+    verdict = counted(len(report.problems), "problem") if report.problems else "all is well"
     console.print(Text(f"{what}: {verdict}"), soft_wrap=True)

@@ -15,6 +15,7 @@ import torch
 import batchdet
 from batchdet.errors import ClusterError, SpecError
 from batchdet.model.nets.detector_net import Composition
+from batchdet.text import counted
 from batchdet.training.batches import CocoSource
 from batchdet.training.coco import CocoData, read_coco
 from batchdet.training.crew import Crew
@@ -171,8 +172,8 @@ def train(prepared: Prepared, folder: Path, resume: bool, crew: Crew, say: Calla
     if crew.leads:
         say(
             f"training {prepared.trainee.name} "
-            f"on {len(prepared.train.images)} images with {prepared.train.objects} objects of "
-            f"{len(prepared.trainee.labels)} classes; {len(prepared.val.images)} images are held back"
+            f"on {counted(len(prepared.train.images), 'image')} with {counted(prepared.train.objects, 'object')} of "
+            f"{counted(len(prepared.trainee.labels), 'class')}; {counted(len(prepared.val.images), 'image')} held back"
         )
     trainer.run(state, prepared.source(crew), say=say, crew=crew)
     return trainer

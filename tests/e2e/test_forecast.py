@@ -91,7 +91,7 @@ def test_a_plan_stands_where_nothing_can_be_measured(cli: Cli, tmp_path: Path) -
     )
     planned = cli("plan", tmp_path / "job.yaml")
     assert planned.returncode == 0, planned.stderr
-    assert "prediction    none of 1 images of the job can be decoded" in planned.stdout
+    assert "prediction    none of 1 image of the job can be decoded" in planned.stdout
 
 
 def test_an_image_that_ends_the_process_ends_no_plan(cli: Cli, tmp_path: Path) -> None:

@@ -168,5 +168,5 @@ def test_interrupts_commit_nothing(images: Path, tmp_path: Path) -> None:
             rest = process.stderr.read()
             assert process.wait(60) == status, rest
         assert "Traceback" not in rest
-        assert "the same command goes on" in rest
+        assert "the same command resumes the run" in rest
         assert not (tmp_path / "out/images").exists()

@@ -266,7 +266,9 @@ def stop(job: Job, phase: str, number: int, truth: Tables) -> None:
         driver.wait_for_orphans(agents=True)  # an orderly end leaves not even those
         assert_quiet(driver)
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        assert driver.stderr.endswith(f"error: stopped by {name}; what was staged is kept, the same command goes on\n")
+        assert driver.stderr.endswith(
+            f"error: stopped by {name}; what was staged is kept, and the same command resumes the run\n"
+        )
     assert committed_runs(str(job.out)) == []
     staged = job.staged_images()
     assert staged == IMAGES or phase == "labelling"

@@ -57,7 +57,7 @@ def test_a_finished_job_three_times_more(tmp_path: Path) -> None:
             check=False,
         )
         assert again.returncode == 0, again.stderr
-        assert f"nothing new: {IMAGES} source objects are labelled already, the last of them by run {run_id}" in (
+        assert f"nothing new: {IMAGES} source objects labelled already, the last of them by run {run_id}" in (
             " ".join(again.stderr.split())
         )
         assert digests(out) == before

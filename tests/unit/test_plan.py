@@ -112,7 +112,7 @@ class TestIncremental:
         (tmp_path / "in/c.jpg").unlink()
         second = run()
         assert names() == ["b", "d"]
-        assert told.texts[1:] == ["1 source objects are labelled already"]
+        assert told.texts[1:] == ["1 source object labelled already"]
         assert members(tmp_path / "out") == {
             "a": first.run_id,
             "b": second.run_id,
@@ -156,7 +156,7 @@ class TestIncremental:
         again = run()
         assert (again.status, again.run_id, names()) == ("nothing_new", first.run_id, [])
         assert told.texts == [
-            f"nothing new: 2 source objects are labelled already, the last of them by run {first.run_id}; "
+            f"nothing new: 2 source objects labelled already, the last of them by run {first.run_id}; "
             "--fresh labels them again"
         ]
 
@@ -185,9 +185,7 @@ class TestRetry:
         second = run(policy={"retry": "failed", "max_failed_fraction": 0.0})
         assert names() == ["a", "c", "d"]
         assert (second.images_ok, second.images_failed) == (2, 1)
-        assert told.texts[1] == (
-            "5 source objects are labelled already; 3 images that failed are tried again (policy.retry)"
-        )
+        assert told.texts[1] == ("5 source objects labelled already; 3 failed images tried again (policy.retry)")
         latest = members(tmp_path / "out")
         assert {name for name, run_id in latest.items() if run_id == second.run_id} == {"a", "c", "d"}
         failed = query(str(tmp_path / "out"), "SELECT member FROM images WHERE status = 'failed'").to_pylist()
@@ -222,8 +220,8 @@ class TestRetry:
         second = run(policy={"retry": "failed"})
         assert [Path(uri).name for uri in labelled] == ["0.tar#a.jpg", "0.tar#b.jpg", "0.tar#c.jpg", "2.tar#new.jpg"]
         assert told.texts[1] == (
-            "1 source objects are labelled already; "
-            "2 images that failed are tried again with the 1 files they are in (policy.retry)"
+            "1 source object labelled already; "
+            "2 failed images tried again with the 1 file that they are in (policy.retry)"
         )
         latest = members(tmp_path / "out")
         assert {name for name, run_id in latest.items() if run_id == second.run_id} == {"a", "b", "c", "new"}

@@ -210,7 +210,7 @@ def test_an_evaluation_is_printed(fill, truth_file, fake_image):
         "small -",
         "on 2 images",
         "1 of these failed",
-        "1 images of the run",
+        "1 image of the run",
         "traffic light",
         "begin at score 0.25",
     ):
