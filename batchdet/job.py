@@ -215,7 +215,9 @@ def _with_the_others(failed: Mapping[str, BatchdetError], done: Sequence[Run]) -
     if len(failed) > 1 or done:
         words = {run_id: "refused" if isinstance(e, TooManyFailures) else "stopped" for run_id, e in failed.items()}
         parts = [f"run {run_id} was {words[run_id]}: {error.message}" for run_id, error in failed.items()]
-        parts += [f"run {run.run_id} was committed: {counted(run.images_ok + run.images_failed, 'image')}" for run in done]
+        parts += [
+            f"run {run.run_id} was committed: {counted(run.images_ok + run.images_failed, 'image')}" for run in done
+        ]
         last.message = ". ".join(parts)
         last.args = (last.message,)
     return last

@@ -142,7 +142,11 @@ def plan(
                 else "start anew",
             ),
             *([("because", planned["why"])] if planned["why"] else []),
-            *([("after that", f"label {counted(later, 'object', 'other')}")] if (later := planned["later_objects"]) else []),
+            *(
+                [("after that", f"label {counted(later, 'object', 'other')}")]
+                if (later := planned["later_objects"])
+                else []
+            ),
             *([("quarantine", warning)] if (warning := planned["quarantine"]["warning"]) else []),
             *(("" if i else "chosen", f"{key}: {choice}") for i, (key, choice) in enumerate(outlook.choices.items())),
             *(prediction_rows(outlook.prediction.to_dict()) if outlook.prediction else []),

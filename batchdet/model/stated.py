@@ -9,6 +9,7 @@ from batchdet.model.cache import LocalModel
 from batchdet.model.families.plugin import is_plugin
 from batchdet.model.format import OWN_KEY, Format, archive_texts, safetensors_texts
 from batchdet.model.labels import class_numbers, parse_names
+from batchdet.model.labels_file import read_labels
 from batchdet.model.onnx_file import read_onnx
 from batchdet.spec import ModelSpec
 
@@ -28,14 +29,15 @@ def stated_texts(model: LocalModel) -> Mapping[str, str]:
 
 
 def check_classes(spec: ModelSpec, model: LocalModel) -> None:
-    """Refuse ``model.classes`` that the model does not have, if its file names its classes.
+    """Refuse ``model.classes`` that the model does not have, if ``model.labels`` or its file names its classes.
 
-    If it names none, or the spec or a plug-in head does, only loading the model can tell.
+    If neither does, or a plug-in head may, only loading the model can tell.
 
     Raises:
-        SpecError: There is no such class; the message names the nearest.
+        SpecError: There is no such class, and the message names the nearest; or ``model.labels`` cannot be read.
     """
-    if spec.classes is None or spec.labels is not None or is_plugin(spec.family):
+    if spec.classes is None or is_plugin(spec.family):
         return
-    if named := parse_names(stated_texts(model).get("names", "")):
+    named = read_labels(spec.labels) if spec.labels else parse_names(stated_texts(model).get("names", ""))
+    if named:
         class_numbers(spec.classes, named)

@@ -118,6 +118,9 @@ MISTAKES = [
         ("builtin:sample", "fil"),
         _file,
     ),
+    Mistake(
+        "picture as model", RUN, 2, "model.", "model.uri", "JPEG", ("builtin:sample", "photo.onnx"), _picture_as_model
+    ),
     Mistake("untrusted .pt", RUN, 5, "model.", "", "model.trusted", ("builtin:sample", "yolo.pt"), _checkpoint),
     Mistake("empty folder", RUN, 2, "source.empty", "", "empty", ("photos", "empty"), _empty),
     Mistake(

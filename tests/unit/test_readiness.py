@@ -85,6 +85,10 @@ def test_a_misspelt_class_ends_a_plan_before_ray_starts(images: Path, tmp_path: 
     assert "did you mean" in caught.value.message
     with pytest.raises(SpecError):
         plan_job(job(images, tmp_path / "out", model_={"classes": [99]}), fresh)
+    (tmp_path / "labels.txt").write_text("\n".join(f"kind{n}" for n in range(6)))
+    named = {"labels": str(tmp_path / "labels.txt"), "classes": ["car"]}
+    with pytest.raises(SpecError, match="no class 'car'"):
+        plan_job(job(images, tmp_path / "out", model_=named), fresh)
 
 
 def test_validate_deep(images: Path, tmp_path: Path, command: Command) -> None:
