@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from batchdet.errors import SpecError
+from batchdet.text import counted
 
 _COCO_NAMES: Final = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -50,7 +51,7 @@ def find_labels(
         uri, labels = filed
         count = class_count or len(named)
         if count not in (0, len(labels)):
-            text = f"model.labels: {uri} holds {len(labels)} labels, the model has {count} classes"
+            text = f"model.labels: {uri} holds {counted(len(labels), 'label')}, the model has {counted(count, 'class')}"
             raise SpecError(text, code="model.labels", key="model.labels")
         return labels, f"from {uri}"
     if named:

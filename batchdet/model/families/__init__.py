@@ -15,6 +15,7 @@ from batchdet.model.families.yolo_dense import YoloDense
 from batchdet.model.families.yolo_end2end import YoloEnd2End
 from batchdet.model.families.yolox import Yolox
 from batchdet.model.labels import parse_names
+from batchdet.text import counted
 
 __all__ = ["FAMILIES", "DecodeSettings", "Family", "SenselessOutput", "Signature", "find_family"]
 
@@ -108,15 +109,17 @@ def _contradiction(
     if not names or count is None or count == len(names):
         return None
     if labels_uri is not None:
-        text = f"model.labels: {labels_uri} holds {len(names)} labels, the model has {count} classes"
+        text = (
+            f"model.labels: {labels_uri} holds {counted(len(names), 'label')}, the model has {counted(count, 'class')}"
+        )
         return SpecError(text, code="model.labels", key="model.labels")
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     outputs = ", ".join(map(str, signature.outputs))
     more = _MORE_CHANNELS.get(count - len(names), "")
     return ModelError(
-        f"the model names {len(names)} classes ({shown}), but as {family.name} its outputs ({outputs}) have {count}"
-        f"{'; ' + more if more else ''}. If it is a detector, set model.labels to a file of {count} labels, or "
-        "model.family",
+        f"the model names {counted(len(names), 'class')} ({shown}), but as {family.name} its outputs ({outputs}) have "
+        f"{count}{'; ' + more if more else ''}. If it is a detector, set model.labels to a file of "
+        f"{counted(count, 'label')}, or model.family",
         code="model.labels",
         key="model.labels",
     )

@@ -74,7 +74,8 @@ class YoloDense(Family):
             if _swapped(letterbox.canvas, output.shape):
                 channels = channels.T
             check_centred(channels[:4].T, letterbox.canvas)
-            _check_selected(channels)
+            if not settings.best_class_only:
+                _check_selected(channels)
             scores, class_ids = best_class(channels[4:], 0, settings)
             keep = candidates(scores, class_ids, settings)
             boxes = cxcywh_to_xyxy(channels[:4, keep].T)

@@ -55,7 +55,7 @@ def test_labels_of_a_file_come_first_and_contradict_nothing(named: tuple[str, ..
     with pytest.raises(SpecError) as caught:
         find_labels(("l.txt", ("cat",)), named, class_count, False)
     assert (caught.value.code, caught.value.key) == ("model.labels", "model.labels")
-    assert "l.txt holds 1 labels, the model has 2 classes" in caught.value.message
+    assert "l.txt holds 1 label, the model has 2 classes" in caught.value.message
 
 
 def test_the_text_of_a_class() -> None:

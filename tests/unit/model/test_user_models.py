@@ -55,7 +55,7 @@ def test_yolov5_and_yolov7_of_one_class(inputs: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("m2_pose_without_task", "model.labels", ["names 1 classes (person)", "52", "pose"]),
+        ("m2_pose_without_task", "model.labels", ["names 1 class (person)", "52", "pose"]),
         ("m3_pose", "model.family", ["'pose'"]),
     ],
 )
