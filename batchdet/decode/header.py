@@ -73,8 +73,8 @@ class Header:
         width_px: As stored, before ``orientation`` is applied.
         height_px: Likewise.
         orientation: EXIF orientation, 1..8; 1 for TIFF, whose decoder applies it.
-        page: Of a TIFF: the number of the page that is read, from 0.
-        tags: The directory of this page, empty for other formats.
+        directory: Of a TIFF: the offset of the directory of the page that is read.
+        tags: What stands in it; empty for other formats.
         frame: What the segments of a JPEG say.
         chunks: What the chunks of a PNG say.
     """
@@ -83,7 +83,7 @@ class Header:
     width_px: int
     height_px: int
     orientation: int = 1
-    page: int = 0
+    directory: int = 0
     tags: Tags = field(default_factory=dict)
     frame: Frame | None = None
     chunks: Chunks | None = None
@@ -198,11 +198,11 @@ def _bmp(data: memoryview) -> Header:
 
 def _tiff(data: memoryview) -> Header:
     try:
-        page, tags = main_page(data)
+        directory, tags = main_page(data)
     except TagError as error:
         raise ImageError("truncated" if error.truncated else "corrupt", f"tiff: {error}") from error
     if WIDTH not in tags or HEIGHT not in tags:
-        raise _corrupt("tiff", f"page {page + 1} has no size")
+        raise _corrupt("tiff", "the page has no size")
     (compression,) = tags.get(COMPRESSION, (1,))[:1]
     if compression not in _TIFF_COMPRESSIONS:
         name = _OTHER_COMPRESSIONS.get(compression, "unknown")
@@ -212,5 +212,5 @@ def _tiff(data: memoryview) -> Header:
         raise ImageError("unsupported_mode", "tiff: alpha in a plane apart is read for RGB that is not premultiplied")
     end = pixel_data_end(tags)
     if end > len(data):
-        raise _cut("tiff", f"the pixels of page {page + 1} end at byte {end}, the file after {len(data)}")
-    return Header("tiff", tags[WIDTH][0], tags[HEIGHT][0], page=page, tags=tags)
+        raise _cut("tiff", f"the pixels end at byte {end}, the file after {len(data)}")
+    return Header("tiff", tags[WIDTH][0], tags[HEIGHT][0], directory=directory, tags=tags)

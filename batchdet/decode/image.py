@@ -48,7 +48,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from batchdet.decode.header import Header, read_header
 from batchdet.decode.jpeg_markers import Frame, mended
 from batchdet.decode.png_chunks import Chunks, pixels_only
-from batchdet.decode.tags import BITS, EXTRA_SAMPLES, PHOTOMETRIC, PLANES
+from batchdet.decode.tags import BITS, EXTRA_SAMPLES, PHOTOMETRIC, PLANES, one_page
 from batchdet.errors import ImageError
 from batchdet.geometry.letterbox import Reduction, Size, reduced
 
@@ -172,8 +172,6 @@ def _pillow(data: memoryview, header: Header, max_pixels: int) -> Pixels:
     with _quiet(planes_apart):
         image = _PLUGINS[header.format](io.BytesIO(needed))
         if header.format in ("tiff", "gif"):  # these read more of the file's structure while they load
-            if header.page:
-                image.seek(header.page)
             _check_size(*image.size, max_pixels)
             _keep_premultiplied(image)
             image.load()
@@ -195,6 +193,8 @@ def _needed(data: memoryview, header: Header) -> Buffer:
         return pixels_only(data, header.chunks)
     if header.frame is not None:
         return mended(data, header.frame)
+    if header.directory:
+        return one_page(data, header.directory)
     if (
         header.format == "bmp"
         and len(data) > 50

@@ -26,6 +26,11 @@ PAGE_TAGS: Final = frozenset(
     {KIND_OF_PAGE, OLD_KIND_OF_PAGE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, EXTRA_SAMPLES}
     | {tag for pair in _OFFSETS_AND_COUNTS for tag in pair}
 )
+_PIXEL_TAGS: Final = frozenset(
+    {*PAGE_TAGS, ORIENTATION, 266, 278, 292, 293, 317, 320, 322, 323, 326, 327, 328, 332, 339, 347}
+    | {*range(512, 522), *range(529, 533)}
+) - {KIND_OF_PAGE, OLD_KIND_OF_PAGE}
+"""What pixels depend on: layout, compression and colours. All else in a directory is metadata."""
 _SMALLER_OR_MASK: Final = 0b101
 _MAX_SMALLER_PAGES: Final = 16
 _MAX_ENTRIES: Final = 4096
@@ -49,23 +54,48 @@ def main_page(data: memoryview) -> tuple[int, Tags]:
         data: A whole TIFF file.
 
     Returns:
-        The page's number, from 0, and its :data:`PAGE_TAGS`; the first page if there is no such page.
+        The offset of the page's directory, and its :data:`PAGE_TAGS`; the first page if there is no such page.
 
     Raises:
         TagError: A directory up to that page cannot be read.
     """
     order, big = _byte_order(data)
     (at,) = _unpack(order + ("Q" if big else "I"), data, 8 if big else 4)
-    first: Tags = {}
+    first = at, Tags()
     for page in range(_MAX_SMALLER_PAGES):
-        tags, at = _directory(data, at, PAGE_TAGS)
-        first = first or tags
+        here = at
+        tags, at = _directory(data, here, PAGE_TAGS)
+        if not page:
+            first = here, tags
         kind = tags.get(KIND_OF_PAGE, (0,))[0] & _SMALLER_OR_MASK
         if not kind and tags.get(OLD_KIND_OF_PAGE, (1,))[0] != 2:
-            return page, tags
+            return here, tags
         if not at:
             break
-    return 0, first
+    return first
+
+
+def one_page(data: memoryview, at: int) -> bytes:
+    """Return a TIFF of one page alone, without metadata, so that no decoder reads what may be broken.
+
+    Args:
+        data: A whole TIFF file.
+        at: The offset of the page's directory, from :func:`main_page`.
+    """
+    order, big = _byte_order(data)
+    count_format, entry, offset, start = ("Q", 20, "Q", 8) if big else ("H", 12, "I", 4)
+    (count,) = _unpack(order + count_format, data, at)
+    first = at + struct.calcsize(order + count_format)
+    orientation = _directory(data, at, (ORIENTATION,))[0].get(ORIENTATION, (0,))[0]
+    kept: dict[int, memoryview] = {}
+    for place in range(first, first + count * entry, entry):
+        (tag,) = _unpack(order + "H", data, place)
+        if tag in _PIXEL_TAGS and (tag != ORIENTATION or 1 <= orientation <= 8):
+            kept.setdefault(tag, data[place : place + entry])
+    directory = struct.pack(order + count_format, len(kept)) + b"".join(kept.values()) + struct.pack(order + offset, 0)
+    head = bytes(data[:start]) + struct.pack(order + offset, at)
+    end = start + struct.calcsize(order + offset)
+    return b"".join([head, data[end:at], directory, data[at + len(directory) :]])
 
 
 def read_tags(data: memoryview, wanted: Collection[int]) -> Tags:
@@ -90,9 +120,11 @@ def _directory(data: memoryview, at: int, wanted: Collection[int], may_lack_byte
     """Return the wanted tags of the directory at an offset, and the offset of the next one, or 0.
 
     Unless bytes may be lacking, a directory whose values are larger than the file is refused, for a decoder might read
-    them all.
+    all that pixels depend on.
     """
     order, big = _byte_order(data)
+    if at < (16 if big else 8):
+        raise TagError(f"a directory at byte {at}, within the header")
     count_format, entry, width = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
     (count,) = _unpack(order + count_format, data, at)
     at += struct.calcsize(order + count_format)
@@ -102,7 +134,7 @@ def _directory(data: memoryview, at: int, wanted: Collection[int], may_lack_byte
     total_bytes = 0
     for _ in range(count):
         tag, kind, number = _unpack(order + entry, data, at)
-        total_bytes += number * _SIZES.get(kind, 1)
+        total_bytes += number * _SIZES.get(kind, 1) if tag in _PIXEL_TAGS else 0
         place = at + struct.calcsize(order + entry)
         at = place + width
         letter = _TYPES.get(kind)

@@ -92,6 +92,7 @@ def test_tiff_of_any_layout(data: st.DataObject) -> None:
         tile=draw(st.sampled_from([0, 0, 16])),
         compression=draw(st.sampled_from([1, 1, 8, 32773, 34712])),
         extra=draw(st.sampled_from([(), (), (0,), (1,), (2,)])),
+        tags=draw(st.sampled_from([(), *(((tag, 4, (10**8,)),) for tag in (270, 305, 700, 34665, 34675))])),
     )
     channels = {0: 1, 1: 1, 2: 3, 5: 4}[layout.photometric]
     samples = draw(pictures(channels + len(layout.extra), layout.bits))

@@ -116,6 +116,28 @@ def test_the_transparent_colour_of_a_png(bits: int) -> None:
     np.testing.assert_array_equal(decode(data), expected)
 
 
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("tag", [269, 270, 282, 296, 305, 330, 700, 33432, 33723, 34377, 34665, 34675, 34853, 65000])
+def test_metadata_never_fails_a_tiff(tag: int, compression: int) -> None:
+    whole = tiff((RGB, Tiff(compression=compression, planar=compression == 8, tags=((tag, 4, (1,)),))))
+    at = whole.rindex(struct.pack("<HHI", tag, 4, 1))
+    for kind in (1, 2, 3, 4, 5, 7, 11, 12, 13, 99):
+        for count, value in ((1, 0), (4, 5), (1, 10**9), (100_000_000, 8), (20, 20)):
+            odd = whole[:at] + struct.pack("<HHII", tag, kind, count, value) + whole[at + 12 :]
+            np.testing.assert_array_equal(decode(odd), RGB)
+
+
+@pytest.mark.parametrize("chunk", [(b"ICCP", b"garbage"), (b"EXIF", b"xx"), (b"XMP ", b"\xff" * 9), (b"abcd", b"1")])
+def test_metadata_never_fails_a_webp(chunk: tuple[bytes, bytes]) -> None:
+    plain = encoded(IMAGE, "WEBP", lossless=True)
+    pixels = plain[20 : 20 + struct.unpack_from("<I", plain, 16)[0]]
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in IMAGE.size)
+    chunks = [(b"VP8X", struct.pack("<I", 0x2C) + sides), (b"VP8L", pixels)]
+    chunks.insert(1 if chunk[0] == b"ICCP" else 2, chunk)
+    body = b"".join(k + struct.pack("<I", len(v)) + v + b"\0" * (len(v) % 2) for k, v in chunks)
+    np.testing.assert_array_equal(decode(b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body), RGB)
+
+
 def exif_of(kind: int, value: bytes, big: bool = False) -> bytes:
     order = ">" if big else "<"
     head = (b"MM\0*" if big else b"II*\0") + struct.pack(order + "IH", 8, 1)
