@@ -12,6 +12,7 @@ def nms(
     class_ids: npt.ArrayLike,
     iou_threshold: float,
     max_detections: int,
+    counted: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.intp]:
     """Keep the strongest of overlapping boxes of one class.
 
@@ -23,10 +24,11 @@ def nms(
         scores: ``(N,)``.
         class_ids: ``(N,)`` integers.
         iou_threshold: A box goes when its IoU with a stronger kept box of its class is above this.
-        max_detections: At most this many boxes are kept.
+        max_detections: At most this many boxes that count are kept.
+        counted: ``(N,)`` which boxes count; the others suppress and are suppressed like any. None counts all.
 
     Returns:
-        ``(K,)`` indices of the kept boxes by falling score, ``K <= max_detections``.
+        ``(K,)`` indices of the kept boxes by falling score.
 
     Raises:
         ValueError: The three arrays differ in length.
@@ -41,9 +43,11 @@ def nms(
         raise ValueError(f"{len(boxes)} boxes, {len(score)} scores, {len(class_id)} class ids: must be as many")
     left = np.argsort(-score, kind="stable")
     kept: list[np.intp] = []
-    while len(left) and len(kept) < max_detections:
+    room = max_detections
+    while len(left) and room > 0:
         best, left = left[0], left[1:]
         kept.append(best)
+        room -= 1 if counted is None else int(counted[best])
         rivals = left[class_id[left] == class_id[best]]
         if len(rivals):
             overlap = iou_matrix(boxes[best][None], boxes[rivals])[0]

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,15 +21,22 @@ from batchdet import open_results
 from batchdet.cli.application import app
 from batchdet.errors import SpecError
 from batchdet.job import Run, Watcher, run_job
+from batchdet.model.detector import Detector
+from batchdet.model.fetch import fetch_asked
+from batchdet.pipeline.labeller import SegmentLabeller
 from batchdet.plan import plan_job
+from batchdet.records.segment import LabelledSegment, Segment
 from batchdet.results.garbage import collect_garbage
 from batchdet.results.query import query
 from batchdet.results.show import show
 from batchdet.results.status import status
 from batchdet.results.verify import inspect_output
+from batchdet.spec import ModelSpec
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import committed_runs, list_runs
+from tests import without_ray as without_ray_module
 from tests.e2e.conftest import REPOSITORY, clean_environment, pack_tar
+from tests.tiny_onnx import constant
 from tests.without_ray import broken, job, labelled, without_ray
 
 pytestmark = pytest.mark.acceptance("R36")
@@ -309,9 +319,7 @@ class TestDerived:
         assert len(labelled) == 1
         run(HIGH, out="again")
         for one, other in zip(rows(tmp_path / "out"), rows(tmp_path / "again"), strict=True):
-            columns = [name for name in one.schema.names if name != "position"]
-            key = [("image_id", "ascending")]
-            assert one.select(columns).sort_by(key).equals(other.select(columns).sort_by(key))
+            assert without_position(one).equals(without_position(other))
 
     def test_images_at_the_limit_are_labelled_again(self, run: RunIt, tmp_path: Path) -> None:
         """Of them it is not known what other classes have displaced."""
@@ -327,9 +335,7 @@ class TestDerived:
         assert [one.status for one in (*done.earlier, done)] == ["derived", "committed"]
         run(change, out="again")
         for one, other in zip(rows(tmp_path / "out"), rows(tmp_path / "again"), strict=True):
-            columns = [name for name in one.schema.names if name != "position"]
-            key = [("image_id", "ascending")]
-            assert one.select(columns).sort_by(key).equals(other.select(columns).sort_by(key))
+            assert without_position(one).equals(without_position(other))
 
     @pytest.mark.parametrize(
         ("before", "after"),
@@ -414,6 +420,100 @@ class TestDerived:
         assert not decoded.exists()
         assert list_runs(str(tmp_path / "out")) == [m.run_id for m in committed_runs(str(tmp_path / "out"))]
         assert inspect_output(str(tmp_path / "out")).problems == []
+
+
+@pytest.fixture
+def real_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label with the job's own model, in this process."""
+    loaded: dict[ModelSpec, Detector] = {}
+
+    def detector_of(model: ModelSpec) -> Detector:
+        if model not in loaded:
+            local = fetch_asked(model)
+            loaded[model] = Detector(model, local.path, local.sha256, "cpu", 1)
+        return loaded[model]
+
+    def label(segment: Segment, run_id: str, model: ModelSpec) -> LabelledSegment:
+        labelled.extend(segment.members["uri"].to_pylist())
+        return SegmentLabeller(detector_of(model), run_id, 4, 10**8).label(segment)
+
+    def probed(trial: Any) -> Any:
+        detector = detector_of(trial.spec.model)
+        found = fake_probed(trial)
+        found.model.card, found.model.labels = detector.card.to_dict(), list(detector.labels)
+        return found
+
+    fake_probed, fakes = without_ray_module._probed, without_ray_module._FAKES
+    monkeypatch.setattr(without_ray_module, "_label", label)
+    monkeypatch.setattr(without_ray_module, "_probed", probed)
+    trial = {"Trial": lambda spec, sha256, *others: SimpleNamespace(spec=spec, sha256=sha256)}
+    monkeypatch.setitem(fakes, "trial", trial)
+
+
+def dense_model(path: Path) -> str:
+    """Write a detector whose outputs are those of 60 cells: many boxes that overlap, equal scores, all classes."""
+    rng = np.random.default_rng(4)
+    centre, size = rng.uniform(0, 128, (60, 2)), rng.uniform(5, 70, (60, 2))
+    scores = np.full((60, 3), 0.01)
+    scores[np.arange(60), rng.integers(0, 3, 60)] = rng.integers(1, 20, 60) / 20
+    output = np.column_stack([centre, size, scores]).T.astype(np.float32)
+    names = "{0: 'car', 1: 'dog', 2: 'person'}"
+    constant(path, {"output0": output}, (None, 3, 128, 128), family="yolo_dense", names=names)
+    return str(path)
+
+
+@pytest.mark.usefixtures("real_models")
+class TestDerivedOfRealModels:
+    @pytest.fixture(autouse=True)
+    def photographs(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        (tmp_path / "in").mkdir()
+        for n, (width, height) in enumerate([(128, 64), (64, 128), (128, 128), (300, 200), (90, 40)]):
+            cv2.imwrite(str(tmp_path / f"in/{n}.jpg"), rng.integers(0, 255, (height, width, 3), np.uint8))
+        (tmp_path / "in/5.jpg").write_bytes(b"no image")
+
+    @pytest.mark.parametrize("limit", [5, 12, 300])
+    @pytest.mark.parametrize("change", [{"score_threshold": 0.7}, {"score_threshold": 0.6, "classes": ["dog", "car"]}])
+    def test_with_nms_and_a_limit(self, run: RunIt, tmp_path: Path, limit: int, change: dict[str, Any]) -> None:
+        common = {"uri": dense_model(tmp_path / "dense.onnx"), "iou_threshold": 0.4, "max_detections": limit}
+        run(common | LOW)
+        done = run(common | change)
+        assert "derived" in {one.status for one in (*done.earlier, done)} or "classes" in change
+        assert labelled == [] or "classes" in change
+        run(common | change, out="again")
+        assert len(labelled) == 6
+        for one, other in zip(rows(tmp_path / "out"), rows(tmp_path / "again"), strict=True):
+            assert without_position(one).equals(without_position(other))
+        assert rows(tmp_path / "again")[1].num_rows > 10
+
+    @pytest.mark.parametrize("features", ["image", "boxes"])
+    @pytest.mark.parametrize("type_", ["float32", "float16"])
+    def test_with_features(self, run: RunIt, tmp_path: Path, features: str, type_: str) -> None:
+        common = {"features": features, "features_type": type_}
+        run(common | {"score_threshold": 0.001})
+        assert run(common | {"score_threshold": 0.004}).status == "derived"
+        run(common | {"score_threshold": 0.004}, out="again")
+        for one, other in zip(rows(tmp_path / "out"), rows(tmp_path / "again"), strict=True):
+            assert one.num_rows
+            assert one.schema == other.schema
+            vectors = [
+                table["features"].drop_null().combine_chunks().flatten()
+                for table in (one, other)
+                if "features" in table.schema.names
+            ]
+            if vectors:
+                np.testing.assert_allclose(
+                    *(np.asarray(v.to_numpy(), np.float32) for v in vectors), rtol=1e-3, atol=1e-5
+                )
+                one, other = one.drop_columns(["features"]), other.drop_columns(["features"])
+            assert one.equals(other)
+
+
+def without_position(table: pa.Table) -> pa.Table:
+    """Drop the place in the run's own listing, and sort by what images are known by."""
+    keys = [name for name in ("image_id", "detection_index") if name in table.schema.names]
+    left = [name for name in table.schema.names if name != "position"]
+    return table.select(left).sort_by([(name, "ascending") for name in keys])
 
 
 class TestRefuse:

@@ -263,9 +263,9 @@ def by_score(scores: npt.NDArray[np.float32], max_detections: int) -> npt.NDArra
 def strongest(
     scores: npt.NDArray[np.float32], class_ids: npt.NDArray[np.int32], settings: DecodeSettings
 ) -> npt.NDArray[np.intp]:
-    """Return the indices of :func:`candidates` with the highest scores, falling: all that is left without NMS."""
+    """Return the indices of :func:`candidates` by falling score: :func:`detections` keeps as many as are wanted."""
     keep = candidates(scores, class_ids, settings)
-    return keep[by_score(scores[keep], settings.max_detections)]
+    return keep[by_score(scores[keep], len(keep))]
 
 
 def suppressed(
@@ -277,11 +277,15 @@ def suppressed(
 ) -> Detections:
     """Make detections of what NMS leaves of boxes in canvas pixels.
 
+    Boxes that :func:`detections` drops may suppress others, but take the place of none in ``max_detections``: so an
+    image with fewer detections has lost none to the limit.
+
     Raises:
         SenselessOutput: As of :func:`detections`.
     """
     _check_boxes(boxes_xyxy, letterbox.canvas)
-    keep = nms(boxes_xyxy, scores, class_ids, settings.iou_threshold, settings.max_detections)
+    real = _are_real(letterbox.to_image(boxes_xyxy))
+    keep = nms(boxes_xyxy, scores, class_ids, settings.iou_threshold, settings.max_detections, real)
     return detections(boxes_xyxy[keep], scores[keep], class_ids[keep], letterbox, settings)
 
 
@@ -292,14 +296,14 @@ def detections(
     letterbox: Letterbox,
     settings: DecodeSettings,
 ) -> Detections:
-    """Make detections of boxes in canvas pixels, without those that are empty or not a number.
+    """Make detections of the first boxes in canvas pixels, without those that are empty or not a number.
 
     Args:
         boxes_xyxy: ``(N, 4)``, sorted by falling score.
         scores: ``(N,)``; clamped to 0..1, see :data:`SCORE_ROUNDING`.
         class_ids: ``(N,)``.
         letterbox: How the image was put on the canvas.
-        settings: What is known of the classes.
+        settings: What is known of the classes, and how many detections are kept.
 
     Raises:
         SenselessOutput: Boxes are infinite, far outside the canvas, mostly inside out or shares of the canvas, or a
@@ -308,12 +312,18 @@ def detections(
     _check_boxes(boxes_xyxy, letterbox.canvas)
     _check_classes(class_ids, settings.label_count)
     placed = letterbox.to_image(boxes_xyxy)
-    real = np.isfinite(placed).all(axis=1) & (area(placed) > 0)
+    real = np.flatnonzero(_are_real(placed))[: settings.max_detections]
     return Detections(
         placed[real].astype(np.float32),
         scores[real].clip(0, 1).astype(np.float32),
         class_ids[real].astype(np.int32),
     )
+
+
+def _are_real(placed_xyxy: Boxes) -> npt.NDArray[np.bool_]:
+    """Tell which boxes in pixels of the image are no empty ones, and numbers."""
+    real: npt.NDArray[np.bool_] = np.isfinite(placed_xyxy).all(axis=1) & (area(placed_xyxy) > 0)
+    return real
 
 
 def _check_boxes(boxes_xyxy: Boxes, canvas: tuple[int, int]) -> None:
