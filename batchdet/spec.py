@@ -83,7 +83,8 @@ class SourceSpec(_Part):
     )
     format: SourceFormat = Field(
         "auto",
-        description="webdataset (tar, tar.gz), folder, parquet or uri_list; auto decides by what the URI names.",
+        description="webdataset (tar, tar.gz), folder, parquet or uri_list; auto decides by what the URI names. folder "
+        "also labels files whose names have no extension.",
     )
     image_column: str | None = Field(
         None,
@@ -96,7 +97,9 @@ class SourceSpec(_Part):
         "null takes the row number (parquet) or the URI (uri_list).",
     )
     columns: tuple[str, ...] | None = Field(
-        None, description="Columns carried over into the images table; null carries all but the image."
+        None,
+        description="Columns carried over into the images table; null carries all but the image. Text of a csv "
+        "becomes a number only if it comes back as it is written; 007 and 1.10 stay text.",
     )
     allow: tuple[str, ...] = Field(
         (),
@@ -320,7 +323,9 @@ class OutputSpec(_Part):
 
     uri: Uri = Field(description="Folder of the tables; any fsspec URI that can be written.")
     partition_by: tuple[str, ...] = Field(
-        ("run_date",), description="Hive partitions: run_date or columns carried over from the source."
+        ("run_date",),
+        description="Hive partitions: run_date or columns carried over from the source. A value too long for the name "
+        "of a folder (255 bytes) is refused if a list holds it, and otherwise cut and marked with ~ and a digest.",
     )
     part_rows: int = Field(1_000_000, ge=1000, description="At most this many rows per part file.")
 

@@ -91,7 +91,7 @@ class RunTables:
         if len(vectors) > 1:  # of several models: none of their lengths is that of all
             plain = [_with_free_vectors(schema) for schema in plain]
         try:
-            fields = pa.unify_schemas(plain, promote_options="permissive")
+            fields = pa.unify_schemas(_as_text_where_unequal(plain), promote_options="permissive")
         except pa.ArrowTypeError as error:
             raise ColumnsDiffer(
                 f"{self.out}: the runs' columns have different types ({error}); choose one with --run",
@@ -129,8 +129,8 @@ class RunTables:
         take a path for a glob or the output's own path for partitions.
         """
         if self.uris() and self._plain_paths():
-            groups = itertools.groupby(self._per_run(), key=lambda run: run[0])
-            selects = [self._select(columns, [uri for _, uris in runs for uri in uris]) for columns, runs in groups]
+            groups = itertools.groupby(self._per_run(), key=lambda run: run[:2])
+            selects = [self._select(key[0], [uri for *_, uris in runs for uri in uris]) for key, runs in groups]
             con.execute(f"CREATE VIEW {name} AS {' UNION ALL '.join(selects)}")
         else:
             con.register(name, self.dataset())
@@ -142,13 +142,17 @@ class RunTables:
     def _plain_paths(self) -> bool:
         return not storage.is_glob(self.out) and "=" not in self.out
 
-    def _per_run(self) -> list[tuple[tuple[str, ...], list[str]]]:
-        """Return, for each run that has files, its column expressions and its files."""
+    def _per_run(self) -> list[tuple[tuple[str, ...], tuple[str, ...], list[str]]]:
+        """Return, for each run that has files, its column expressions, their types in the files, and the files.
+
+        DuckDB reads all files of one call with the types of the first, and would round what does not fit.
+        """
         runs = []
         for manifest, in_files in zip(self.manifests, self._in_files, strict=True):
             uris = [storage.join(self.out, part.path) for part in parts_of(manifest, self.table)]
             if uris:
-                runs.append((tuple(self._expression(f, in_files, manifest.partition_by) for f in self.schema), uris))
+                columns = tuple(self._expression(f, in_files, manifest.partition_by) for f in self.schema)
+                runs.append((columns, tuple(str(field.type) for field in in_files), uris))
         return runs
 
     def _expression(self, field: pa.Field, in_files: pa.Schema, partition_by: Sequence[str]) -> str:
@@ -166,6 +170,33 @@ class RunTables:
         files = ", ".join(quote_text(uri) for uri in uris)
         options = "hive_partitioning = true, hive_types_autocast = false"
         return f"SELECT {', '.join(columns)} FROM read_parquet([{files}], {options})"
+
+
+def _as_text_where_unequal(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
+    """Make text of a column that is text in one run and numbers, dates or truth values in another.
+
+    A list whose ids are all whole numbers has them as int64, and as text from the night on which one of them is 007.
+    """
+    found: dict[str, set[pa.DataType]] = {}
+    for field in itertools.chain(*schemas):
+        found.setdefault(field.name, set()).add(field.type)
+    text = {
+        name
+        for name, types in found.items()
+        if len(types) > 1
+        and any(map(_is_text, types))
+        and not any(pa.types.is_nested(t) or (_is_bytes(t) and not _is_text(t)) for t in types)
+    }
+    return [pa.schema([f.with_type(pa.string()) if f.name in text else f for f in schema]) for schema in schemas]
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(kind(type_) for kind in kinds)
 
 
 def _with_free_vectors(schema: pa.Schema) -> pa.Schema:

@@ -230,7 +230,9 @@ def _blocks(text: str, uri: str) -> Iterator[list[dict[str, Any]]]:
         if not line:
             continue
         try:
-            row = _JSON.decode(line)
+            row, end = _JSON.raw_decode(line)
+            if end < len(line):
+                raise ValueError(f"more follows at character {end + 1}")
         except (ValueError, RecursionError) as error:
             raise _unreadable(f"{uri}:{number}", f"one JSON object is due on each line: {error}") from error
         if not isinstance(row, dict):

@@ -36,6 +36,8 @@ from batchdet.source.values import typed_json, typed_text
 from batchdet.spec import SourceSpec
 from batchdet.storage import StoredObject
 
+_NOTES: Final = 3
+"""Lists of which is said how they were read; sources have thousands."""
 _LONGEST_URI: Final = 4096
 """Of an entry; no store knows longer names, and the tables would keep each of them three times."""
 _SHORTEST_BASE64: Final = 256
@@ -81,7 +83,9 @@ def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.
     for field, pieces in zip(carried, typed.values(), strict=True):
         chunks = [as_carried(chunk, field.type) for piece in pieces for chunk in piece.chunks]
         listed = listed.append_column(field, pa.chunked_array(chunks, field.type))
-    return listed, carried, "; ".join(filter(None, [*(one.note for one in lists), note]))
+    notes = [one.note for one in lists if one.note]
+    more = [f"{len(notes) - _NOTES} more lists likewise"] if len(notes) > _NOTES else []
+    return listed, carried, "; ".join(filter(None, [*notes[:_NOTES], *more, note]))
 
 
 def _guessed(one: ListFile) -> pa.Schema:

@@ -200,10 +200,22 @@ def test_partition_values_of_every_kind(output, fake_image):
 
 def test_columns_that_do_not_fit_together_are_told(output, fake_image):
     output.add_run(FIRST, [fake_image("a.jpg", carried=(("lens", 7),))])
-    output.add_run(SECOND, [fake_image("b.jpg", carried=(("lens", "wide"),))])
+    output.add_run(SECOND, [fake_image("b.jpg", carried=(("lens", [1]),))])
     with pytest.raises(OutputError, match=r"different types.*lens.*--run"):
         open_results(output.uri).images().to_arrow()
-    assert open_results(output.uri, run=SECOND).images().to_arrow(["lens"]).to_pydict() == {"lens": ["wide"]}
+    assert open_results(output.uri, run=SECOND).images().to_arrow(["lens"]).to_pydict() == {"lens": [[1]]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "want"), [(7, "007", ["7", "007"]), (7, 1.5, [7.0, 1.5]), (True, "x", None)]
+)
+def test_columns_of_two_types_hold_what_each_run_wrote(output, fake_image, first, second, want):
+    output.add_run(FIRST, [fake_image("a.jpg", carried=(("lens", first),))])
+    output.add_run(SECOND, [fake_image("b.jpg", carried=(("lens", second),))])
+    view = open_results(output.uri).images()
+    for table in (view.to_arrow(), view.to_dataset().to_table()):
+        rows = dict(zip(table["member"].to_pylist(), table["lens"].to_pylist(), strict=True))
+        assert [rows["a.jpg"], rows["b.jpg"]] == (want or ["true", "x"])
 
 
 @pytest.mark.parametrize("folder", ["a=b/run_date=1999/out", "we[ird]*?", "it's", "ümlaut und leer"])

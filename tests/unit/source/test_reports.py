@@ -233,6 +233,17 @@ def test_long_partition_values_of_sidecars_are_cut_and_stay_apart(tmp_path: Path
     assert all(len(value) < 256 for (value,) in values)
 
 
+def test_a_column_that_is_text_from_some_night_on_is_read_as_text(tmp_path: Path) -> None:
+    _photographs(tmp_path, "1.jpg", "2.jpg")
+    for name, code in (("1", "8"), ("2", "007")):
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        (tmp_path / f"lists/{name}.csv").write_text(f"uri,code\n../{name}.jpg,{code}\n")
+        source_ = {"format": "uri_list", "allow": [str(tmp_path)]}
+        _, rows = _run(f"{tmp_path}/lists/{name}.csv", tmp_path / "out", **source_)
+    assert sorted(str(row["code"]) for row in rows) == ["007", "8"]
+    assert sorted(open_results(str(tmp_path / "out")).images().to_arrow(["code"])["code"].to_pylist()) == ["007", "8"]
+
+
 def test_a_contradiction_between_files_ends_the_plan(tmp_path: Path) -> None:
     for name, values in (("a", [1]), ("b", ["x"])):
         (tmp_path / "in").mkdir(exist_ok=True)

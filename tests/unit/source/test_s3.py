@@ -132,3 +132,18 @@ def test_several_blocks(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr("batchdet.source.stream.BlockStream.__init__.__defaults__", (65_536,))
     got = read_all(f"{bucket}/big/a.tar", segment_rows=3)
     assert got.by_member == dict(members)
+
+
+def test_keys_are_names_whatever_they_hold(s3: S3Server) -> None:
+    uri = s3.bucket("source-names")
+    names = ["q?versionId=abc.jpg", "ends in a space.jpg ", "_under/x.jpg", "100%25.jpg", "+ # [1]*.jpg"]
+    for i, name in enumerate(names):
+        storage.write_bytes(f"{uri}/in/{name}", image(i))
+    got = read_all(f"{uri}/in")
+    listed = {name: image(i) for i, name in enumerate(names) if not name.endswith(" ")}
+    assert got.by_member == listed
+    assert got.inventory.passed_over == {".jpg ": 1}
+    storage.write_bytes(f"{uri}/l.txt", "\n".join(f"in/{name}" for name in names).encode())
+    got = read_all(f"{uri}/l.txt")
+    assert got.codes == [None] * 5
+    assert got.data[0] == image(0)
