@@ -146,6 +146,8 @@ class _Command:
 
 _OF_ONE_RUN: Final = (TooManyFailures, storage.StorageError, ConservationError)
 """Errors that may lie in what one run holds, and say nothing of others."""
+_NAMED: Final = 3
+"""Runs that were refused or stopped and that a message names."""
 
 
 def _take_steps(spec: JobSpec, command: _Command) -> Run:
@@ -163,6 +165,7 @@ def _take_steps(spec: JobSpec, command: _Command) -> Run:
             # once a fresh run is committed, only what is not in it is new
             plan = plan_job(spec, command.fresh and not done, failed)
             _finish_commits(plan)
+            failed |= {i: TooManyFailures(r.message, code=r.code, key=r.key) for i, r in plan.refused.items()}
             if plan.finished_run_id is not None or (failed and not len(plan.shards)):
                 break
             run_id = plan.resume_run_id or new_run_id(list_runs(out))
@@ -214,7 +217,9 @@ def _with_the_others(failed: Mapping[str, BatchdetError], done: Sequence[Run]) -
     *_, last = failed.values()
     if len(failed) > 1 or done:
         words = {run_id: "refused" if isinstance(e, TooManyFailures) else "stopped" for run_id, e in failed.items()}
-        parts = [f"run {run_id} was {words[run_id]}: {error.message}" for run_id, error in failed.items()]
+        named = list(failed.items())[:_NAMED]
+        parts = [f"run {run_id} was {words[run_id]}: {error.message}" for run_id, error in named]
+        parts += [f"so were {len(failed) - _NAMED} more, which batchdet status lists"] if len(failed) > _NAMED else []
         parts += [
             f"run {run.run_id} was committed: {counted(run.images_ok + run.images_failed, 'image')}" for run in done
         ]

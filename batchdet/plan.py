@@ -27,6 +27,7 @@ from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, committed_runs, run_folder
 from batchdet.table.parts import MAX_PARTITIONS
+from batchdet.table.refusal import Refusal, limits_of, read_refusal
 from batchdet.text import counted
 
 SLICE_ROWS: Final = 1024
@@ -59,6 +60,7 @@ class Plan:
         warning: What to know before using the model: a licence with duties; "" for nothing.
         committed: Every committed run of the output, oldest first.
         quarantine: Shards that runs of this fingerprint could not read to their end.
+        refused: Unfinished runs that the same limits would refuse again; they and what they hold are left alone.
         fresh: Whether everything is labelled again.
         derivation: How the rows of ``inventory`` are made from committed ones, without the model; None labels them.
         makes_current: Whether there is nothing to label, and a run without rows makes these settings current again.
@@ -86,6 +88,7 @@ class Plan:
     warning: str = ""
     committed: Sequence[Manifest] = field(default=(), repr=False)
     quarantine: Sequence[Quarantined] = field(default=(), repr=False)
+    refused: Mapping[str, Refusal] = field(default_factory=dict, repr=False)
     fresh: bool = False
     derivation: Derivation | None = field(default=None, repr=False)
     makes_current: bool = False
@@ -124,6 +127,7 @@ class Plan:
             "relabelled_bytes": self.relabelled_bytes,
             "settings_change": self.settings_change,
             "quarantine": quarantine_to_dict(self.quarantine),
+            "refused_runs": {run_id: refusal.message for run_id, refusal in self.refused.items()},
         }
 
 
@@ -160,12 +164,15 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
     finished = [m for m in committed if m.fingerprint == job.fingerprint] or emptied
     unfinished = unfinished_runs(out, committed)
     todo, retried_images = _to_do(job, listed, finished)
+    known = int(np.count_nonzero(~todo))
+    standing = {run.run_id: found for run in unfinished if (found := _standing(job, run, listed.keep(todo)))}
+    aside = {*refused, *standing}
     for run in unfinished:
-        if run.run_id in refused and run.inventory is not None:
+        if run.run_id in aside and run.inventory is not None:
             todo &= ~listed.held_by(run.inventory.objects)
     inventory = listed.keep(todo)
     nothing = inventory.objects.num_rows == 0 and bool(finished)
-    candidates = [] if nothing else [run for run in unfinished if run.run_id not in refused]
+    candidates = [] if nothing else [run for run in unfinished if run.run_id not in aside]
     going_on, obstacle = _look_for_unfinished(job, inventory, candidates)
     if going_on is not None and going_on.inventory is not None:
         inventory = going_on.inventory.keep(going_on.inventory.held_by(inventory.objects))
@@ -182,7 +189,6 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
     if relabelled.objects.num_rows:
         held = compare(out, relabelled, [m for m in committed if m.fingerprint == current], False).known
         relabelled = relabelled.keep(held)
-    known = int(np.count_nonzero(~todo))
     plan = Plan(
         spec=spec,
         inventory=inventory,
@@ -202,6 +208,7 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
         warning=licences_of(model).warning,
         committed=committed,
         quarantine=find_quarantine(out, [m for m in committed if m.fingerprint == job.fingerprint]),
+        refused=standing,
         fresh=fresh,
         derivation=derivation,
         makes_current=nothing and current != job.fingerprint and finished[-1].fingerprint == job.fingerprint,
@@ -277,6 +284,15 @@ def _to_do(
         return np.ones(count, bool), np.zeros(count, np.int64)
     standing = compare(job.out, listed, finished, policy.retry == "failed")
     return ~standing.known | (standing.failed_images > 0), standing.failed_images
+
+
+def _standing(job: _Job, run: Unfinished, todo: Inventory) -> Refusal | None:
+    """Return why a run was refused if a resumed one would be, too: same limits, same objects, nothing to try again."""
+    refusal = read_refusal(job.out, run.run_id)
+    if refusal is None or not refusal.lasting or refusal.limits != limits_of(job.spec.policy):
+        return None
+    whole = run.inventory is not None and bool(run.inventory.held_by(todo.objects).all())
+    return refusal if whole and not _obstacle(job, run, todo, False) else None
 
 
 def _look_for_unfinished(

@@ -147,6 +147,7 @@ def plan(
                 if (later := planned["later_objects"])
                 else []
             ),
+            *(("refused", f"run {run_id}: {message}") for run_id, message in planned["refused_runs"].items()),
             *([("quarantine", warning)] if (warning := planned["quarantine"]["warning"]) else []),
             *(("" if i else "chosen", f"{key}: {choice}") for i, (key, choice) in enumerate(outlook.choices.items())),
             *(prediction_rows(outlook.prediction.to_dict()) if outlook.prediction else []),

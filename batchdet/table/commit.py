@@ -25,7 +25,7 @@ from batchdet.stats import RunStats
 from batchdet.table.gather import FAILURES_KEPT, ExpectedShard, Gathered, gather
 from batchdet.table.lineage import Lineage, now
 from batchdet.table.manifest import TABLES, Manifest, run_folder
-from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal
+from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal, limits_of
 from batchdet.table.staging import staged_folder
 from batchdet.text import csv_cell
 
@@ -291,7 +291,14 @@ def _check_failures(spec: JobSpec, out: str, run_id: str, gathered: Gathered, be
         key=f"policy.{key}",
     )
     counts = {"images": images, "images_failed": failed, "shards": gathered.shards, "shards_bad": len(bad)}
-    Refusal(refusal.code, refusal.message, counts=counts).write(out, run_id)
+    Refusal(
+        code=refusal.code,
+        message=refusal.message,
+        counts=counts,
+        key=f"policy.{key}",
+        limits=limits_of(policy),
+        lasting=not gathered.retriable,
+    ).write(out, run_id)
     raise refusal
 
 

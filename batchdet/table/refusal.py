@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from batchdet import storage
+from batchdet.spec import PolicySpec
 from batchdet.table.lineage import now
 from batchdet.table.manifest import run_folder
 
@@ -25,17 +26,28 @@ class Refusal:
         message: That of the error.
         at: ISO 8601, UTC.
         counts: ``images``, ``images_failed``, ``shards`` and ``shards_bad``.
+        key: The limit that was exceeded, such as ``policy.max_failed_fraction``.
+        limits: The limits that the run was judged by; see :func:`limits_of`.
+        lasting: Whether the same limits would refuse it again: no failure of it is one that another try may mend.
     """
 
     code: str
     message: str
     at: str = field(default_factory=now)
     counts: dict[str, int] = field(default_factory=dict)
+    key: str = ""
+    limits: dict[str, float] = field(default_factory=dict)
+    lasting: bool = False
 
     def write(self, out: str, run_id: str) -> None:
         """Write ``refused.json`` into the run's folder."""
         data = (json.dumps(asdict(self), indent=1) + "\n").encode()
         storage.persist(lambda: storage.write_bytes(storage.join(run_folder(out, run_id), REFUSED), data))
+
+
+def limits_of(policy: PolicySpec) -> dict[str, float]:
+    """Return the limits that decide about a refusal."""
+    return policy.model_dump(include={"max_failed_fraction", "max_bad_shard_fraction"})
 
 
 def read_refusal(out: str, run_id: str) -> Refusal | None:

@@ -25,7 +25,7 @@ from batchdet.results.verify import inspect_output
 from batchdet.table.manifest import committed_runs, list_runs
 from batchdet.table.refusal import read_refusal
 from tests.e2e.conftest import pack_tar
-from tests.without_ray import job, labelled, without_ray
+from tests.without_ray import broken, job, labelled, without_ray
 
 Change = Callable[[], object]
 
@@ -146,6 +146,7 @@ def source(tmp_path: Path) -> Source:
 @pytest.fixture
 def nights(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
     count = iter(range(10_000))
+    broken.clear()
     monkeypatch.setattr("batchdet.job.new_run_id", lambda _: f"20261123-12{next(count):04d}-abcd")
     return Nights(source, tmp_path / "out")
 
@@ -390,6 +391,18 @@ class TestRefused:
             nights.night(**self.LIMIT)
         assert labelled == []
         assert len(list_runs(str(nights.out))) == 1
+        assert nights.told == [], "the same limits refuse it at once; nothing is started for it"
+
+    def test_what_may_be_mended_is_tried_again(self, nights: Nights, source: Source) -> None:
+        broken.add(b"x")
+        source.put("x")
+        with pytest.raises(TooManyFailures):
+            nights.night(**self.LIMIT)
+        broken.clear()
+        source.put("y")
+        done = nights.night(**self.LIMIT)
+        assert nights.read == ["x", "y"]
+        assert [each.images_ok for each in (*done.earlier, done)] == [4, 4]
 
     def test_two_refused_runs(self, refused: Callable[..., None], nights: Nights) -> None:
         refused("b", "bad")
