@@ -118,11 +118,6 @@ class Detector:
             raise SpecError("model.canvas.shape: the model declares a free canvas but fails on one; use square")
 
     @property
-    def names_classes(self) -> bool:
-        """Whether its labels are texts that somebody has given to its classes."""
-        return self._labels_reason != labels.NUMBERS
-
-    @property
     def silus(self) -> int:
         """SiLUs of the model that may be computed by a rational function."""
         return self._runtime.silus

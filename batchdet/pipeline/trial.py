@@ -12,6 +12,7 @@ from batchdet.model.families import SenselessOutput
 from batchdet.model.families.plugin import PluginError
 from batchdet.model.fetch import fetch_asked
 from batchdet.model.format import Format
+from batchdet.model.labels import NUMBERS
 from batchdet.model.placement import Placement
 from batchdet.model.rehearsal import Rehearsed
 from batchdet.model.runtimes import Device, one_line
@@ -139,7 +140,7 @@ class Trial:
         alone, why_not = self._measure(way, device, images)
         if self.spec.model.canvas.shape == "auto":
             choices["canvas"] = _canvas_choice(detector)
-        if not detector.names_classes:
+        if detector.card.labels_reason == NUMBERS:
             choices["labels"] = "class_0, class_1, ...: the model names no classes; set model.labels to name them"
         model = detector.spec
         return LoadedModel(
