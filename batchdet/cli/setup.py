@@ -48,6 +48,9 @@ def schema(
 def doctor(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also check its source, model and output.")] = None,
     set_: Set = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Also ask a cluster's dashboard, such as http://head:8265.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine: packages, processors, memory, runtimes, credentials; and a job's source, model, output."""
@@ -56,7 +59,7 @@ def doctor(
     from batchdet.readiness import look
 
     spec = load(job, set_) if job else None
-    checks = examine(spec)
+    checks = examine(spec, address)
     for finding in look(spec) if spec else ():
         if finding.error is None:
             checks.append(Check(finding.name, "ok", finding.found))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import batchdet
 from batchdet import storage
+from batchdet.cluster.dashboard import dashboard_address, greet, is_loopback
 from batchdet.cluster.requirements import BASE, FLOOR_PYTHON, RUNTIMES, installed_version, is_older
 from batchdet.errors import BatchdetError
 from batchdet.machine import (
@@ -83,15 +84,20 @@ class Check:
         return asdict(self)
 
 
-def doctor(spec: JobSpec | None = None) -> list[Check]:
+def doctor(spec: JobSpec | None = None, address: str | None = None) -> list[Check]:
     """Look at this machine, and at what a job needs of it.
 
     Args:
         spec: A job, whose device, storage and cluster are then looked at too.
+        address: A cluster's dashboard, as ``submit`` takes it, which is then asked too.
 
     Returns:
         The checks, in a fixed order, within about five seconds.
+
+    Raises:
+        SpecError: The address is none of a dashboard.
     """
+    dashboard = dashboard_address(address) if address is not None else None
     looks: list[tuple[str, Callable[[], list[Check]]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -107,6 +113,8 @@ def doctor(spec: JobSpec | None = None) -> list[Check]:
     ]
     if spec is not None and spec.compute.address:
         looks.append(("ray cluster", lambda: _ray(spec)))
+    if dashboard is not None:
+        looks.append(("ray dashboard", lambda: _dashboard(dashboard)))
     return [check for checks in _side_by_side(looks) for check in checks]
 
 
@@ -313,6 +321,21 @@ def _ray(spec: JobSpec) -> list[Check]:
     return [
         Check("ray cluster", "fail", f"{address} does not answer", "see compute.address, and whether the head runs")
     ]
+
+
+def _dashboard(address: str) -> list[Check]:
+    name = "ray dashboard"
+    try:
+        headers = greet(address)
+    except BatchdetError as error:
+        found, _, advice = error.message.partition("; ")
+        return [Check(name, "fail", found, advice)]
+    if headers:
+        return [Check(name, "ok", f"{address} answers, and takes this user's token")]
+    if is_loopback(address):
+        return [Check(name, "ok", f"{address} answers, without a token")]
+    advice = "start the head with RAY_AUTH_MODE=token; submit refuses it without --insecure"
+    return [Check(name, "warn", f"{address} answers, and takes jobs of anybody who reaches it", advice)]
 
 
 def _running_ray() -> str:

@@ -274,6 +274,7 @@ def _ray_job_spec(job: JobFile, name: str, options: RenderOptions) -> Node:
         }
     return {
         "entrypoint": shlex.join(["batchdet", "run", _JOB_PATH, "--set", "compute.address=auto"]),
+        "metadata": {"job_name": job.spec.name},  # what Ray's dashboard calls it
         "submissionMode": "K8sJobMode",
         "backoffLimit": options.retries,
         "activeDeadlineSeconds": options.deadline_s,

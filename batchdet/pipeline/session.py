@@ -133,7 +133,9 @@ def _init(options: dict[str, Any], address: str | None, verbose: bool) -> None:
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"
         text = " ".join(str(error).split()).rstrip(".")
-        raise ClusterError(f"no Ray {where}: {text}"[:600]) from error
+        wants = "if the cluster wants a token: export RAY_AUTH_MODE=token (and RAY_AUTH_TOKEN, or ~/.ray/auth_token)"
+        hint = wants if address and "RAY_AUTH_MODE" not in os.environ else None
+        raise ClusterError(f"no Ray {where}: {text}"[:600], code="cluster.no_ray", key=address, hint=hint) from error
 
 
 def _job_config(name: str) -> Any:

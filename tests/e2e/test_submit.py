@@ -136,6 +136,10 @@ def test_the_shipped_package_is_the_one_that_runs(
     found = dict(line.split(" ", 1) for line in log if line.startswith(("HOME ", "NAMED ", "UNNAMED ")))
     assert "/runtime_resources/working_dir_files/" in found["HOME"]
     assert found["HOME"].startswith(str(ray_head.folder))
+    assert connect(ray_head.dashboard).get_job_info(done.job_id).metadata == {
+        "job_name": "coco120",
+        "submitted_by": "batchdet",
+    }
     assert found["NAMED"] == "named-value"
     assert found["UNNAMED"] == "None"
 
@@ -181,9 +185,12 @@ def test_ctrl_c_leaves_the_job_running(ray_head: RayHead, tmp_path: Path) -> Non
 
 @pytest.mark.fault
 def test_a_head_with_token_authentication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own file in the home does, without RAY_AUTH_MODE, as it does for `ray start`."""
     token = "0123456789abcdef0123456789abcdef"
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home/.ray").mkdir(parents=True)
     monkeypatch.setattr(submit_module, "entrypoint", lambda *_: "echo done")
     job, _ = write_job(tmp_path, "builtin:sample")
     with start_ray_head(env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
@@ -192,7 +199,8 @@ def test_a_head_with_token_authentication(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong-token-of-some-length")
         with pytest.raises(ClusterError, match="refused the one given"):
             submit_job(job, head.dashboard)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        (tmp_path / "home/.ray/auth_token").write_text(token)
         log: list[str] = []
         assert submit_job(job, head.dashboard, on_log=log.append).exit_status == 0, log
         assert "done" in log

@@ -10,6 +10,7 @@ from rich.console import Console
 from batchdet.cluster import doctor as doctor_module
 from batchdet.cluster.doctor import Check, doctor, render_doctor
 from batchdet.cluster.requirements import Requirement
+from batchdet.errors import SpecError
 from batchdet.spec import JobSpec
 
 SECRET = "value-that-nobody-may-see"
@@ -164,3 +165,29 @@ def test_rendering_escapes_and_sums_up() -> None:
     assert "[bold]plain[/bold]" in out.getvalue()
     assert "→ do y" in out.getvalue()
     assert "1 wrong, 1 doubtful" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("headers", "loopback", "state", "words"),
+    [
+        ({"authorization": "Bearer x"}, False, "ok", "takes this user's token"),
+        ({}, True, "ok", "without a token"),
+        ({}, False, "warn", "takes jobs of anybody"),
+    ],
+)
+def test_a_dashboard_is_asked(
+    headers: dict[str, str], loopback: bool, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module, "greet", lambda address: headers)
+    monkeypatch.setattr(doctor_module, "is_loopback", lambda address: loopback)
+    check = found(doctor(None, "head:8265"), "ray dashboard")
+    assert (check.state, words in check.found) == (state, True)
+
+
+def test_a_dashboard_that_does_not_answer_fails() -> None:
+    check = found(doctor(None, "http://127.0.0.1:1"), "ray dashboard")
+    assert (check.state, check.exit_status) == ("fail", 5)
+    assert "connection refused" in check.found
+    with pytest.raises(SpecError) as error:
+        doctor(None, "ray://head:10001")
+    assert (error.value.code, error.value.exit_status) == ("cluster.address", 2)

@@ -53,6 +53,7 @@ def test_a_rayjob(job: str) -> None:
     assert resource["metadata"]["name"] == "street-labels-v2"
     spec = resource["spec"]
     assert spec["entrypoint"] == "batchdet run /etc/batchdet/job.yaml --set compute.address=auto"
+    assert spec["metadata"] == {"job_name": "Street_Labels.v2"}
     assert spec["shutdownAfterJobFinishes"] is True
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
