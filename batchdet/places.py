@@ -17,8 +17,8 @@ from batchdet.table.manifest import TABLES
 
 _LEAST_FREE_BYTES: Final = 16_000_000
 """Records of a run, however small it is."""
-_STAGED_FACTOR: Final = 4.0
-"""Staged segments, which are not compressed, and part files lie beside each other until the commit."""
+_STAGED_FACTOR: Final = 2.0
+"""Until the commit, staged segments lie beside the part files; they are not compressed, so at least as large."""
 
 
 def in_full(spec: JobSpec) -> JobSpec:
@@ -117,7 +117,7 @@ def check_space(out: str, tables_bytes: float = 0) -> None:
     free, _ = free_bytes(out)
     if free < needed:
         raise OutputError(
-            f"output.uri: {out} needs about {format_bytes(round(needed))} while the run is under way, and only "
+            f"output.uri: {out} needs at least {format_bytes(round(needed))} while the run is under way, and only "
             f"{format_bytes(free)} are free; make room, or name another folder",
             code="output.no_space",
             key="output.uri",

@@ -1,18 +1,23 @@
 """The mistakes that people make first: one or two sentences, the right status, soon, without a traceback.
 
-Each runs the command line in this process; those that need a signal or a second process are named by other tests below.
+Each runs the command line in this process, and needs neither Ray nor a model.
 """
 
+import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from batchdet import places
 from batchdet.sample.dataset import write_sample
+from tests import without_ray as no_ray
 from tests.cli import Command, Ended, command
 from tests.without_ray import without_ray
 
@@ -215,6 +220,28 @@ def test_the_same_job_twice_has_nothing_new(here: Path, command: Command) -> Non
     assert again.status == 0
     assert "nothing new" in again.stderr
     assert "--fresh" in again.stderr
+
+
+def test_ctrl_c_and_the_same_command_resumes(here: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    label, left = no_ray._label, [2]
+
+    def interrupted(*arguments: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return label(*arguments)
+
+    for n in range(6):
+        shutil.copy(next((here / "photos").iterdir()), here / "photos" / f"more{n}.jpg")
+    monkeypatch.setattr(no_ray, "_label", interrupted)
+    with without_ray():
+        ended = command(*RUN, "--json")
+        assert (ended.status, ended.error["code"], ended.error["exit_status"]) == (130, "run.interrupted", 130)
+        assert "the same command resumes the run" in ended.error["message"]
+        check_clear(ended)
+        assert '"interrupted"' in command("status", "out", "--json").stdout
+        done = json.loads(command(*RUN, "--json").stdout)
+    assert (done["status"], done["images_ok"]) == ("committed", 9)
 
 
 def test_a_disk_that_is_full(here: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
