@@ -45,3 +45,13 @@ def test_a_run_counts_that_computed_the_same_way(
     model: Any = SimpleNamespace(computed=COMPUTED | changed)
     assert list(forecast._past(plan, model, "cpu")) == (["r"] if counts else [])
     assert list(forecast._past(plan, model, "gpu")) == []
+
+
+def test_a_run_is_judged_if_it_labels_for_long_enough() -> None:
+    cases = [(9.9, 1.0), (10.0, 10.0), (60.0, 61.0), (600.0, 20.0)]
+    assert [forecast._is_judged(labelling_s, start_up_s) for labelling_s, start_up_s in cases] == [
+        False,
+        True,
+        False,
+        True,
+    ]
