@@ -129,6 +129,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     check_writable(out)
     try:
         with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
+            commit.complete_commit(out, lease)
             return _take_steps(spec, _Command(fresh, watcher, verbose, lease))
     finally:
         watcher.stop()
@@ -319,8 +320,8 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         inventory.carried,
         probed.model.labels,
         wall_s,
+        lease,
         watcher.committing,
-        lease.check,
         plan.resume_run_id is not None,
         commit.Before(plan.retried_images, frozenset(shard.uri for shard in plan.quarantine)),
         lambda output_bytes: {"passed_over": dict(plan.passed_over)} | account.close(wall_s, output_bytes),
@@ -347,8 +348,8 @@ def _derive(plan: Plan, command: _Command, started: float) -> Run:
         plan.inventory.carried,
         _labels_of(out, derivation.run_ids[-1]),
         time.monotonic() - started,
+        command.lease,
         command.watcher.committing,
-        command.lease.check,
         resumed,
         segments=derived_segments(derivation, plan.inventory, plan.shards, lineage, out),
     )
@@ -373,7 +374,7 @@ def _make_current(plan: Plan, run_id: str, command: _Command) -> Run:
         f"run {lineage.run_id} makes them current again"
     )
     spec_text = _write_records(nothing, spec, lineage)
-    manifest = commit.make_current(out, spec, spec_text, lineage, _labels_of(out, run_id), command.lease.check)
+    manifest = commit.make_current(out, spec, spec_text, lineage, _labels_of(out, run_id), command.lease)
     return _closed(manifest, "made_current", plan, started)
 
 

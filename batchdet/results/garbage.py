@@ -16,6 +16,7 @@ from batchdet.failpoint import failpoint
 from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.units import format_bytes
 from batchdet.storage import StoredObject
+from batchdet.table.commit import complete_commit
 from batchdet.table.lease import Lease, live_holder
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
 from batchdet.table.refusal import LEFT_BY_REFUSAL
@@ -29,7 +30,7 @@ _ORDER: Final[tuple[Kind, ...]] = ("part file", "upload", "partial file", "stage
 """Part files go first, because readers by glob see them; a run's folder goes last, because it says whose they were."""
 
 _RUN_ID: Final = r"\d{8}-\d{6}-[0-9a-f]{4}"
-_PART: Final = re.compile(rf"part-({_RUN_ID})-\d{{5,}}\.parquet")
+_PART: Final = re.compile(rf"part-({_RUN_ID})(?:-\d{{6,}})?-\d{{5,}}\.parquet")
 _RUN: Final = re.compile(_RUN_ID)
 _OF_RUN: Final = re.compile(rf"/(?:part-|{RUNS_FOLDER}/)({_RUN_ID})[-/]")
 _PARTIAL: Final = re.compile(r"\.partial-[a-z0-9_]{8}")
@@ -110,6 +111,7 @@ def collect_garbage(uri: str, dry_run: bool = False, unfinished: bool = False) -
         if not dry_run:
             with contextlib.suppress(OutputLocked):
                 lease = stack.enter_context(Lease(out))
+                complete_commit(out, lease)
         found = Garbage(out, not dry_run)
         search = _Search(out, unfinished, lease is not None)
         found.items = sorted(search.items(), key=lambda item: (_ORDER.index(item.kind), item.path))

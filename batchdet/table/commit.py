@@ -1,8 +1,12 @@
 """The commit: staged segments become part files, once each, and then a manifest makes them a run.
 
-Order of writing: part files in the run's folder, the counts checked, part files moved to their place, ``stats.json``,
-``manifest.json`` (the commit point), ``_SUCCESS``; then staged files go. Every name is deterministic, so that the
-same command repairs a crash at any step.
+Order of writing: part files in the run's folder, the counts checked, part files moved to their place, drafts of
+``lineage.json``, ``stats.json`` and ``manifest.json``; then the lease's next number is taken for the run. That is the
+commit point. The drafts become the records, the manifest last, so that readers see the run; then ``_SUCCESS``, and
+staged files go. What is written before the commit point has the lease's number in its path: a driver that was stopped
+and wakes up when another one owns the output overwrites nothing of that one's, and its commit fails.
+
+On a local disk each file, and each folder that got a new name, is synced before the commit point.
 """
 
 import csv
@@ -16,15 +20,16 @@ from typing import Any, Final
 import pyarrow as pa
 
 from batchdet import storage
-from batchdet.errors import OutputLocked, TooManyFailures
+from batchdet.errors import TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.records.schema import SCHEMA_VERSION, SHARD_CODES
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.stats import RunStats
 from batchdet.table.gather import FAILURES_KEPT, ExpectedShard, Gathered, gather
+from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, now
-from batchdet.table.manifest import TABLES, Manifest, run_folder
+from batchdet.table.manifest import TABLES, Manifest, draft_folder, run_folder
 from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal, limits_of
 from batchdet.table.staging import staged_folder
 from batchdet.text import csv_cell
@@ -35,6 +40,7 @@ _LEAST_SHARDS: Final = 10
 """A run of fewer shards counts as so many: one bad shard on a quiet night is no reason to commit nothing."""
 _SHARDS_IN_STATS: Final = 20
 """Bad shards that ``stats.json`` names; the manifest names all."""
+_RECORDS: Final = ("stats.json", "lineage.json", "manifest.json")
 _NAME_MAX: Final = 200
 """Characters of each of them there."""
 
@@ -61,8 +67,8 @@ def commit_run(
     carried: pa.Schema,
     labels: list[str],
     wall_s: float,
+    lease: Lease,
     progress: Callable[[int], None] = lambda images: None,
-    check_lease: Callable[[], None] = lambda: None,
     resumed: bool = False,
     before: Before = Before(),
     measured: Callable[[int], dict[str, Any]] = lambda output_bytes: {},
@@ -79,8 +85,8 @@ def commit_run(
         carried: Columns carried over from the source.
         labels: The model's labels, by class number.
         wall_s: Seconds that labelling took, for the rate.
+        lease: On the output; the commit takes its next number.
         progress: Called with the number of images taken so far.
-        check_lease: Raises when the output is no longer this run's; called before anything is visible.
         resumed: An earlier process may have stopped in this run's commit; what it moved and no longer belongs goes.
         before: What failed in committed runs and is tried again here.
         measured: Called with the size of the part files; gives further keys of ``stats.json``.
@@ -96,11 +102,11 @@ def commit_run(
     """
     run_id = lineage.run_id
     failpoint("commit.gather.before")
-    gathered = gather(out, spec, lineage, shards, carried, labels, progress, segments)
+    gathered = gather(out, spec, lineage, shards, carried, labels, progress, lease.next_number, segments)
     failpoint("commit.gather.after")
-    check_lease()
+    lease.check()
     _check_failures(spec, out, run_id, gathered, before)
-    return _publish(out, spec, spec_text, lineage, gathered, wall_s, check_lease, resumed, measured)
+    return _commit_gathered(out, spec, spec_text, lineage, gathered, wall_s, lease, resumed, measured)
 
 
 def make_current(
@@ -109,7 +115,7 @@ def make_current(
     spec_text: str,
     lineage: Lineage,
     labels: list[str],
-    check_lease: Callable[[], None] = lambda: None,
+    lease: Lease,
 ) -> Manifest:
     """Commit a run without rows, so that its settings are those of the newest run.
 
@@ -119,7 +125,7 @@ def make_current(
         spec_text: What ``spec.yaml`` holds.
         lineage: The run's lineage; written again with its end.
         labels: The model's labels, by class number.
-        check_lease: Raises when the output is no longer this run's.
+        lease: On the output; the commit takes its next number.
 
     Returns:
         The manifest, without part files.
@@ -128,27 +134,27 @@ def make_current(
         OutputLocked: Another run took the output over; nothing was committed.
     """
     gathered = Gathered(RunStats.empty(labels))
-    return _publish(out, spec, spec_text, lineage, gathered, 0.0, check_lease, False, lambda output_bytes: {})
+    return _commit_gathered(out, spec, spec_text, lineage, gathered, 0.0, lease, False, lambda output_bytes: {})
 
 
-def _publish(
+def _commit_gathered(
     out: str,
     spec: JobSpec,
     spec_text: str,
     lineage: Lineage,
     gathered: Gathered,
     wall_s: float,
-    check_lease: Callable[[], None],
+    lease: Lease,
     resumed: bool,
     measured: Callable[[int], dict[str, Any]],
 ) -> Manifest:
     """Move part files to their place and write the records, the manifest last; see :func:`commit_run`."""
-    run_id, folder = lineage.run_id, run_folder(out, lineage.run_id)
+    run_id, draft = lineage.run_id, draft_folder(out, lineage.run_id, lease.next_number)
     counts = gathered.stats.to_dict()["images"]
     if resumed:
         _remove_strays(out, run_id, gathered)
     for part in (*gathered.images, *gathered.detections):
-        source, target = storage.join(folder, "parts", part.path), storage.join(out, part.path)
+        source, target = storage.join(draft, part.path), storage.join(out, part.path)
         failpoint("commit.move")
         storage.persist(lambda source=source, target=target: storage.move(source, target))  # type: ignore[misc]
     summary = gathered.stats.to_dict()
@@ -161,9 +167,10 @@ def _publish(
     summary |= further | {"run": summary["run"] | further.get("run", {})}
     stats_text = (json.dumps(summary, indent=1) + "\n").encode()
     failpoint("commit.stats.before")
-    _put_own(storage.join(folder, "stats.json"), stats_text, check_lease)
+    _put(storage.join(draft, "stats.json"), stats_text)
     failpoint("commit.stats.after")
-    replace(lineage, finished_at=now()).write(out)
+    lineage_text = replace(lineage, finished_at=now()).to_json()
+    _put(storage.join(draft, "lineage.json"), lineage_text)
     manifest = Manifest(
         run_id=run_id,
         name=spec.name,
@@ -179,31 +186,49 @@ def _publish(
         detections=tuple(gathered.detections),
         spec_sha256=hashlib.sha256(spec_text.encode()).hexdigest(),
         stats_sha256=hashlib.sha256(stats_text).hexdigest(),
+        lineage_sha256=hashlib.sha256(lineage_text).hexdigest(),
         bad_shards=tuple(gathered.bad_shards),
+        lease_number=lease.next_number,
     )
-    check_lease()
-    failpoint("commit.manifest.before")
-    _put_own(storage.join(folder, "manifest.json"), manifest.to_json(), check_lease)
-    failpoint("commit.manifest.after")
-    _withdraw_what_was_cleared_up(out, manifest, check_lease)
-    finish_commit(out, run_id)
+    publish(out, manifest, lease)
     return manifest
 
 
-def _withdraw_what_was_cleared_up(out: str, manifest: Manifest, check_lease: Callable[[], None]) -> None:
-    """Take a manifest back whose part files ``gc`` has removed, while this process was stopped just before it.
+def publish(out: str, manifest: Manifest, lease: Lease) -> None:
+    """Commit a run whose part files are in their place, and whose other drafts are written.
 
     Raises:
-        OutputLocked: It was taken back; the same command makes the part files again.
+        OutputLocked: Another run took the output over; nothing was committed.
     """
+    data = manifest.to_json()
+    _put(storage.join(draft_folder(out, manifest.run_id, lease.next_number), "manifest.json"), data)
+    failpoint("commit.point.before")
+    lease.take_for_commit(manifest.run_id, hashlib.sha256(data).hexdigest())
+    failpoint("commit.point.after")
+    complete_commit(out, lease)
+    finish_commit(out, manifest.run_id)
+
+
+def complete_commit(out: str, lease: Lease) -> None:
+    """Make the drafts of the last commit the run's records, whether this process or one before it made the commit.
+
+    Safe to repeat. Drafts that are gone, or not what the commit says, leave the run uncommitted.
+    """
+    commit = lease.commit
+    if commit is None:
+        return
+    folder, draft = run_folder(out, commit.run_id), draft_folder(out, commit.run_id, commit.number)
     try:
-        check_lease()
-    except OutputLocked:
-        parts = (storage.join(out, part.path) for part in (*manifest.images, *manifest.detections))
-        if all(map(storage.exists, parts)):
-            return
-        storage.delete([storage.join(run_folder(out, manifest.run_id), "manifest.json")])
-        raise
+        stats, lineage, manifest = (_read(storage.join(draft, name)) for name in _RECORDS)
+    except storage.NotFound:
+        return lease.settle()
+    if hashlib.sha256(manifest).hexdigest() == commit.sha256:
+        _put(storage.join(folder, "stats.json"), stats)
+        _put(storage.join(folder, "lineage.json"), lineage)
+        failpoint("commit.manifest.before")
+        storage.persist(lambda: storage.create(storage.join(folder, "manifest.json"), manifest))
+        failpoint("commit.manifest.after")
+    lease.settle()
 
 
 def finish_commit(out: str, run_id: str) -> None:
@@ -229,20 +254,12 @@ def mark_newest(out: str, run_id: str) -> None:
     _put(storage.join(out, "_SUCCESS"), f"{run_id}\n".encode())
 
 
+def _read(uri: str) -> bytes:
+    return storage.persist(lambda: storage.read_bytes(uri))
+
+
 def _put(uri: str, data: bytes) -> None:
     storage.persist(lambda: storage.write_bytes(uri, data))
-
-
-def _put_own(uri: str, data: bytes, check_lease: Callable[[], None]) -> None:
-    """Write what only the lease's owner may write.
-
-    Between the look at the lease and the write this process may have been stopped for minutes. So nothing is replaced
-    unless the lease is looked at once more: what is there is either left over from an earlier commit of this run, or
-    the new owner's.
-    """
-    if not storage.persist(lambda: storage.create(uri, data)):
-        check_lease()
-        _put(uri, data)
 
 
 def _remove_strays(out: str, run_id: str, gathered: Gathered) -> None:

@@ -16,7 +16,7 @@ from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.stats import RunStats
 from batchdet.table.lineage import Lineage, run_date
-from batchdet.table.manifest import TABLES, BadShard, PartFile, run_folder
+from batchdet.table.manifest import TABLES, BadShard, PartFile, draft_folder
 from batchdet.table.parts import PartWriter
 from batchdet.table.staging import DamagedSegment, StagedShard, list_staged, read_staged
 
@@ -102,9 +102,10 @@ def gather(
     carried: pa.Schema,
     labels: list[str],
     progress: Callable[[int], None],
+    number: int,
     segments: Iterable[LabelledSegment] | None = None,
 ) -> Gathered:
-    """Take each segment once, in the plan's order, into part files in the run's folder.
+    """Take each segment once, in the plan's order, into part files in the folder of a commit's drafts.
 
     Args:
         out: The output's URI.
@@ -114,24 +115,23 @@ def gather(
         carried: Columns carried over from the source.
         labels: The model's labels, by class number.
         progress: Called with the number of images taken so far.
+        number: Of the lease, as the commit is going to take it.
         segments: The segments of the plan, in order; None takes those that are staged.
 
     Raises:
         ConservationError: Images listed and images recorded differ.
     """
     run_id, by, rows = lineage.run_id, spec.output.partition_by, spec.output.part_rows
-    folder = storage.join(run_folder(out, run_id), "parts")
+    folder, name = draft_folder(out, run_id, number), f"{run_id}-{number:06d}"
     metadata = {
         "batchdet.schema_version": str(SCHEMA_VERSION),
         "batchdet.run_id": run_id,
         "batchdet.model_sha256": str(lineage.model.get("sha256", "")),
     }
     schemas = {table: schema_of(table, lineage.model.get("features", {})) for table in TABLES}
-    images = PartWriter(
-        folder, "images", run_id, pa.schema([*schemas["images"], *carried]), by, rows, metadata=metadata
-    )
+    images = PartWriter(folder, "images", name, pa.schema([*schemas["images"], *carried]), by, rows, metadata=metadata)
     detections = PartWriter(
-        folder, "detections", run_id, schemas["detections"], by, rows, sort_by=("class_id",), metadata=metadata
+        folder, "detections", name, schemas["detections"], by, rows, sort_by=("class_id",), metadata=metadata
     )
     gathered = Gathered(RunStats.empty(labels))
     taken = 0

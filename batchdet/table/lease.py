@@ -5,6 +5,10 @@ number holds the output, and renews the object while it lives. In the end it mar
 deleted or replaced by those who want it; they create the next number, and one of them succeeds. So the number is a
 fencing token: an owner that was thought dead and wakes up sees a higher one, and writes nothing more.
 
+A commit takes the next number, too: creating ``000008.json`` with the name of the run is the one write by which an
+owner of number 7 commits. If another run has taken number 8 meanwhile, that write fails, whenever it is made. The
+manifest follows; where its writer ends in between, the next owner writes it first.
+
 Source: fencing tokens as in M. Kleppmann, "Designing Data-Intensive Applications" (2017), chapter 8.
 
 Whether an owner lives is seen by watching it renew, never by comparing clocks; on the same machine its process is
@@ -20,6 +24,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -33,6 +38,21 @@ STALE_S: Final = 20.0
 _WATCH_S: Final = 0.5
 _WAIT_S: Final = 2.0
 _NAME: Final = re.compile(r"(\d{6,})\.json")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a lease's object says of a commit whose manifest may not be written yet.
+
+    Args:
+        run_id: The run.
+        number: The number that the commit took; it names the manifest's draft.
+        sha256: Digest of the draft.
+    """
+
+    run_id: str
+    number: int
+    sha256: str
 
 
 class Lease:
@@ -69,6 +89,7 @@ class Lease:
             "run_id": None,
             "images_done": None,
             "images_total": None,
+            "commit": None,
         }
         self._writing = threading.Lock()
         self._ended = threading.Event()
@@ -80,6 +101,16 @@ class Lease:
     def uri(self) -> str:
         """Where this lease's object is."""
         return _uri(self._out, self._number)
+
+    @property
+    def next_number(self) -> int:
+        """The number that a commit is going to take."""
+        return self._number + 1
+
+    @property
+    def commit(self) -> Commit | None:
+        """The last commit, of this owner or the one before, until :meth:`settle` says that its manifest is there."""
+        return _commit_of(self._state)
 
     def __enter__(self) -> Self:
         told = False
@@ -103,15 +134,16 @@ class Lease:
                     self._waiting(f"{by}; waiting until it ends")
                 return False
             failpoint("lease.acquire")
+            self._state["commit"] = (seen or {}).get("commit")
             if self._create(number + 1):
                 return True
 
     def _create(self, number: int) -> bool:
         """Make the object of a number, and make sure that it is the highest one; then older ones may go."""
-        self._number = number
-        text = self._text()
-        if not storage.persist(lambda: storage.create(self.uri, text)):
+        uri, text = _uri(self._out, number), self._text()
+        if not storage.persist(lambda: storage.create(uri, text)):
             return False
+        self._number = number
         *older, highest = storage.persist(lambda: _numbers(self._out)) or [0]
         if highest != number:  # it had been used and tidied away since it was looked up
             storage.persist(lambda: storage.delete([self.uri]))
@@ -157,8 +189,35 @@ class Lease:
         Raises:
             OutputLocked: Another run has taken it over.
         """
-        if not storage.persist(self._is_mine):
+        with self._writing:
+            mine = storage.persist(self._is_mine)
+        if not mine:
             raise self._taken_over()
+
+    def take_for_commit(self, run_id: str, sha256: str) -> None:
+        """Take the next number for a run: the commit point.
+
+        If the store does not answer, nobody knows whether it was taken; the next owner finds out.
+
+        Args:
+            run_id: The run.
+            sha256: Digest of the manifest's draft, which is there already.
+
+        Raises:
+            OutputLocked: Another run has taken the output over; nothing was committed.
+        """
+        with self._writing:
+            before = self._state["commit"]
+            self._state["commit"] = asdict(Commit(run_id, self.next_number, sha256))
+            if not self._create(self.next_number):
+                self._state["commit"] = before
+                self.lost = True
+        if self.lost:
+            raise self._taken_over()
+
+    def settle(self) -> None:
+        """Note that the manifest of :attr:`commit` is there."""
+        storage.persist(lambda: self._write(commit=None))
 
     def _taken_over(self) -> OutputLocked:
         _, seen = _newest(self._out)
@@ -170,20 +229,30 @@ class Lease:
     def _keep(self) -> None:
         while not self._ended.wait(self._renew_s):
             try:
-                if not self._is_mine():
-                    self.lost = True
-                    return
-                self._write()
+                with self._writing:
+                    if not self._is_mine():
+                        self.lost = True
+                        return
+                    self._write_now()
             except storage.StorageError:
                 continue  # the store may be back before the lease is stale
 
     def _is_mine(self) -> bool:
-        return _numbers(self._out)[-1:] == [self._number]
+        """Look whether no higher number is there, and whether the object of this one is still this owner's."""
+        if _numbers(self._out)[-1:] != [self._number]:
+            return False
+        try:
+            return bool(_read(self._out, self._number).get("owner") == self._state["owner"])
+        except storage.NotFound:
+            return False
 
     def _write(self, **changes: Any) -> None:
         with self._writing:
             self._state |= changes
-            storage.write_bytes(self.uri, self._text())
+            self._write_now()
+
+    def _write_now(self) -> None:
+        storage.write_bytes(self.uri, self._text())
 
     def _text(self) -> bytes:
         self._state["renewals"] += 1
@@ -227,13 +296,26 @@ def _newest(out: str) -> tuple[int, dict[str, Any] | None]:
     """Return the highest number and what its object says; 0 and None when there is none."""
     while numbers := storage.persist(lambda: _numbers(out)):
         try:
-            found = json.loads(storage.persist(lambda: storage.read_bytes(_uri(out, numbers[-1]))))
+            return numbers[-1], storage.persist(lambda: _read(out, numbers[-1]))
         except storage.NotFound:
             continue  # a newer owner has tidied up
-        except ValueError:
-            found = {}
-        return numbers[-1], found if isinstance(found, dict) else {}
     return 0, None
+
+
+def _read(out: str, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read_bytes(_uri(out, number)))
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _commit_of(state: dict[str, Any]) -> Commit | None:
+    found = state.get("commit")
+    try:
+        return Commit(**found) if found else None
+    except TypeError:
+        return None  # written by another version
 
 
 def _is_live(out: str, number: int, seen: dict[str, Any], stale_s: float) -> bool:

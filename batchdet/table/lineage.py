@@ -77,10 +77,13 @@ class Lineage:
     fresh: bool = False
     derived_from: tuple[str, ...] = ()
 
+    def to_json(self) -> bytes:
+        """Serialise."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
     def write(self, out: str) -> None:
         """Write ``lineage.json`` into the run's folder."""
-        data = (json.dumps(asdict(self), indent=1) + "\n").encode()
-        storage.write_bytes(storage.join(run_folder(out, self.run_id), "lineage.json"), data)
+        storage.write_bytes(storage.join(run_folder(out, self.run_id), "lineage.json"), self.to_json())
 
     @staticmethod
     def read(out: str, run_id: str) -> "Lineage | None":

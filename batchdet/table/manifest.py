@@ -76,7 +76,9 @@ class Manifest:
         detections: Part files of the detections table.
         spec_sha256: Digest of ``spec.yaml``.
         stats_sha256: Digest of ``stats.json``.
+        lineage_sha256: Digest of ``lineage.json``; "" in runs of versions that did not note it.
         bad_shards: Tar and Parquet files that were not read to their end. What was read of them is in the tables.
+        lease_number: Of the lease when the run was committed; 0 in runs of versions that did not note it.
         unread_uris: What earlier versions wrote in place of ``bad_shards``: shards that could not be opened at all.
     """
 
@@ -94,7 +96,9 @@ class Manifest:
     detections: tuple[PartFile, ...] = field(default=())
     spec_sha256: str = ""
     stats_sha256: str = ""
+    lineage_sha256: str = ""
     bad_shards: tuple[BadShard, ...] = ()
+    lease_number: Count = 0
     unread_uris: tuple[str, ...] = ()
 
     @property
@@ -143,6 +147,17 @@ def _adapter() -> TypeAdapter[Manifest]:
 def run_folder(out: str, run_id: str) -> str:
     """Return the folder of a run's records."""
     return storage.join(out, RUNS_FOLDER, run_id)
+
+
+def draft_folder(out: str, run_id: str, number: int) -> str:
+    """Return the folder of what a commit writes before its commit point.
+
+    Args:
+        out: The output's URI.
+        run_id: The run.
+        number: Of the lease, as the commit is going to take it.
+    """
+    return storage.join(run_folder(out, run_id), "parts", f"{number:06d}")
 
 
 def list_runs(out: str) -> list[str]:

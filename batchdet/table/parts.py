@@ -64,7 +64,7 @@ class PartWriter:
     Args:
         folder: Where part files are gathered before they are moved to their place.
         table: ``images`` or ``detections``.
-        run_id: Goes into file names and metadata.
+        name: Goes into file names: ``part-NAME-00000.parquet``.
         schema: Of the table without partition columns.
         partition_by: Partition columns, outermost first.
         part_rows: At most this many rows per file.
@@ -76,7 +76,7 @@ class PartWriter:
         self,
         folder: str,
         table: str,
-        run_id: str,
+        name: str,
         schema: pa.Schema,
         partition_by: Sequence[str],
         part_rows: int,
@@ -87,7 +87,7 @@ class PartWriter:
         self.parts: list[PartFile] = []
         self._folder = folder
         self._table = table
-        self._run_id = run_id
+        self._name = name
         self._partition_by = tuple(partition_by)
         self._part_rows = part_rows
         self._sort_by = tuple(sort_by)
@@ -187,7 +187,7 @@ class PartWriter:
     def _store(self, values: _Values, partition: _Partition) -> None:
         assert partition.writer is not None
         partition.writer.close()
-        name = f"part-{self._run_id}-{partition.number:05d}.parquet"
+        name = f"part-{self._name}-{partition.number:05d}.parquet"
         path, file = storage.join(self._table, *self._folders(values), name), partition.file
         with file:
             size_bytes = file.seek(0, io.SEEK_END)

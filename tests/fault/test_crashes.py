@@ -47,6 +47,8 @@ DRIVER_POINTS = [
     "commit.move@2",
     "commit.stats.before",
     "commit.stats.after",
+    "commit.point.before",
+    "commit.point.after",
     "commit.manifest.before",
     "commit.manifest.after",
     "commit.success.after",

@@ -17,10 +17,11 @@ from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.records.segment import LabelledSegment
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
-from batchdet.table.commit import Before, commit_run, is_finished, mark_newest
+from batchdet.table.commit import Before, commit_run, complete_commit, finish_commit, is_finished, mark_newest
 from batchdet.table.gather import ExpectedShard
+from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, now
-from batchdet.table.manifest import BadShard, Manifest, committed_runs, load_manifest, run_folder
+from batchdet.table.manifest import TABLES, BadShard, Manifest, committed_runs, load_manifest, run_folder
 from batchdet.table.refusal import read_refusal
 from batchdet.table.staging import list_staged, staged_folder, write_staged
 
@@ -54,7 +55,7 @@ def commit(
     out: Path | str,
     shards: list[ExpectedShard] = SHARDS,
     resumed: bool = False,
-    check_lease: Callable[[], None] = lambda: None,
+    lease: Lease | None = None,
     allowed: float = 0.5,
     before: Before = NOTHING_BEFORE,
     max_bad_shard_fraction: float = 0.5,
@@ -66,37 +67,30 @@ def commit(
     storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
     lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
     labels = [f"class_{i}" for i in range(5)]
-    return commit_run(
-        str(out),
-        spec,
-        dump_job(spec),
-        lineage,
-        shards,
-        CARRIED,
-        labels,
-        2.0,
-        check_lease=check_lease,
-        resumed=resumed,
-        before=before,
-    )
+    with contextlib.nullcontext(lease) if lease else Lease(str(out)) as held:
+        return commit_run(
+            str(out), spec, dump_job(spec), lineage, shards, CARRIED, labels, 2.0, held, resumed=resumed, before=before
+        )
 
 
-def taken_over() -> None:
-    raise OutputLocked("taken over")
+def take_over(out: Path) -> Lease:
+    """Own the output in place of another owner of this process, who is thought dead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("batchdet.table.lease._is_live", lambda *_: False)
+        return Lease(str(out), renew_s=3600).__enter__()
 
 
-def commit_stopped(out: Path, point: str, meanwhile: Callable[[], object], patch: pytest.MonkeyPatch) -> Manifest:
-    """Commit in a driver that is stopped at a failpoint, and is not the output's owner any more when it wakes up."""
-    fenced = False
+class Stopped(Exception):
+    pass
 
-    def stopped_here(name: str) -> None:
-        nonlocal fenced
-        if name == point:
-            meanwhile()
-            fenced = True
 
-    patch.setattr("batchdet.table.commit.failpoint", stopped_here)
-    return commit(out, check_lease=lambda: taken_over() if fenced else None)
+def stop_at(point: str, meanwhile: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Have something done when the commit reaches a failpoint."""
+    patch.setattr("batchdet.table.commit.failpoint", lambda name: meanwhile() if name == point else None)
+
+
+def die() -> None:
+    raise Stopped
 
 
 @pytest.fixture
@@ -137,14 +131,17 @@ def test_commit_makes_tables_manifest_and_markers(tmp_path: Path, segments: list
     assert stats["run"]["images_per_s"] == 3.5
 
 
+def digests(manifest: Manifest) -> list[str]:
+    return [part.sha256 for part in (*manifest.images, *manifest.detections)]
+
+
 def test_commit_after_a_crash_anywhere_gives_the_same_bytes(
     tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage(tmp_path / "undisturbed", segments)
     expected = commit(tmp_path / "undisturbed")
-    steps = ["move", "write_bytes"]
-    for step in steps:
-        for crash_at in range(8):
+    for step in ("move", "write_bytes", "create"):
+        for crash_at in range(10):
             out = tmp_path / f"{step}{crash_at}"
             stage(out, segments)
             real, calls = getattr(storage, step), 0
@@ -158,13 +155,15 @@ def test_commit_after_a_crash_anywhere_gives_the_same_bytes(
 
             with monkeypatch.context() as patch:
                 patch.setattr(storage, step, crash)
-                try:
+                with contextlib.suppress(KeyboardInterrupt):
                     commit(out)
-                except KeyboardInterrupt:
-                    assert not is_finished(str(out), RUN_ID)
-            if load_manifest(str(out), RUN_ID) is None:
-                again = commit(out, resumed=True)
-                assert (again.images, again.detections) == (expected.images, expected.detections)
+            owner = take_over(out)
+            complete_commit(str(out), owner)
+            again = load_manifest(str(out), RUN_ID) or commit(out, resumed=True, lease=owner)
+            owner.__exit__(None, None, None)
+            assert digests(again) == digests(expected)
+            found = {path.relative_to(out).as_posix() for table in TABLES for path in out.glob(f"{table}/**/*.parquet")}
+            assert found == {part.path for part in (*again.images, *again.detections)}, "and no others"
 
 
 def test_a_segment_staged_twice_counts_once(tmp_path: Path, segments: list[LabelledSegment]) -> None:
@@ -369,7 +368,7 @@ def test_rows_of_a_row_group_that_cannot_be_read_are_no_failed_images(tmp_path: 
 def test_who_has_lost_the_output_lists_no_failures_there(tmp_path: Path, segment: Maker) -> None:
     stage(tmp_path, [segment(0, 0, True, 0, ["unreadable"] * 3)])
     with pytest.raises(OutputLocked):
-        commit(tmp_path, SHARDS[:1], check_lease=taken_over)
+        commit_after_takeover(tmp_path, SHARDS[:1])
     assert not (tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv").exists()
     assert list_staged(str(tmp_path), RUN_ID)[SHARDS[0].shard_id].complete, "the new owner's"
 
@@ -381,25 +380,91 @@ def test_shards_that_earlier_versions_could_not_open_are_in_quarantine(tmp_path:
     assert (shard.uri, shard.may_pass) == ("/data/1.tar", True)
 
 
+def commit_after_takeover(out: Path, shards: list[ExpectedShard] = SHARDS) -> None:
+    with Lease(str(out), renew_s=3600) as held:
+        take_over(out)
+        commit(out, shards, lease=held)
+
+
 def test_a_lost_lease_stops_the_commit(tmp_path: Path, segments: list[LabelledSegment]) -> None:
     stage(tmp_path, segments)
     with pytest.raises(OutputLocked):
-        commit(tmp_path, check_lease=taken_over)
+        commit_after_takeover(tmp_path)
     assert not (tmp_path / "images").exists()
 
 
-@pytest.mark.acceptance("R8")
-@pytest.mark.parametrize("file", ["stats.json", "manifest.json"])
-def test_a_driver_that_wakes_up_does_not_replace_what_the_new_owner_committed(
-    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch, file: str
+@pytest.mark.acceptance("R8", "R41")
+@pytest.mark.parametrize("point", ["commit.move", "commit.stats.before", "commit.stats.after", "commit.point.before"])
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_driver_that_wakes_up_after_a_takeover_commits_nothing(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch, point: str, committed: bool
 ) -> None:
-    """It looked at its lease, was stopped, and goes on when another has taken over and committed the same run."""
+    """It was stopped at some place of its commit, and the new owner may have committed the same run meanwhile."""
     stage(tmp_path, segments)
-    theirs = tmp_path / "_batchdet/runs" / RUN_ID / file
-    point = f"commit.{file.removesuffix('.json')}.before"
-    with pytest.raises(OutputLocked):
-        commit_stopped(tmp_path, point, lambda: theirs.write_text("the new owner's"), monkeypatch)
-    assert theirs.read_text() == "the new owner's"
+    theirs: list[Manifest] = []
+
+    def another() -> None:
+        monkeypatch.setattr("batchdet.table.commit.failpoint", lambda name: None)
+        owner = take_over(tmp_path)
+        if committed:
+            theirs.append(commit(tmp_path, resumed=True, lease=owner))
+
+    stop_at(point, another, monkeypatch)
+    with pytest.raises((OutputLocked, storage.StorageError)), Lease(str(tmp_path), renew_s=3600) as held:
+        commit(tmp_path, lease=held)
+    assert [m.run_id for m in committed_runs(str(tmp_path))] == [RUN_ID] * committed
+    for manifest in theirs:
+        assert load_manifest(str(tmp_path), RUN_ID) == manifest
+        folder = tmp_path / "_batchdet/runs" / RUN_ID
+        assert hashlib.sha256((folder / "stats.json").read_bytes()).hexdigest() == manifest.stats_sha256
+        assert hashlib.sha256((folder / "lineage.json").read_bytes()).hexdigest() == manifest.lineage_sha256
+        for part in (*manifest.images, *manifest.detections):
+            assert hashlib.sha256((tmp_path / part.path).read_bytes()).hexdigest() == part.sha256
+
+
+@pytest.mark.acceptance("R1", "R41")
+@pytest.mark.parametrize("point", ["commit.point.after", "commit.manifest.before", "commit.manifest.after"])
+@pytest.mark.parametrize("wakes_up", [False, True])
+def test_the_next_owner_completes_a_commit_that_has_its_number(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch, point: str, wakes_up: bool
+) -> None:
+    stage(tmp_path, segments)
+    seen: list[Manifest | None] = []
+
+    def another() -> None:
+        monkeypatch.setattr("batchdet.table.commit.failpoint", lambda name: None)
+        owner = take_over(tmp_path)
+        complete_commit(str(tmp_path), owner)
+        assert owner.commit is None
+        finish_commit(str(tmp_path), RUN_ID)
+        seen.append(load_manifest(str(tmp_path), RUN_ID))
+        if not wakes_up:
+            raise Stopped
+
+    stop_at(point, another, monkeypatch)
+    with contextlib.nullcontext() if wakes_up else pytest.raises(Stopped), Lease(str(tmp_path), renew_s=3600) as held:
+        commit(tmp_path, lease=held)
+    assert seen == [load_manifest(str(tmp_path), RUN_ID)]
+    assert seen[0] is not None
+    assert seen[0].images_listed == 7
+    assert is_finished(str(tmp_path), RUN_ID)
+
+
+def test_a_commit_whose_draft_is_gone_leaves_the_run_to_be_resumed(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path, segments)
+    stop_at("commit.point.after", die, monkeypatch)
+    with pytest.raises(Stopped), Lease(str(tmp_path)) as held:
+        commit(tmp_path, lease=held)
+    storage.delete_folder(storage.join(run_folder(str(tmp_path), RUN_ID), "parts"))
+    with Lease(str(tmp_path)) as held:
+        assert held.commit is not None, "a released lease still tells of it"
+        complete_commit(str(tmp_path), held)
+        assert held.commit is None
+    assert committed_runs(str(tmp_path)) == []
+    monkeypatch.undo()
+    assert commit(tmp_path, resumed=True).images_listed == 7
 
 
 def test_what_an_earlier_commit_of_the_run_left_gives_way(tmp_path: Path, segments: list[LabelledSegment]) -> None:
@@ -408,20 +473,3 @@ def test_what_an_earlier_commit_of_the_run_left_gives_way(tmp_path: Path, segmen
     (folder / "stats.json").write_text("left over")
     manifest = commit(tmp_path, SHARDS)
     assert hashlib.sha256((folder / "stats.json").read_bytes()).hexdigest() == manifest.stats_sha256
-
-
-@pytest.mark.parametrize("cleared_up", [True, False])
-def test_a_manifest_whose_part_files_were_cleared_up_is_taken_back(
-    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch, cleared_up: bool
-) -> None:
-    """The driver was stopped just before its manifest, lost the lease, and woke up."""
-    stage(tmp_path, segments)
-
-    def clear_up() -> None:
-        if cleared_up:
-            next((tmp_path / "images").rglob("*.parquet")).unlink()
-
-    with pytest.raises(OutputLocked) if cleared_up else contextlib.nullcontext():
-        commit_stopped(tmp_path, "commit.manifest.before", clear_up, monkeypatch)
-    assert (load_manifest(str(tmp_path), RUN_ID) is None) is cleared_up
-    assert list_staged(str(tmp_path), RUN_ID) or not cleared_up, "what is staged is kept, so that it can go on"
