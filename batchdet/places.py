@@ -1,6 +1,7 @@
 """Places that a job names: written out in full, apart from each other, and fit to be written."""
 
 import os
+import uuid
 from pathlib import Path
 from typing import Final
 
@@ -67,21 +68,22 @@ def check_not_own_tables(inventory: Inventory, out: str) -> None:
 
 
 def check_writable(out: str, leave_nothing: bool = False) -> None:
-    """Find out whether an output can be written, before any work is done.
+    """Find out whether an output can be written, and by one run at a time, before any work is done.
 
     Args:
         out: The output's URI.
         leave_nothing: Make no local folder; else a small object is written there and deleted.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: It cannot be written, or its store ignores the condition on which the lease and commits rest.
     """
-    probe = storage.join(out, "_batchdet", ".writable")
+    probe = storage.join(out, "_batchdet", f".writable-{uuid.uuid4().hex}")
     try:
         if leave_nothing and storage.scheme(out) == "file":
             _check_folder(Path(out), probe)
             return
-        storage.write_bytes(probe, b"")
+        storage.create(probe, b"first")
+        twice = storage.create(probe, b"second")
         storage.delete([probe])
     except storage.StorageError as error:
         why = error.message.removeprefix(f"{probe}: cannot write").strip(" :")
@@ -90,6 +92,14 @@ def check_writable(out: str, leave_nothing: bool = False) -> None:
             code="output.not_writable",
             key="output.uri",
         ) from error
+    if twice:
+        store = storage.endpoint(out) or f"{storage.scheme(out)}://"
+        raise OutputError(
+            f"output.uri: {out}: the store at {store} replaces an object although it is asked not to (If-None-Match), "
+            "so two runs could write here at once; use a store with conditional writes",
+            code="output.no_conditional_writes",
+            key="output.uri",
+        )
 
 
 def _check_folder(folder: Path, probe: str) -> None:

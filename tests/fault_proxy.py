@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+import botocore.session
+
 from tests.s3_server import S3Server
 
 FAULTS: Final = (
@@ -37,6 +39,7 @@ FAULTS: Final = (
     "lose_reply",  # the server gets the request and carries it out; the connection ends without a reply
     "stall",  # nothing happens for a while (or until the rule is taken away), then the request goes on
     "refuse",  # the connection ends before anything is forwarded
+    "ignore_condition",  # an object that is in the way of If-None-Match goes first, as if the store ignored that
 )
 _VARYING: Final = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}|uploadId=[^&]+")
 """Names of runs and uploads: what differs each time is no part of chance."""
@@ -108,6 +111,13 @@ class FaultProxy:
     def __init__(self, server: S3Server, seed: int = 0) -> None:
         self._upstream = urlsplit(server.endpoint).netloc
         self._seed = seed
+        self._client = botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=server.endpoint,
+            aws_access_key_id=server.env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=server.env["AWS_SECRET_ACCESS_KEY"],
+            region_name="us-east-1",
+        )
         self._changed = threading.Condition()
         self._rules: list[Rule] = []
         self._requests: list[Request] = []
@@ -183,6 +193,10 @@ class FaultProxy:
         self._server.server_close()
         self._thread.join()
 
+    def _delete(self, path: str) -> None:
+        bucket, _, key = path.partition("?")[0].lstrip("/").partition("/")
+        self._client.delete_object(Bucket=bucket, Key=key)
+
     def _choose(self, method: str, path: str) -> Rule | None:
         with self._changed:
             name = _VARYING.sub("*", path)
@@ -257,6 +271,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif fault == "refuse":
                 self.close_connection = True
             else:
+                if fault == "ignore_condition" and "If-None-Match" in self.headers:
+                    self.owner._delete(path)
                 response, data = self._forward(body)
                 status = response.status
                 if fault == "lose_reply":

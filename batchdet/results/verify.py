@@ -158,9 +158,12 @@ def _check_file(uri: str, part: PartFile, count: Callable[[int], None]) -> str |
 
 
 def _check_records(out: str, manifest: Manifest, problems: list[str]) -> dict[str, Any]:
-    """Compare the digests of ``spec.yaml`` and ``stats.json``; return the statistics where they can be read."""
+    """Compare all records with the digests in the manifest; return the statistics if they can be read."""
     stats: dict[str, Any] = {}
-    for name, sha256 in (("spec.yaml", manifest.spec_sha256), ("stats.json", manifest.stats_sha256)):
+    digests = {"spec.yaml": manifest.spec_sha256, "stats.json": manifest.stats_sha256}
+    later = {"lineage.json": manifest.lineage_sha256, "inventory.parquet": manifest.inventory_sha256}
+    digests |= {name: sha256 for name, sha256 in later.items() if sha256}  # earlier versions did not note them
+    for name, sha256 in digests.items():
         uri = storage.join(run_folder(out, manifest.run_id), name)
         try:
             data = storage.read_bytes(uri)

@@ -1,6 +1,7 @@
 """Writing objects: whole or not at all, and safe to repeat when an answer is lost."""
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -25,6 +26,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         if scheme(uri) == "file":
             with _written_beside(path, io.BytesIO(data)) as partial:
                 os.replace(partial, path)
+            _sync(os.path.dirname(path))
         else:
             fs.pipe_file(path, data)
 
@@ -38,6 +40,7 @@ def write_file(uri: str, file: BinaryIO) -> None:
         if scheme(uri) == "file":
             with _written_beside(path, file) as partial:
                 os.replace(partial, path)
+            _sync(os.path.dirname(path))
         else:
             fs.put_file(f"/dev/fd/{file.fileno()}", path)  # it may have no name any more
 
@@ -57,6 +60,7 @@ def create(uri: str, data: bytes) -> bool:
                     os.link(partial, path)
                 except FileExistsError:
                     return False
+            _sync(os.path.dirname(path))
             return True
         try:
             fs.pipe_file(path, data, mode="create")
@@ -79,7 +83,7 @@ def _holds(uri: str, data: bytes) -> bool:
 def _written_beside(path: str, data: BinaryIO) -> Iterator[str]:
     """Copy data to a new file in the folder of ``path``, for as long as the block lasts."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
+    _make_folders(folder)
     handle, partial = tempfile.mkstemp(prefix=".partial-", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -94,6 +98,29 @@ def _written_beside(path: str, data: BinaryIO) -> Iterator[str]:
             os.unlink(partial)
 
 
+def _make_folders(folder: str) -> None:
+    """Make a folder and those above it that are missing, each noted on disk in the one above."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for each in reversed(missing):
+        os.makedirs(each, exist_ok=True)
+        _sync(os.path.dirname(each))
+
+
+def _sync(folder: str) -> None:
+    """Bring the names in a folder to disk; without that a power cut may undo a rename whose file was synced."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # what some network file systems say of folders
+            raise
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
@@ -105,8 +132,9 @@ def move(source: str, target: str) -> None:
     if scheme(source) == "file":
         (_, path), (_, target_path) = filesystem(source), filesystem(target)
         with plain_errors(target, "write"):
-            os.makedirs(os.path.dirname(target_path), exist_ok=True)
+            _make_folders(os.path.dirname(target_path))
             os.replace(path, target_path)
+            _sync(os.path.dirname(target_path))
     else:
         _copy(source, target)
         _delete(source)

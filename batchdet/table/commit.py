@@ -41,6 +41,7 @@ _LEAST_SHARDS: Final = 10
 _SHARDS_IN_STATS: Final = 20
 """Bad shards that ``stats.json`` names; the manifest names all."""
 _RECORDS: Final = ("stats.json", "lineage.json", "manifest.json")
+_BLOCK_BYTES: Final = 4 * 1024 * 1024
 _NAME_MAX: Final = 200
 """Characters of each of them there."""
 
@@ -187,6 +188,7 @@ def _commit_gathered(
         spec_sha256=hashlib.sha256(spec_text.encode()).hexdigest(),
         stats_sha256=hashlib.sha256(stats_text).hexdigest(),
         lineage_sha256=hashlib.sha256(lineage_text).hexdigest(),
+        inventory_sha256=_digest(storage.join(run_folder(out, run_id), "inventory.parquet")),
         bad_shards=tuple(gathered.bad_shards),
         lease_number=lease.next_number,
     )
@@ -252,6 +254,17 @@ def is_finished(out: str, run_id: str) -> bool:
 def mark_newest(out: str, run_id: str) -> None:
     """Name the newest committed run in ``OUT/_SUCCESS``."""
     _put(storage.join(out, "_SUCCESS"), f"{run_id}\n".encode())
+
+
+def _digest(uri: str) -> str:
+    def read() -> str:
+        digest = hashlib.sha256()
+        with storage.open_read(uri) as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return storage.persist(read)
 
 
 def _read(uri: str) -> bytes:

@@ -77,6 +77,7 @@ class Manifest:
         spec_sha256: Digest of ``spec.yaml``.
         stats_sha256: Digest of ``stats.json``.
         lineage_sha256: Digest of ``lineage.json``; "" in runs of versions that did not note it.
+        inventory_sha256: Likewise of ``inventory.parquet``.
         bad_shards: Tar and Parquet files that were not read to their end. What was read of them is in the tables.
         lease_number: Of the lease when the run was committed; 0 in runs of versions that did not note it.
         unread_uris: What earlier versions wrote in place of ``bad_shards``: shards that could not be opened at all.
@@ -97,6 +98,7 @@ class Manifest:
     spec_sha256: str = ""
     stats_sha256: str = ""
     lineage_sha256: str = ""
+    inventory_sha256: str = ""
     bad_shards: tuple[BadShard, ...] = ()
     lease_number: Count = 0
     unread_uris: tuple[str, ...] = ()

@@ -11,8 +11,11 @@ import pytest
 from s3fs import S3FileSystem
 
 from batchdet import storage
+from batchdet.errors import OutputError, OutputLocked
+from batchdet.places import check_writable
 from batchdet.storage import StorageError, TransientError, backoff
 from batchdet.storage.failure import may_pass
+from batchdet.table.lease import Lease
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3_server import S3Server
 
@@ -137,3 +140,23 @@ def test_a_request_that_was_damaged_on_the_way_may_pass(code: str) -> None:
 
     answer = {"Error": {"Code": code, "Message": "x"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
     assert may_pass(translate_boto_error(ClientError(answer, "PutObject")))
+
+
+@pytest.mark.acceptance("R40")
+def test_a_store_that_ignores_conditions_is_refused_by_its_name(proxy: FaultProxy) -> None:
+    check_writable(f"{BUCKET}/out")
+    proxy.add("ignore_condition", method="PUT")
+    with pytest.raises(OutputError, match="If-None-Match") as refused:
+        check_writable(f"{BUCKET}/out")
+    assert refused.value.code == "output.no_conditional_writes"
+    assert proxy.endpoint in refused.value.message
+    assert [one for one in storage.find_all(f"{BUCKET}/out") if one.size_bytes] == [], "nothing is left there"
+
+
+@pytest.mark.acceptance("R40", "R8")
+def test_an_owner_whose_object_was_replaced_sees_that(proxy: FaultProxy) -> None:
+    """On a store that ignored the condition only once, say, while it was moved."""
+    with Lease(f"{BUCKET}/replaced", renew_s=3600) as lease:
+        storage.write_bytes(lease.uri, b'{"owner": "another"}')
+        with pytest.raises(OutputLocked):
+            lease.check()

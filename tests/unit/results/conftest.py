@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from batchdet.records.schema import DETECTIONS, image_id, schema_of
+from batchdet.source.inventory import Inventory
 from batchdet.spec import JobSpec, ModelSpec, OutputSpec, SourceSpec
 from batchdet.stats import RunStats
 from batchdet.table.manifest import Manifest, PartFile
@@ -101,28 +102,14 @@ class FakeOutput:
             model=ModelSpec(uri="builtin:sample", score_threshold=score_threshold),
             output=OutputSpec(uri=self.uri, partition_by=partition_by),
         )
-        run = {"run_id": run_id, "wall_s": 12.5, "images_per_s": len(images) / 12.5}
-        manifest = Manifest(
-            run_id=run_id,
-            name="fake",
-            created_at=f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}T12:00:00Z",
-            schema_version=1,
-            fingerprint=fingerprint,
-            inventory_digest="i" * 64,
-            partition_by=partition_by,
-            images_listed=len(images),
-            images_ok=stats.images_ok,
-            images_failed=stats.images_failed,
-            images=tuple(parts["images"]),
-            detections=tuple(parts["detections"]),
-            spec_sha256=self._record(run_id, "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json")).encode()),
-            stats_sha256=self._record(run_id, "stats.json", json.dumps(stats.to_dict() | {"run": run}).encode()),
-        )
+        objects = pa.table({"uri": [shard_uri], "size_bytes": [1], "etag": [""]})
+        inventory = Inventory("folder", shard_uri, objects, pa.schema([]))
+        listed = self.run_folder(run_id) / "inventory.parquet"
+        if commit:
+            inventory.write(str(listed))
         lineage = {
             "run_id": run_id,
             "name": "fake",
-            "started_at": manifest.created_at,
-            "finished_at": manifest.created_at,
             "model": {
                 "uri": "builtin:sample",
                 "sha256": model_sha256,
@@ -132,7 +119,27 @@ class FakeOutput:
             },
             "versions": {"batchdet": "0.1.0"},
         }
-        self._record(run_id, "lineage.json", json.dumps(lineage).encode())
+        at = f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}T12:00:00Z"
+        lineage |= {"started_at": at, "finished_at": at}
+        run = {"run_id": run_id, "wall_s": 12.5, "images_per_s": len(images) / 12.5}
+        manifest = Manifest(
+            run_id=run_id,
+            name="fake",
+            created_at=at,
+            schema_version=1,
+            fingerprint=fingerprint,
+            inventory_digest=inventory.digest,
+            partition_by=partition_by,
+            images_listed=len(images),
+            images_ok=stats.images_ok,
+            images_failed=stats.images_failed,
+            images=tuple(parts["images"]),
+            detections=tuple(parts["detections"]),
+            spec_sha256=self._record(run_id, "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json")).encode()),
+            stats_sha256=self._record(run_id, "stats.json", json.dumps(stats.to_dict() | {"run": run}).encode()),
+            lineage_sha256=self._record(run_id, "lineage.json", json.dumps(lineage).encode()),
+            inventory_sha256=hashlib.sha256(listed.read_bytes()).hexdigest() if commit else "",
+        )
         if commit:
             self.put_manifest(manifest)
         return manifest

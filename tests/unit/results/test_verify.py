@@ -82,11 +82,25 @@ def test_a_missing_and_a_shortened_file_are_named(filled):
     assert "bytes, the manifest says" in text
 
 
-@pytest.mark.parametrize("name", ["spec.yaml", "stats.json"])
-def test_changed_records_are_named(filled, name):
+@pytest.mark.acceptance("R43")
+@pytest.mark.parametrize("name", ["spec.yaml", "stats.json", "lineage.json", "inventory.parquet", "manifest.json"])
+def test_damage_in_any_record_names_it(filled, name):
     path = filled.run_folder(FIRST) / name
-    path.write_bytes(path.read_bytes() + b"\n")
-    assert f"{name}: its sha256 is not the one in the manifest" in problems(filled)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", bytes([whole[0] ^ 1]) + whole[1:], b"\xff" * len(whole)):
+        path.write_bytes(damaged)
+        try:
+            text = problems(filled)
+        except OutputError as error:  # without its manifest a run is none
+            assert name == "manifest.json"
+            text = error.message
+        assert name in text
+        assert "Traceback" not in text
+        assert "\n" not in text
+    path.write_bytes(whole)
+    assert verify(filled.uri)
+    if name == "manifest.json":
+        return
     path.unlink()
     assert f"{name}: missing" in problems(filled)
 

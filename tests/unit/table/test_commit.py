@@ -1,9 +1,11 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -65,6 +67,7 @@ def commit(
     policy = spec.policy.model_copy(update={"max_bad_shard_fraction": max_bad_shard_fraction})
     spec = spec.model_copy(update={"policy": policy})
     storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "spec.yaml"), dump_job(spec).encode())
+    storage.write_bytes(storage.join(run_folder(str(out), RUN_ID), "inventory.parquet"), b"as it was listed")
     lineage = Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now(), model={"sha256": "0" * 64})
     labels = [f"class_{i}" for i in range(5)]
     with contextlib.nullcontext(lease) if lease else Lease(str(out)) as held:
@@ -121,6 +124,7 @@ def test_commit_makes_tables_manifest_and_markers(tmp_path: Path, segments: list
     run = tmp_path / "_batchdet/runs" / RUN_ID
     assert sorted(p.name for p in run.iterdir()) == [
         "_SUCCESS",
+        "inventory.parquet",
         "lineage.json",
         "manifest.json",
         "spec.yaml",
@@ -473,3 +477,38 @@ def test_what_an_earlier_commit_of_the_run_left_gives_way(tmp_path: Path, segmen
     (folder / "stats.json").write_text("left over")
     manifest = commit(tmp_path, SHARDS)
     assert hashlib.sha256((folder / "stats.json").read_bytes()).hexdigest() == manifest.stats_sha256
+
+
+def test_every_name_is_on_disk_before_the_commit_point_and_before_the_manifest(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the commit must not take away what it names."""
+    unsynced: set[int] = set()
+    looked_at = []
+
+    def noting(name: str, target_of: Callable[..., str]) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done = real(*args, **kwargs)
+            unsynced.add(os.stat(os.path.dirname(target_of(*args))).st_ino)
+            return done
+
+        monkeypatch.setattr(os, name, call)
+
+    def synced(handle: int) -> None:
+        unsynced.discard(os.fstat(handle).st_ino)
+
+    def look(name: str) -> None:
+        if name in {"commit.point.before", "commit.manifest.before", "commit.manifest.after"}:
+            looked_at.append(name)
+            assert not unsynced, name
+
+    stage(tmp_path, segments)
+    noting("replace", lambda source, target: target)
+    noting("link", lambda source, target: target)
+    noting("mkdir", lambda folder, *_: folder)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr("batchdet.table.commit.failpoint", look)
+    commit(tmp_path)
+    assert len(looked_at) == 3
