@@ -13,7 +13,7 @@ def _numbered(letter: str, *ranges: tuple[int, int]) -> set[str]:
     return {f"{letter}{n}" for first, last in ranges for n in range(first, last + 1)}
 
 
-DUE: Final = _numbered("R", (1, 4), (8, 23), (25, 28), (30, 30), (32, 33), (36, 36)) | _numbered(
+DUE: Final = _numbered("R", (1, 4), (8, 23), (25, 28), (30, 30), (32, 33), (36, 36), (40, 41), (43, 43)) | _numbered(
     "S", (1, 17), (20, 22), (24, 25), (27, 27)
 )
 
