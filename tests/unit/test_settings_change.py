@@ -388,6 +388,8 @@ class TestDerived:
             "run.lineage.after",
             "commit.gather.after",
             "commit.move@2",
+            "commit.point.before",
+            "commit.point.after",
             "commit.manifest.before",
             "commit.manifest.after",
             "run.committed",
@@ -413,7 +415,7 @@ class TestDerived:
         assert process(tmp_path, LOW).returncode == 0
         decoded = tmp_path / "decoded"
         for model, status_ in ((HIGH, "derived"), (LOW, "made_current")):
-            killed = process(tmp_path, model, "commit.manifest.before=kill")
+            killed = process(tmp_path, model, "commit.point.before=kill")
             assert killed.returncode == -signal.SIGKILL
             again = process(tmp_path, model, f"decode=count:{decoded}")
             assert (again.returncode, again.stdout.split()[1]) == (0, status_), again.stderr
