@@ -265,7 +265,7 @@ def no_memory(error: BaseException) -> bool:
 def missing(package: str, extra: str) -> MissingExtra:
     """Name a runtime's package that is missing, and the extra that brings it."""
     return missing_extra(
-        "model.runtime: it needs", extra, _FOR_GPUS.get(package, package) if extra == "gpu" else package
+        "model.runtime: this model needs", extra, _FOR_GPUS.get(package, package) if extra == "gpu" else package
     )
 
 
