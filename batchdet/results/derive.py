@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _BATCH_ROWS: Final = 8192
+_CHUNK_IMAGES: Final = 1_000_000
+"""About as many images are sorted and joined at once, so that memory does not grow with the run."""
 _MEMORY: Final = "2GB"
 """What DuckDB keeps of sorts and joins in memory; the rest goes to its temporary folder."""
 
@@ -179,6 +181,23 @@ def derived_segments(
         ConservationError: The tables hold fewer detections than images say.
         OutputError: A part file cannot be read.
     """
+    each = 1.0
+    if inventory.format not in _SLICED:
+        held = [m for m in derivation.runs if m.run_id in derivation.run_ids]
+        each = max(1.0, sum(m.images_listed for m in held) / max(1, inventory.objects.num_rows))
+    ends = np.cumsum(shards.object_counts)
+    first = 0
+    while first < len(shards):
+        begun = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, begun + _CHUNK_IMAGES / each, "right")))
+        yield from _derived(derivation, inventory, shards[first:last], lineage, out)
+        first = last
+
+
+def _derived(
+    derivation: Derivation, inventory: Inventory, shards: ShardPlan, lineage: Lineage, out: str
+) -> Iterator[LabelledSegment]:
+    """Make the rows of some shards that follow one another; see :func:`derived_segments`."""
     features = lineage.model.get("features") or {}
     images = pa.schema([*schema_of("images", features), *inventory.carried])
     detections = schema_of("detections", features)
@@ -219,6 +238,11 @@ class _Query:
 
     def __init__(self, out: str, derivation: Derivation, inventory: Inventory, shards: ShardPlan) -> None:
         chosen = {place: derivation.runs[place] for place in np.unique(derivation.holders[derivation.exact])}
+        # shards that follow one another hold objects that follow one another
+        first, counts = shards[0].shard_index, shards.object_counts
+        start = shards.first_object
+        places = np.arange(start, start + int(counts.sum()))
+        objects = inventory.objects.slice(start, len(places))
         self._tables = {
             name: RunTables(out, [chosen[place] for place in sorted(chosen)], name) for name in _TABLE_NAMES
         }
@@ -226,14 +250,13 @@ class _Query:
         self._keys = OBJECT_KEY[inventory.format]
         ids = {place: manifest.run_id for place, manifest in chosen.items()}
         listed = ("list_uri", "member") if inventory.format == "uri_list" else ("uri",)
-        columns = {key: inventory.objects[name] for key, name in zip(self._keys, listed, strict=True)}
-        count = inventory.objects.num_rows
+        columns = {key: objects[name] for key, name in zip(self._keys, listed, strict=True)}
         self._wanted = pa.table(
             {
-                "place": pa.array(np.arange(count)),
-                "shard_index": pa.array(np.repeat(np.arange(len(shards)), shards.object_counts)),
+                "place": pa.array(places),
+                "shard_index": pa.array(np.repeat(np.arange(first, first + len(shards)), counts)),
                 "run_id": pa.array(
-                    [ids[place] for place in derivation.holders[derivation.exact].tolist()], pa.string()
+                    [ids[place] for place in derivation.holders[derivation.exact][places].tolist()], pa.string()
                 ),
                 **columns,
             }

@@ -154,6 +154,11 @@ class ShardPlan(Sequence[Shard]):
         return self._count
 
     @property
+    def first_object(self) -> int:
+        """Row of the first shard's first object in the inventory."""
+        return int(self._first[0]) if len(self) else 0
+
+    @property
     def size_bytes(self) -> int:
         """Listed bytes of all shards; what the listing does not say (URI lists) counts as none."""
         sizes = self._objects["size_bytes"]

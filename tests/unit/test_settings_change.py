@@ -281,8 +281,15 @@ class TestDerived:
         ids=["threshold", "classes", "both", "cap"],
     )
     def test_derived_rows_are_those_of_labelling(
-        self, run: RunIt, told: Told, tmp_path: Path, kind: str, change: dict[str, Any]
+        self,
+        run: RunIt,
+        told: Told,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: str,
+        change: dict[str, Any],
     ) -> None:
+        monkeypatch.setattr("batchdet.results.derive._CHUNK_IMAGES", 4)  # several chunks of files; slices stay whole
         make, name, parts = SOURCES[kind]
         make(tmp_path / "in")
         source = tmp_path / "in" / name
