@@ -1,6 +1,7 @@
 """Lineage: the digests and versions that made a run, and the fingerprint that says when two runs are the same."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -8,9 +9,11 @@ import os
 import platform
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 import batchdet
 from batchdet import storage
@@ -94,14 +97,17 @@ class Lineage:
         """
         uri = storage.join(run_folder(out, run_id), "lineage.json")
         try:
-            found = json.loads(storage.read_bytes(uri))
-            derived_from = tuple(found.get("derived_from", ()))
-            known = {f.name: found[f.name] for f in fields(Lineage) if f.name in found}
-            return Lineage(**(known | {"derived_from": derived_from}))
+            return _adapter().validate_json(storage.read_bytes(uri), strict=True)
         except storage.NotFound:
             return None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise OutputError(f"{uri}: not a lineage of batchdet: {error}") from error
+        except ValueError as error:
+            why = " ".join(str(error).split())[:500]
+            raise OutputError(f"{uri}: not a lineage of batchdet: {why}", code="output.lineage", key=uri) from error
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Lineage]:
+    return TypeAdapter(Lineage)
 
 
 def now() -> str:
