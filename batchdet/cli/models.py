@@ -66,15 +66,21 @@ def train(
         typer.Option(
             "--init",
             metavar="WEIGHTS",
-            help="Begin with these weights: a checkpoint of batchdet train, builtin:sample, or a Hugging Face folder "
-            "of a detector (RT-DETR, RT-DETR v2, D-FINE, DETR, YOLOS), which is then trained itself.",
+            help="Begin with these weights: a checkpoint of batchdet train; builtin:sample; a ResNet or ViT that has "
+            "learned ImageNet (safetensors of timm, torchvision or Hugging Face), which becomes the backbone; or a "
+            "Hugging Face folder of a detector (RT-DETR, RT-DETR v2, D-FINE, DETR, YOLOS), which is then trained.",
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="csp, resnet or vit; default: csp.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="csp, resnet or vit; default: that of --init, or csp.")
+    ] = None,
     neck: Annotated[str | None, typer.Option("--neck", help="pan or fpn; default: pan.")] = None,
     head: Annotated[str | None, typer.Option("--head", help="one_to_one, the default.")] = None,
     width: Annotated[
-        float | None, typer.Option("--width", help="Factor on the channels of all parts, 0.25 to 8 [1].")
+        float | None,
+        typer.Option(
+            "--width", help="Factor on the channels of all parts but a ResNet or ViT of --init, 0.25 to 8 [1]."
+        ),
     ] = None,
     freeze: Annotated[
         str | None, typer.Option("--freeze", help="backbone: it keeps the weights of --init; or none, the default.")

@@ -23,6 +23,7 @@ NO_WEIGHTS: Final = (
     "model.save_pretrained(FOLDER, safe_serialization=True)"
 )
 _SHARD: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_LICENCE: Final = re.compile(r"\A---\s*$.*?^license:\s*['\"]?([^\s'\"]+)", re.MULTILINE | re.DOTALL)
 _MAX_JSON_BYTES: Final = 16 * 1024 * 1024
 
 _FOCAL, _SOFTMAX = "detr_focal", "detr_softmax"
@@ -62,6 +63,16 @@ class FolderInfo:
     preprocess: Preprocess
     size: tuple[int, int] | None
     metadata: dict[str, str]
+
+
+def card_licence(folder: str) -> str:
+    """Read the licence that the head of a folder's ``README.md`` names; "" if there is none."""
+    try:
+        with open(os.path.join(folder, "README.md"), encoding="utf-8", errors="replace") as card:
+            found = _LICENCE.search(card.read(_MAX_JSON_BYTES))
+    except OSError:
+        return ""
+    return found[1] if found else ""
 
 
 def shards(index: Any) -> list[str]:

@@ -19,7 +19,7 @@ from batchdet.text import counted
 from batchdet.training.batches import CocoSource
 from batchdet.training.coco import CocoData, read_coco
 from batchdet.training.crew import Crew
-from batchdet.training.hf_detector import open_folder
+from batchdet.training.hf_detector import holds_detector, open_folder
 from batchdet.training.initial import Initial, open_initial
 from batchdet.training.loop import Schedule, Trainer
 from batchdet.training.own_net import OwnNet
@@ -107,7 +107,7 @@ def prepare(plan: TrainingPlan) -> Prepared:
 
 def _trainee(plan: TrainingPlan, labels: Sequence[str]) -> Trainee:
     """Find what is trained: the detector of a Hugging Face folder, or a net of batchdet's own."""
-    if plan.init is not None and (Path(plan.init) / "config.json").is_file():
+    if plan.init is not None and holds_detector(plan.init):
         _refuse_parts(plan)
         return open_folder(plan.init, labels, plan.canvas_px)
     initial = open_initial(plan.init) if plan.init else None

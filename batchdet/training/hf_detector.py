@@ -1,7 +1,6 @@
 """Training a Hugging Face detector by the library's own loss, from a folder to a folder."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from batchdet.errors import SpecError
 from batchdet.geometry.boxes import xyxy_to_xywh
 from batchdet.geometry.letterbox import Letterbox, Size
 from batchdet.model.detector import Detector, open_detector
-from batchdet.model.huggingface import CONFIG, PREPROCESSOR, WEIGHTS, read_folder
+from batchdet.model.huggingface import CONFIG, FAMILIES, PREPROCESSOR, WEIGHTS, card_licence, read_folder
 from batchdet.model.loaders.huggingface import load
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device
@@ -28,7 +27,6 @@ from batchdet.training.trainee import Exported
 TRAINED: Final = ("rt_detr", "rt_detr_v2", "d_fine", "detr", "yolos")
 """Values of ``model_type`` whose training is tested."""
 _BACKBONES: Final = ("model.backbone", "vit")
-_LICENCE: Final = re.compile(r"\A---\s*$.*?^license:\s*['\"]?([^\s'\"]+)", re.MULTILINE | re.DOTALL)
 _SHAPES: Final = ((1, 1), (4, 3), (3, 4))
 _MOST_DETECTIONS: Final = 100
 
@@ -158,6 +156,15 @@ class HuggingFaceDetector:
         return Exported(str(folder), about, _detect_by(open_detector(spec, device, torch.get_num_threads())))
 
 
+def holds_detector(uri: str) -> bool:
+    """Say whether a path is a folder whose configuration is that of a detector."""
+    try:
+        config = json.loads((Path(uri) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") in FAMILIES
+
+
 def open_folder(folder: str, labels: Sequence[str], canvas_px: int | None) -> HuggingFaceDetector:
     """Read what a folder says, to train the model in it.
 
@@ -194,7 +201,7 @@ def open_folder(folder: str, labels: Sequence[str], canvas_px: int | None) -> Hu
         processor["size"] = {"shortest_edge": shortest_px, "longest_edge": canvas_px}
         processor.pop("max_size", None)
     return HuggingFaceDetector(
-        str(Path(folder).resolve()), tuple(labels), config, processor, preprocess, size, _licence(folder)
+        str(Path(folder).resolve()), tuple(labels), config, processor, preprocess, size, card_licence(folder)
     )
 
 
@@ -246,10 +253,3 @@ def _detect_by(detector: Detector) -> Callable[[Pixels], list[dict[str, Any]]]:
         ]
 
     return detect
-
-
-def _licence(folder: str) -> str:
-    """Read the licence that a model card names in its head."""
-    card = Path(folder) / "README.md"
-    found = _LICENCE.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    return found[1] if found else ""

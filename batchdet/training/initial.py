@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 import batchdet
 from batchdet.errors import SpecError
-from batchdet.model.format import Format, format_of, pickled_modules
+from batchdet.model.format import OWN_KEY, Format, format_of, pickled_modules, safetensors_texts
 from batchdet.model.labels import parse_names
+from batchdet.model.nets.backbones import PUBLISHED
 from batchdet.model.nets.checkpoint import load_net
 from batchdet.model.nets.detector_net import Composition, DetectorNet
 from batchdet.model.nets.layers import ConvNormAct
 from batchdet.sample.scene import CLASSES
+from batchdet.training.pretrained import read_pretrained
 
 BUILTIN: Final = "builtin:sample"
 EMBEDDED: Final = Composition(classes=len(CLASSES))
@@ -36,6 +38,8 @@ class Initial:
         labels: Its classes.
         weights: By the names of the net's state.
         folded: Batch norm is folded into the convolutions, as in ``builtin:sample``, which is an ONNX file.
+        parts: The parts that the weights are of.
+        said: More about them, in words.
     """
 
     uri: str
@@ -44,14 +48,16 @@ class Initial:
     labels: tuple[str, ...]
     weights: dict[str, Tensor]
     folded: bool = False
+    parts: tuple[str, ...] = _PARTS
+    said: str = ""
 
 
 def open_initial(uri: str) -> Initial:
-    """Read the weights of a checkpoint (``*.safetensors``) or of ``builtin:sample``.
+    """Read the weights of a checkpoint (``*.safetensors``), of ``builtin:sample``, or of a published backbone.
 
     Raises:
-        SpecError: There is no such file.
-        ModelError: It is no checkpoint.
+        SpecError: There is no such file, or it is of no backbone that batchdet has.
+        ModelError: It is damaged.
     """
     if uri == BUILTIN:
         model = onnx.load(Path(batchdet.__file__).parent / "model" / "embedded" / "sample.onnx")
@@ -62,8 +68,14 @@ def open_initial(uri: str) -> Initial:
         }
         return Initial(uri, EMBEDDED, properties, parse_names(properties["names"]), weights, folded=True)
     _refuse_pickles(uri)
-    if not Path(uri).is_file():
+    if not Path(uri).exists():
         raise SpecError(f"init is {uri}; there is no such file (a checkpoint *.safetensors, or {BUILTIN})")
+    if Path(uri).is_dir() or OWN_KEY not in safetensors_texts(uri):
+        found = read_pretrained(uri)
+        weights = {f"backbone.{name}": value for name, value in found.weights.items()}
+        composition = Composition(classes=1, backbone=found.backbone)
+        properties = {"license": found.licence}
+        return Initial(uri, composition, properties, (), weights, parts=("backbone",), said=f" ({found.said})")
     loaded = load_net(uri)
     labels = parse_names(loaded.properties.get("names", ""))
     return Initial(uri, loaded.composition, loaded.properties, labels, loaded.net.state_dict())
@@ -76,10 +88,14 @@ def _refuse_pickles(uri: str) -> None:
         SpecError: It is a checkpoint of Ultralytics, or another pickle.
     """
     path = Path(uri)
-    if not path.is_file():
+    if path.is_dir():
+        return
+    if not path.exists():
         pickled, ultralytics = False, path.suffix == ".pt" and path.name.lower().startswith("yolo")
     else:
-        pickled = format_of(uri) is Format.PICKLE
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"
+        pickled = not is_safetensors and format_of(uri) is Format.PICKLE
         ultralytics = pickled and "ultralytics" in pickled_modules(uri)
     if ultralytics:
         raise SpecError(
@@ -112,13 +128,14 @@ def take_over(net: DetectorNet, composition: Composition, labels: Sequence[str],
         SpecError: The backbones differ, so that there is nothing to begin with.
     """
     before = initial.composition
-    if (composition.backbone, composition.width) != (before.backbone, before.width):
+    fixed = composition.backbone in PUBLISHED
+    if composition.backbone != before.backbone or (composition.width != before.width and not fixed):
         raise SpecError(
             f"backbone is {composition.backbone} of width {composition.width:g}, that of {initial.uri} "
             f"is {before.backbone} of width {before.width:g}; leave both out to take its own"
         )
-    same = [part for part in _PARTS if getattr(composition, part) == getattr(before, part)]
-    if "neck" not in same:
+    same = [part for part in initial.parts if getattr(composition, part) == getattr(before, part)]
+    if "neck" not in same or composition.width != before.width:
         same = ["backbone"]  # a head reads what its own neck writes
     common = [label for label in labels if label in initial.labels]
     state = net.state_dict()
@@ -134,7 +151,7 @@ def take_over(net: DetectorNet, composition: Composition, labels: Sequence[str],
             else:
                 state[target].copy_(weight)
     known = f", {len(common)} of {len(labels)} classes known" if "head" in same else ""
-    return f"{', '.join(same)} of {initial.uri}{known}"
+    return f"{', '.join(same)} of {initial.uri}{initial.said}{known}"
 
 
 @torch.no_grad()

@@ -82,8 +82,9 @@ class OwnNet:
         return taken
 
     def part(self, net: nn.Module, name: str) -> nn.Module:
-        """Return a part by its name."""
-        return net.get_submodule(name)
+        """Return a part by its name; of a backbone only the trunk, if it has one that weights are published for."""
+        part = net.get_submodule(name)
+        return getattr(part, "trunk", part)
 
     def loss(self, net: nn.Module, images: Tensor, truth: Truth, score_power: float) -> Tensor:
         """Compute the dual loss; the net computes in bfloat16 if the device has it."""

@@ -19,8 +19,8 @@ class TrainingPlan:
         data: COCO JSON, or a folder that holds one.
         images: Folder of the images; the data's own when null.
         val: Share of the images that is held back to measure on, or a COCO JSON of others.
-        init: Weights to begin with: a checkpoint, ``builtin:sample``, or a Hugging Face folder of a detector, which is
-            then what is trained; fresh weights when null.
+        init: Weights to begin with: a checkpoint, ``builtin:sample``, a published ResNet or ViT, or a Hugging Face
+            folder of a detector, which is then what is trained; fresh weights when null.
         backbone: Name of the part; that of ``init``, else ``csp``, when null.
         neck: Likewise; else ``pan``.
         head: Likewise; else ``one_to_one``.

@@ -6,7 +6,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from batchdet.errors import SpecError
-from batchdet.model.nets.backbones import BACKBONES
+from batchdet.model.nets.backbones import BACKBONES, PUBLISHED, make_backbone
 from batchdet.model.nets.contract import check_fit
 from batchdet.model.nets.head import DualHead, DualPredictions
 from batchdet.model.nets.layers import widened
@@ -21,10 +21,10 @@ class Composition:
 
     Args:
         classes: Number of classes.
-        backbone: A name in `BACKBONES`.
+        backbone: A name in `BACKBONES` or `PUBLISHED`.
         neck: A name in `NECKS`.
         head: A name in `HEADS`.
-        width: Factor on the channels of every part.
+        width: Factor on the channels of every part but a published backbone.
         detections: Boxes that leave for each image.
 
     Raises:
@@ -39,7 +39,7 @@ class Composition:
     detections: int = 100
 
     def __post_init__(self) -> None:
-        for key, known in (("backbone", BACKBONES), ("neck", NECKS), ("head", HEADS)):
+        for key, known in (("backbone", (*BACKBONES, *PUBLISHED)), ("neck", NECKS), ("head", HEADS)):
             if getattr(self, key) not in known:
                 raise SpecError(f"{key} is {getattr(self, key)!r}; known are {', '.join(known)}")
         if self.classes < 1 or self.detections < 1:
@@ -106,7 +106,7 @@ class DetectorNet(nn.Module):
 
 def compose(composition: Composition) -> DetectorNet:
     """Build a net with fresh weights (torch's random state decides them)."""
-    backbone = BACKBONES[composition.backbone](composition.width)
+    backbone = make_backbone(composition.backbone, composition.width)
     neck = NECKS[composition.neck](backbone.channels, widened(48, composition.width))
     head = DualHead(neck.channels, backbone.strides, composition.classes, composition.detections, composition.width)
     return DetectorNet(backbone, neck, head)

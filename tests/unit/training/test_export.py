@@ -70,7 +70,7 @@ def test_fusing_leaves_the_net_alone_and_keeps_its_answers(net: DetectorNet) -> 
         assert torch.allclose(fused(images)[..., 4], net(images)[..., 4], atol=1e-4)
 
 
-@pytest.mark.parametrize(("backbone", "neck"), [("vit", "fpn")])
+@pytest.mark.parametrize(("backbone", "neck"), [("vit", "fpn"), ("vit_tiny", "pan")])
 def test_every_kind_of_part_is_exported(backbone: str, neck: str, tmp_path: Path) -> None:
     net = settled(Composition(3, backbone, neck))
     export_onnx(net, tmp_path / "net.onnx", {})
