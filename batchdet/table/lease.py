@@ -216,8 +216,11 @@ class Lease:
             raise self._taken_over()
 
     def settle(self) -> None:
-        """Note that the manifest of :attr:`commit` is there."""
-        storage.persist(lambda: self._write(commit=None))
+        """Note that the manifest of :attr:`commit` is there; in the object, if that is still this owner's."""
+        with self._writing:
+            self._state["commit"] = None
+            if storage.persist(self._is_mine):
+                storage.persist(self._write_now)
 
     def _taken_over(self) -> OutputLocked:
         _, seen = _newest(self._out)
