@@ -236,7 +236,7 @@ class ParquetRows:
         paths: Sequence[str | None] = [None] * len(rows)
         if pa.types.is_struct(array.type):
             if array.type.get_field_index("path") >= 0:
-                paths = pc.struct_field(array, "path").to_pylist()
+                paths = as_carried(pc.struct_field(array, "path"), pa.string()).to_pylist()
             array = pc.struct_field(array, "bytes")
         for row, value, path in zip(rows, unwrapped(array), paths, strict=True):
             if row.error_code is not None:

@@ -14,6 +14,12 @@ _DIGITS: Final = {8: 3, 16: 5, 32: 10, 64: 20}
 _EXACT_BITS: Final = {32: 24, 64: 53}
 """Bits of a float -> bits of an integer that it holds exactly."""
 _UNITS: Final = ("s", "ms", "us", "ns")
+_LISTS: Final = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_view),
+    (pa.types.is_large_list_view, pa.large_list_view),
+)
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
@@ -213,14 +219,48 @@ def _as_list(array: pa.Array, type_: pa.DataType) -> pa.Array:
     return kind.from_arrays(places, as_carried(array.flatten(), type_.value_type), type=type_, mask=array.is_null())
 
 
+class _Seen:
+    """An array under another type of the same layout, for Arrow's C interface; a cast refuses some nested types.
+
+    No value of an extension may reach Python as it is: some extensions unpickle what a file holds.
+    """
+
+    def __init__(self, array: pa.Array, type_: pa.DataType) -> None:
+        self._array, self._type = array, type_
+
+    def __arrow_c_array__(self, requested_schema: object = None) -> tuple[object, object]:
+        return self._type.__arrow_c_schema__(), self._array.__arrow_c_array__()[1]
+
+
+def _without_extensions(type_: pa.DataType) -> pa.DataType:
+    """Return the type of the same layout in which storage stands for extensions, at any depth."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return _without_extensions(type_.storage_type)
+    if pa.types.is_dictionary(type_):
+        return pa.dictionary(type_.index_type, _without_extensions(type_.value_type), type_.ordered)
+    if pa.types.is_run_end_encoded(type_):
+        return pa.run_end_encoded(type_.run_end_type, _without_extensions(type_.value_type))
+    if not pa.types.is_nested(type_):
+        return type_
+    inner = [f.with_type(_without_extensions(f.type)) for f in map(type_.field, range(type_.num_fields))]
+    if pa.types.is_struct(type_):
+        return pa.struct(inner)
+    if pa.types.is_map(type_):
+        return pa.map_(*inner[0].type, type_.keys_sorted)
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(inner[0], type_.list_size)
+    return next((make(inner[0]) for is_one, make in _LISTS if is_one(type_)), type_)  # Parquet holds no unions
+
+
 def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def unwrapped(array: pa.Array) -> pa.Array:
-    """Take a column out of extensions, dictionaries and runs."""
-    if isinstance(array, pa.ExtensionArray):
-        return unwrapped(array.storage)
+    """Take a column out of extensions, at any depth, and out of dictionaries and runs."""
+    type_ = _without_extensions(array.type)
+    if type_ != array.type:
+        array = pa.array(_Seen(array, type_))
     if pa.types.is_dictionary(array.type):
         return unwrapped(array.dictionary_decode())
     if pa.types.is_run_end_encoded(array.type):

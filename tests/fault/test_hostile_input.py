@@ -252,11 +252,17 @@ names = ["arrow_tensor", "arrow_tensor_v2", "arrow_variable_shaped_tensor", "arr
 for name in [*(f"ray.data.{n}" for n in names), "arrow.py_extension_type"]:
     for type_, value in ((pa.binary(), code), (pa.large_binary(), code), (pa.list_(pa.int64()), [1])):
         evil = pa.field("x", type_, metadata={"ARROW:extension:name": name, "ARROW:extension:metadata": code})
-        nested = pa.field("x", pa.struct([evil]))
-        for field, cell in ((evil, value), (nested, {"x": value})):
-            for first, start in ((pa.field("image", pa.binary()), b"1"), (pa.field("url", pa.string()), "a.jpg")):
-                plain = pa.array([cell], pa.struct([("x", type_)]) if field is nested else type_)
-                table = pa.Table.from_arrays([pa.array([start], first.type), plain], schema=pa.schema([first, field]))
+        nested, inner = pa.field("x", pa.struct([evil])), pa.struct([("x", type_)])
+        deep = pa.field("x", pa.list_(nested)), pa.list_(inner), [{"x": value}]
+        mapped = pa.field("x", pa.map_(pa.string(), nested)), pa.map_(pa.string(), inner), [("k", {"x": value})]
+        columns = ((evil, type_, value), (nested, inner, {"x": value}), deep, mapped)
+        firsts = [(pa.field("image", pa.binary()), None, b"1"), (pa.field("url", pa.string()), None, "a.jpg")]
+        path = [pa.field("bytes", pa.binary()), evil.with_name("path")]
+        firsts += [(pa.field("image", pa.struct(path)), pa.struct([path[0], ("path", type_)]), {"path": value})]
+        for field, plain_type, cell in columns:
+            for first, stored, start in firsts:
+                plain = pa.array([cell], plain_type), pa.array([start], stored or first.type)
+                table = pa.Table.from_arrays([plain[1], plain[0]], schema=pa.schema([first, field]))
                 pq.write_table(table, folder / "t.parquet")
                 for more in ({}, {"id_column": "x"}, {"image_column": "x"}):
                     try:
