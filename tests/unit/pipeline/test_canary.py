@@ -149,7 +149,7 @@ def test_one_run_before_the_machine_is_busy_decides_nothing() -> None:
 
 
 def test_without_boxes_nobody_can_tell() -> None:
-    assert agreement(found(), images=1).objection == "10 boxes on 1 of the job's images are too few to compare"
+    assert agreement(found(), images=1).objection == "10 boxes on 1 of the job's images: too few to compare"
     assert agreement(found(), images=0).objection.startswith("0 boxes on 0")
 
 
