@@ -1,8 +1,9 @@
 """Minutes of seeded mixed faults: one job again and again, and after each time nothing is lost, doubled or wrong.
 
-2,040 photographs in tar shards lie on a real S3 server behind a proxy that throttles, cuts bodies, loses replies and
-hangs up. Meanwhile drivers and detector actors are killed. Whenever a driver has ended before its job was done, the
-same command is given again. The finished tables are compared, row for row, with those of an undisturbed run.
+2,040 photographs in tar shards lie on a real S3 server behind a proxy that throttles, cuts bodies, loses replies,
+stalls and hangs up. Meanwhile drivers and detector actors are killed, or stopped for a while; if a driver is stopped,
+another one takes the output over, and the first wakes up. Whenever a driver has ended before its job was done, the same
+command is given again. The finished tables are compared, row for row, with those of an undisturbed run.
 
 make soak MINUTES=10 SEED=1
 """
@@ -27,6 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from batchdet import storage  # noqa: E402
+from batchdet.table.lease import live_holder  # noqa: E402
 from tests.driver import Driver, Late, assert_whole, count, read_tables  # noqa: E402
 from tests.e2e.conftest import write_shards  # noqa: E402
 from tests.fault_proxy import FaultProxy, fault_proxy  # noqa: E402
@@ -39,6 +41,10 @@ output: {uri: "%s"}
 compute: {segment_rows: 16}
 """
 MOST_DRIVER_KILLS = 3
+STOPPED_SHARE = 0.4
+"""Of the disturbances of drivers and actors; the others are kills."""
+TAKEOVER_S = 32.0
+"""A lease is stale after 20 s; then the rival plans and begins."""
 MOST_ERRORS = 10
 ROUND_LIMIT_S = 900.0
 SAY_EVERY_S = 15.0
@@ -54,6 +60,8 @@ class Figures:
         driver_kills: Drivers killed.
         driver_errors: How drivers ended by themselves before their job was done: last line -> how often.
         actor_kills: Detector actors killed.
+        driver_stops: Drivers stopped until another one had taken the output over.
+        actor_stops: Detector actors stopped for a while.
         storage_faults: What the proxy did, by kind.
         images_lost: Listed images without a row.
         images_twice: Rows beyond the first of an image.
@@ -68,6 +76,8 @@ class Figures:
     driver_kills: int = 0
     driver_errors: Counter[str] = field(default_factory=Counter)
     actor_kills: int = 0
+    driver_stops: int = 0
+    actor_stops: int = 0
     storage_faults: Counter[str] = field(default_factory=Counter)
     images_lost: int = 0
     images_twice: int = 0
@@ -141,12 +151,12 @@ class Soak:
         chance = random.Random(f"{self._seed} {name}")
         self._disturb_the_store(chance)
         kills_left, errors = chance.randint(1, MOST_DRIVER_KILLS), 0
-        while (status := self._harassed(self._start(name), chance, kills_left > 0)) != 0:
+        while (status := self._harassed(name, self._start(name), chance, kills_left > 0)) != 0:
             if status == -signal.SIGKILL:
                 kills_left -= 1
                 continue
             errors += 1
-            last = (self.drivers[-1].stderr.splitlines() or ["nothing said"])[-1]
+            last = _last_line(self.drivers[-1])
             figures.driver_errors[f"{status}: {last}"] += 1
             if status < 0 or not last.startswith("error: "):
                 figures.problems.append(f"{name}: a driver ended with {status}, in no documented way: {last}")
@@ -170,30 +180,57 @@ class Soak:
         add("cut", method="GET", fraction=chance.uniform(0.02, 0.08))
         add("lose_reply", method="PUT|POST|DELETE", fraction=chance.uniform(0.02, 0.08))
         add("refuse", fraction=0.02)
+        add("stall", fraction=0.003, stall_s=chance.uniform(3, 20))
 
-    def _harassed(self, driver: Driver, chance: random.Random, kill: bool) -> int:
-        """Kill actors now and then, and the driver at some time if it may be; return how the driver ended."""
+    def _harassed(self, name: str, driver: Driver, chance: random.Random, kill: bool) -> int:
+        """Disturb actors now and then, and the driver at some time if it may be; return how the last driver ended."""
         actor_every_s = chance.uniform(0.1, 0.4) * self._undisturbed_s
         kill_at = driver.started + chance.uniform(1, 1.1 * self._undisturbed_s) if kill else float("inf")
         next_actor, said = driver.started + actor_every_s, driver.started
+        stopped: dict[int, float] = {}
         while driver.returncode is None:
             now = time.monotonic()
-            if now >= kill_at or now > driver.started + ROUND_LIMIT_S:
+            for pid in [pid for pid, until in stopped.items() if now >= until]:
+                del stopped[pid]
+                _signal(pid, signal.SIGCONT)
+            if now >= kill_at and chance.random() < STOPPED_SHARE and (rival := self._outlived(name, driver)):
+                driver, kill_at = rival, float("inf")
+            elif now >= kill_at or now > driver.started + ROUND_LIMIT_S:
                 if now < kill_at:
                     self.figures.problems.append(f"a driver does not end: {driver.stderr[-500:]}")
                 self.figures.driver_kills += 1
                 driver.kill()
             elif now >= next_actor and (actors := driver.actors()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(chance.choice(actors), signal.SIGKILL)
-                    self.figures.actor_kills += 1
-                    next_actor = now + actor_every_s
+                pid, next_actor = chance.choice(actors), now + actor_every_s
+                if chance.random() < STOPPED_SHARE:
+                    stopped[pid] = now + chance.uniform(1, 20)
+                    self.figures.actor_stops += _signal(pid, signal.SIGSTOP)
+                else:
+                    self.figures.actor_kills += _signal(pid, signal.SIGKILL)
             if now - said >= SAY_EVERY_S:
                 said = now
                 self.figures.images_decoded = count(self._decoded)
                 _say(self._sofar())
             time.sleep(0.1)
+        for pid in stopped:
+            _signal(pid, signal.SIGCONT)
         return driver.wait()
+
+    def _outlived(self, name: str, driver: Driver) -> Driver | None:
+        """Stop a driver that holds the output, start another one, and let the first wake up; None if it holds none."""
+        holder = live_holder(f"{self._base}/{name}")
+        if holder is None or not _signal(int(holder["pid"]), signal.SIGSTOP):
+            return None
+        self.figures.driver_stops += 1
+        rival = self._start(name)
+        until = time.monotonic() + TAKEOVER_S
+        while rival.returncode is None and time.monotonic() < until:
+            time.sleep(0.1)
+        _signal(int(holder["pid"]), signal.SIGCONT)
+        status = driver.wait()
+        if status and not _last_line(driver).startswith("error: "):
+            self.figures.problems.append(f"{name}: a driver that woke up ended with {status}: {_last_line(driver)}")
+        return rival
 
     def _judge(self, name: str) -> None:
         """Compare the finished tables with the truth; count what differs."""
@@ -228,6 +265,7 @@ class Soak:
             f"{elapsed_s / 60:.1f} min, ETA {max(0.0, self._until - time.monotonic()) / 60:.1f} min; "
             f"{figures.rounds} rounds, {figures.images_decoded / elapsed_s:.1f} images/s; "
             f"kills: {figures.driver_kills} drivers, {figures.actor_kills} actors; "
+            f"stops: {figures.driver_stops} drivers, {figures.actor_stops} actors; "
             f"{sum(figures.driver_errors.values())} errors; "
             f"{figures.images_lost} lost, {figures.images_twice} twice, {figures.images_wrong} wrong"
         )
@@ -238,6 +276,18 @@ def _different(these: pa.Table, those: pa.Table) -> set[str]:
     rows = [{tuple(row.values()) for row in table.to_pylist()} for table in (these, those)]
     place = these.column_names.index("image_id")
     return {row[place] for row in rows[0] ^ rows[1]}
+
+
+def _last_line(driver: Driver) -> str:
+    return (driver.stderr.splitlines() or ["nothing said"])[-1]
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; tell whether there was a process of this number."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
 
 
 def _say(text: str) -> None:
