@@ -49,9 +49,15 @@ def name_changes(out: str, run_id: str, spec: JobSpec, source_format: str, model
     schema_version = read_record(out, run_id, "manifest.json").get("schema_version", SCHEMA_VERSION)
     found += _differences({"the schema version": schema_version}, {"the schema version": SCHEMA_VERSION})
     if not found:
-        old_version = lineage.get("versions", {}).get("batchdet")
-        found.append(f"batchdet {old_version} made it, this is {batchdet.__version__}")
+        found.append(_other_version(lineage.get("versions", {}).get("batchdet")))
     return ", ".join(found)
+
+
+def _other_version(name: str | None) -> str:
+    """Say that a run with the same settings is of a version that digested them in another way."""
+    if name == batchdet.__version__:  # versions under development have one name
+        return f"an earlier build of batchdet {name} made it, whose fingerprints differ from those of this one"
+    return f"batchdet {name or 'of an unknown version'} made it, whose fingerprints differ from those of this version"
 
 
 def name_source_change(out: str, run_id: str, spec: JobSpec) -> str:
