@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,9 @@ from batchdet.storage import StorageError, StoredObject
 
 _BOM: Final = b"\xef\xbb\xbf"
 _SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_LINE_END: Final = re.compile("\r\n|\r|\n")
+_TOLD_SEPARATOR: Final = re.compile('\\A"?sep=([,;\t|])"?(?:\r\n|\r|\n)')
+"""The first line by which Excel is told what separates the columns."""
 _BLOCK_ROWS: Final = 65536
 _LONGEST_NAME: Final = 4096
 """Of a column that is taken for a path: no file system knows longer ones."""
@@ -66,7 +70,7 @@ def read_list(obj: StoredObject, source: SourceSpec) -> ListFile:
             return _read_json(text, obj.uri)
         if name.endswith((".csv", ".tsv")):
             return _read_csv(data, text, obj.uri, source)
-        lines = (line.removesuffix("\r") for line in text.split("\n"))
+        lines = _LINE_END.split(text)
         return ListFile(obj.uri, pa.table({"uri": pa.array([line for line in lines if line.strip()], pa.string())}))
     except UnicodeDecodeError as error:
         raise SourceError(
@@ -96,7 +100,12 @@ def _read_parquet(data: bytes) -> pa.Table:
 
 def _read_csv(data: bytes, text: str, uri: str, source: SourceSpec) -> ListFile:
     usual = "\t" if uri.lower().endswith(".tsv") else ","
-    separator, first = _separator(text, usual, uri, source)
+    if told := _TOLD_SEPARATOR.match(text):
+        text, data = text[told.end() :], data[told.end() :]
+        separator, first = told[1], _first_record(text, told[1])
+    else:
+        separator, first = _separator(text, usual, uri, source)
+    _check_quotes(text, separator, uri)
     texts = dict.fromkeys((f"f{i}" for i in range(len(first))), pa.string())
     table = pa.csv.read_csv(
         pa.BufferReader(data),
@@ -130,6 +139,24 @@ def _separator(text: str, usual: str, uri: str, source: SourceSpec) -> tuple[str
             if len(cells) > 1 and (told or (not is_image_name(whole) and any(map(is_image_name, cells)))):
                 return separator, cells
     return usual, found[usual]
+
+
+def _check_quotes(text: str, separator: str, uri: str) -> None:
+    """Refuse quotation marks that do not stand in pairs: a value without an end would swallow images.
+
+    Raises:
+        SourceError: A value is not closed, or more follows behind its end.
+    """
+    border = re.escape(separator) + r"\r\n"
+    for value in re.finditer(rf'(?:\A|(?<=[{border}]))"[^"]*(?:""[^"]*)*("(?=[{border}]|\Z))?', text):
+        if value[1] is None:
+            line = text.count("\n", 0, value.start()) + 1
+            raise SourceError(
+                f"source.uri: {uri}:{line} has a value whose quotation marks do not stand in pairs; "
+                'close the value, and write "" for a quotation mark within it',
+                code="source.quotes",
+                key=f"{uri}:{line}",
+            )
 
 
 def _first_record(text: str, separator: str) -> list[str]:

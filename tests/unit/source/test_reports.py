@@ -94,6 +94,12 @@ def _photographs(folder: Path, *names: str) -> None:
         ("uri|n\nimg/1.jpg|1\n", ["img/1.jpg"], {"n": [1]}),
         ("uri;price,eur\nimg/1.jpg;5\n", ["img/1.jpg"], {"price,eur": [5]}),
         ('"uri","a\nb"\nimg/1.jpg,x\n', ["img/1.jpg"], {"a\nb": ["x"]}),
+        ("sep=;\r\nuri;n\r\nimg/1.jpg;1\r\n", ["img/1.jpg"], {"n": [1]}),
+        (
+            'uri,size\nimg/1.jpg,5" wide\nimg/2.jpg,"6"" wide"\n',
+            ["img/1.jpg", "img/2.jpg"],
+            {"size": ['5" wide', '6" wide']},
+        ),
     ],
 )
 def test_first_lines(tmp_path: Path, text: str, members: list[str], columns: dict[str, list[Any]]) -> None:
@@ -110,6 +116,23 @@ def test_first_lines_that_are_not_certain(tmp_path: Path, text: str) -> None:
     with pytest.raises(SourceError) as caught:
         list_inventory(SourceSpec(uri=str(tmp_path / "l.csv")))
     assert (caught.value.code, caught.value.key) == ("source.header", f"{tmp_path}/l.csv:1")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+@pytest.mark.parametrize("values", ['"cat|dog', '"cat|"dog', '"a \\"cat\\" b"|dog', 'dog|"cat""'])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_image(tmp_path: Path, values: str, separator: str) -> None:
+    rows = [f"img/{n}.jpg{separator}{value}" for n, value in enumerate(values.split("|"))]
+    (tmp_path / "l.csv").write_text("\n".join([f"uri{separator}text", *rows]))
+    with pytest.raises(SourceError) as caught:
+        list_inventory(SourceSpec(uri=str(tmp_path / "l.csv")))
+    line = 3 if values.startswith("dog") else 2
+    assert (caught.value.code, caught.value.key) == ("source.quotes", f"{tmp_path}/l.csv:{line}")
+
+
+def test_lines_of_a_list_may_end_as_on_old_macs(tmp_path: Path) -> None:
+    _photographs(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "l.txt").write_bytes(b"1.jpg\r2.jpg\r")
+    assert read_all(tmp_path / "l.txt").members == ["1.jpg", "2.jpg"]
 
 
 def test_names_are_taken_as_they_are_listed(tmp_path: Path) -> None:
