@@ -19,6 +19,7 @@ from batchdet.table.manifest import list_runs
 from batchdet.text import escape
 
 _LABEL: Final = "batchdet label"
+_ARGUMENTS: Final = {"source": "SOURCE", "model": "--model", "output": "--out"}
 _MOST_NAMED: Final = 3
 
 
@@ -79,6 +80,8 @@ def _written(source: str, model: str, out: str, settings: Sequence[str]) -> tupl
         "output": {"uri": out},
     }
     document = parse_document(dump_yaml(plain), _LABEL, settings)
+    for group, name in _ARGUMENTS.items():
+        document.overrides.setdefault((group, "uri"), name)
     make_spec(document, os.environ)  # a wrong setting is said as the user wrote it
     written = document.written()
     for part, key in (("source", "uri"), ("model", "uri"), ("model", "labels"), ("output", "uri")):
@@ -105,8 +108,8 @@ def _check_same(path: str, spec: JobSpec) -> None:
     shown = "; ".join(f"{key}: {_value(old)} there, {_value(new)} here" for key, old, new in changed[:_MOST_NAMED])
     more = f"; and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
     raise SpecError(
-        f"{path}: this file holds another job ({shown}{more}); edit it and use `batchdet run {path}`, or give another "
-        "--out, or move the file away",
+        f"{path}: this file holds another job ({shown}{more}); edit and run it (batchdet run {shlex.quote(path)}), or "
+        "give another --out",
         code="job.file_exists",
         key=path,
         hint=shlex.join(

@@ -215,7 +215,7 @@ class ModelSpec(_Part):
         0.7, ge=0, le=1, description="NMS: of two boxes of one class that overlap more, the weaker goes."
     )
     max_detections: int = Field(300, ge=1, le=10_000, description="At most this many detections per image.")
-    classes: tuple[str | int, ...] | None = Field(
+    classes: Annotated[tuple[str | int, ...], Field(min_length=1)] | None = Field(
         None, description="Keep only these classes, by label or number; null keeps all."
     )
     features: FeatureKind = Field(

@@ -88,6 +88,8 @@ def read_document(path: str, overrides: Sequence[str] = ()) -> Document:
             f"{path}: there is no such job file; {storage.what_exists(path)}", code="spec.not_found", key=path
         ) from error
     except storage.StorageError as error:
+        if not path:
+            raise SpecError("the path of the job file is empty", code="spec.not_found", key="JOB") from error
         if not storage.is_folder(storage.normalize(path)):
             raise SpecError(error.message, code="spec.unreadable", key=path) from error
         raise SpecError(
@@ -100,7 +102,9 @@ def read_document(path: str, overrides: Sequence[str] = ()) -> Document:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(
-            f"{path}: byte {error.start} is not UTF-8; a job spec is text", code="spec.not_text", key=path
+            f"{path} is no text in UTF-8 (byte {error.start}); a job is a YAML file, saved as UTF-8",
+            code="spec.not_text",
+            key=path,
         ) from error
     return parse_document(text, storage.basename(path) if "://" in path else path, overrides)
 
@@ -110,7 +114,7 @@ def parse_document(text: str, name: str, overrides: Sequence[str] = ()) -> Docum
     document = parse_yaml(text, name)
     if not isinstance(document.data, dict):
         document.fail_if_glued(text, 1, len(text))
-        found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        found = "nothing" if document.data is None else "a list" if isinstance(document.data, list) else "one value"
         document.fail(None, f"found {found}; a job spec is a mapping with the keys {', '.join(JobSpec.model_fields)}")
     _spell_out(document)
     for override in overrides:
@@ -166,15 +170,15 @@ def _mistakes(document: Document, data: Any, error: ValidationError) -> list[Mis
     for item in error.errors(include_url=False):
         path, inside = _inside(data, item["loc"])
         kind, code = item["type"], "spec.value"
+        if kind == "too_short" and inside:
+            continue  # the entry that is wrong has its own sentence
         if kind == "extra_forbidden":
-            keys = _keys_at(path[:-1])
-            advice = did_you_mean(str(path[-1]), keys) or f"known here are {', '.join(keys)}"
-            text, code = f"unknown key; {advice}", "spec.unknown_key"
+            text, code = f"unknown key; {_advice(path)}", "spec.unknown_key"
         elif kind == "missing":
             path = tuple(item["loc"])
             text, code = "this key is missing and must be given", "spec.missing_key"
         else:
-            found = json.dumps(inside, ensure_ascii=False)
+            found = "nothing" if inside in (None, "") else json.dumps(inside, ensure_ascii=False)
             text = f"found {found if len(found) < 80 else found[:77] + '...'}; {_should(item)}"
         codes.setdefault(path, code)
         sentences = said.setdefault(path, [])
@@ -190,10 +194,37 @@ def _mistakes(document: Document, data: Any, error: ValidationError) -> list[Mis
     return result
 
 
+_SHOULD: Final = {
+    "string_too_short": "it should be a text",
+    "too_short": "it should hold an entry, or be left out",
+    "string_type": "it should be a text",
+    "bool_type": "it should be true or false",
+    "list_type": "it should be a list, such as [a, b]",
+    "tuple_type": "it should be a list, such as [a, b]",
+    "model_type": "it should hold keys with values",
+    "model_attributes_type": "it should hold keys with values",
+}
+"""Kind of a mistake -> what would be right, where the library says it in the words of its programmers."""
+
+
+def _advice(path: Path) -> str:
+    """Say which key an unknown one may be: one that is spelt alike, or one of that name in another place."""
+    keys, word = _keys_at(path[:-1]), str(path[-1])
+    last = word.rpartition(".")[2]
+    places = [name for name in _keys_at(()) if last in _keys_at((name,))]
+    if near := did_you_mean(word, keys):
+        return near
+    if places and path[:-1] != (places[0],):
+        return f"{last} is a key of {' and of '.join(places)}"
+    return f"known here are {', '.join(keys)}"
+
+
 def _should(item: Any) -> str:
     message = str(item["msg"])
     if item["type"] == "string_pattern_mismatch":
         return PATTERN_WORDS[item["ctx"]["pattern"]]
+    if item["type"] in _SHOULD:
+        return _SHOULD[item["type"]]
     for start in ("Input should be a valid ", "Input should be "):
         if message.startswith(start):
             rest = message.removeprefix(start)

@@ -18,6 +18,15 @@ _RIGHT: Final = "write one label a line, a JSON list, or YAML with `names:` as a
 _NUMBERED: Final = re.compile(r"\d+\s*:\s+\S.*")
 _NAMES: Final = re.compile(r"(?m)^names\s*:")
 _MARKUP: Final = ("<!doctype", "<html", "<?xml", "<")
+_HEADERS: Final = frozenset({"name", "names", "label", "labels", "class", "classes", "class_name", "category"})
+_OTHER_LINES: Final = {
+    re.compile(r"-?[\d.]+[\s,;=|].*"): "begins each line with a number",
+    re.compile(r"(['\"]).*\1[,;]?"): "has quotation marks around each line",
+    re.compile(r".*[,;|]"): "ends each line with a comma or the like",
+    re.compile(r"[^=]+=.*"): "holds a setting (KEY = VALUE) on each line",
+    re.compile(r".*\.(jpe?g|png|txt)", re.IGNORECASE): "names a file on each line",
+}
+"""What all lines of a file look like that holds no labels."""
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -66,8 +75,11 @@ def _labels(text: str, ending: str) -> tuple[str, ...]:
     if ending == ".json":
         raise _NoLabels("is no JSON list or map")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if ending in (".yaml", ".yml") or _NAMES.search(text) or (lines and all(map(_NUMBERED.fullmatch, lines))):
+    listed = lines and (all(map(_NUMBERED.fullmatch, lines)) or all(line.startswith("- ") for line in lines))
+    if ending in (".yaml", ".yml") or _NAMES.search(text) or listed:
         return _from_document(_parsed(text, "YAML", _yaml))
+    if "\t" in text.strip() or (ending in (".csv", ".tsv") and any(c in text for c in ",;|")):
+        raise _NoLabels("is a table of several columns")
     return _from_lines(lines)
 
 
@@ -135,8 +147,13 @@ def _from_lines(lines: list[str]) -> tuple[str, ...]:
         if line.endswith(("{", "}", "[", "]")):
             raise _NoLabels(f"is no list of labels: its line {number} is {line[:40]!r}")
         _label(line)
-    if len(lines) == 1 and "," in lines[0]:
-        raise _NoLabels(f"holds one line with commas ({lines[0][:40]!r})")
+    if len(lines) == 1 and any(c in lines[0] for c in ",;"):
+        raise _NoLabels(f"holds one line with commas or semicolons ({lines[0][:40]!r})")
+    for pattern, what in _OTHER_LINES.items():
+        if all(map(pattern.fullmatch, lines)):
+            raise _NoLabels(f"{what} ({lines[0][:40]!r})")
+    if len(lines) > 1 and lines[0].lower() in _HEADERS:
+        raise _NoLabels(f"begins with {lines[0]!r}, which is the name of a column")
     if len(lines) > _MAX_LABELS:
         raise _NoLabels(f"holds {len(lines)} lines; {_MAX_LABELS} classes are the limit")
     return tuple(lines)

@@ -150,7 +150,7 @@ def test_missing_and_binary_files(tmp_path) -> None:  # type: ignore[no-untyped-
         load_job(str(tmp_path))
     assert caught.value.code == "spec.folder"
     (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="is not UTF-8"):
+    with pytest.raises(SpecError, match="UTF-8"):
         load_job(str(tmp_path / "job.yaml"))
 
 
@@ -190,3 +190,31 @@ def test_load_of_dump_is_the_same(uri: str, score: float, classes: list[str | in
 def test_any_text_gives_a_spec_or_a_spec_error(text: str) -> None:
     with pytest.raises(SpecError):
         parse_job(text, "fuzz")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "words"),
+    [
+        ("score_threshold: 0.3", "classes: []", "model.classes", "should hold an entry"),
+        ("score_threshold: 0.3", "classes: [1.5]", "model.classes[0]", "a text or an integer"),
+        ("score_threshold: 0.3", "classes: car", "model.classes", "a list, such as [a, b]"),
+        ("score_threshold: 0.3", "trusted: 1", "model.trusted", "true or false"),
+        ("score_threshold: 0.3", "labels: ''", "model.labels", "found nothing"),
+        ("score_threshold: 0.3", "canvas:", "model.canvas", "found nothing; it should hold keys"),
+        ("score_threshold: 0.3", "segment_rows: 3", "model.segment_rows", "segment_rows is a key of compute"),
+        (
+            "name: x",
+            "name: x\nmodel.score_threshold: 0.4",
+            "model.score_threshold",
+            "score_threshold is a key of model",
+        ),
+    ],
+)
+def test_what_would_be_right_is_said_in_the_words_of_yaml(old: str, new: str, key: str, words: str) -> None:
+    text = "name: x\nsource: a\noutput: b\nmodel:\n  uri: m.onnx\n  score_threshold: 0.3\n"
+    with pytest.raises(SpecError) as caught:
+        parse_job(text.replace(old, new), "job.yaml")
+    assert caught.value.key == key
+    assert words in caught.value.message
+    for foreign in ("string", "array", "object", "tuple", "String", "validation", "boolean"):
+        assert foreign not in caught.value.message
