@@ -17,7 +17,7 @@ from batchdet.results.history import Unfinished, unfinished_runs
 from batchdet.results.units import format_bytes
 from batchdet.storage import StoredObject
 from batchdet.table.commit import complete_commit
-from batchdet.table.lease import Lease, live_holder
+from batchdet.table.lease import Lease, live_holder, unwritten_commit
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
 from batchdet.table.refusal import LEFT_BY_REFUSAL
 from batchdet.text import counted, escape
@@ -156,6 +156,7 @@ class _Search:
         self._folders = {n: storage.list_names(run_folder(out, n)) for n in names if _RUN.fullmatch(n)}
         holder = None if alone else live_holder(out)
         self._crowded = holder is not None
+        self._commit = unwritten_commit(out)
         committed = committed_runs(out)
         self._committed = {m.run_id for m in committed}
         self._listed = {part.path for m in committed for part in (*m.images, *m.detections)}
@@ -177,6 +178,8 @@ class _Search:
         if holder and holder.get("run_id") in {None, run_id}:
             who = f"process {holder.get('pid')} on {holder.get('host')}"
             reason = f"{who} is at work" + ("" if holder.get("run_id") else " and has not said on which run")
+        elif self._commit and self._commit.run_id == run_id:
+            reason = "it is committed but for its manifest, which the next command writes"
         elif "_SUCCESS" in self._folders[run_id]:
             reason = "it has a _SUCCESS but no manifest.json, which batchdet never leaves so; look into it"
         elif run.ended:

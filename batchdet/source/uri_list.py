@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchdet.credentials import masked
 from batchdet.errors import ImageError, SourceError
@@ -81,11 +82,18 @@ def read_lists(source: SourceSpec, objects: Sequence[StoredObject]) -> tuple[pa.
     )
     carried, note = carry(found)
     for field, pieces in zip(carried, typed.values(), strict=True):
-        chunks = [as_carried(chunk, field.type) for piece in pieces for chunk in piece.chunks]
+        chunks = [_without_secrets(as_carried(chunk, field.type)) for piece in pieces for chunk in piece.chunks]
         listed = listed.append_column(field, pa.chunked_array(chunks, field.type))
     notes = [one.note for one in lists if one.note]
     more = [f"{len(notes) - _NOTES} more lists likewise"] if len(notes) > _NOTES else []
     return listed, carried, "; ".join(filter(None, [*notes[:_NOTES], *more, note]))
+
+
+def _without_secrets(column: pa.Array) -> pa.Array:
+    """Mask the secrets of URIs in a text column: the tables would show them to every reader."""
+    if not pa.types.is_string(column.type) or not pc.any(pc.match_substring(column, "://")).as_py():
+        return column
+    return pa.array([value if value is None else masked(value) for value in column.to_pylist()], pa.string())
 
 
 def _guessed(one: ListFile) -> pa.Schema:

@@ -282,6 +282,11 @@ def last_holder(out: str) -> dict[str, Any] | None:
     return _newest(out)[1]
 
 
+def unwritten_commit(out: str) -> Commit | None:
+    """Return a commit of which the lease tells, and whose manifest its writer may not have written."""
+    return _commit_of(_newest(out)[1] or {})
+
+
 def _folder(out: str) -> str:
     return storage.join(out, "_batchdet", "lease")
 

@@ -327,7 +327,7 @@ BROKEN = {
 }
 HOPELESS = [
     ("compute.actors=64", "compute.actors: 64 actors need a CPU core each, the cluster has"),
-    ("compute.device=gpu", "compute.device: gpu, but the cluster has no GPU on its 1 nodes"),
+    ("compute.device=gpu", "compute.device: gpu, but the cluster has no GPU on its 1 node"),
 ]
 
 

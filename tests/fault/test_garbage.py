@@ -23,7 +23,7 @@ pytestmark = pytest.mark.acceptance("R10")
 IMAGES = 9
 PLACES = (
     "commit.move@2",
-    "commit.manifest.before",
+    "commit.point.before",
     "commit.move@4",
     "commit.stats.before",
     "commit.move@5",
@@ -99,7 +99,7 @@ def test_runs_killed_between_data_and_commit(tmp_path: Path, kills: int) -> None
 
 def test_while_the_live_run_is_not_known_nothing_uncommitted_is_touched(tmp_path: Path) -> None:
     job, out = write_job(tmp_path, IMAGES), tmp_path / "out"
-    run(job, failpoints="commit.manifest.before=kill")
+    run(job, failpoints="commit.point.before=kill")
     orphans = part_files(out)
     assert orphans
     with Lease(str(out)) as lease:  # of a driver that plans, and may go on with the killed run
@@ -145,6 +145,20 @@ def test_what_a_kill_after_the_commit_leaves(tmp_path: Path) -> None:
     assert (out / "_SUCCESS").read_text().split() == [m.run_id for m in committed_runs(str(out))]
 
 
+@pytest.mark.parametrize("point", ["commit.point.after", "commit.manifest.before"])
+def test_a_commit_without_its_manifest_is_completed_not_collected(tmp_path: Path, point: str) -> None:
+    job, out = write_job(tmp_path, IMAGES), tmp_path / "out"
+    assert run(job, failpoints=f"{point}=kill").returncode == -signal.SIGKILL
+    moved = part_files(out)
+    found = collect_garbage(str(out), dry_run=True, unfinished=True)
+    assert found.items == []
+    assert "it is committed but for its manifest" in found.kept[0]
+    found = collect_garbage(str(out), unfinished=True)
+    assert {Path(path).name for path in named(found, "staged")} == {"staged", "parts"}
+    assert part_files(out) == moved == listed(out)
+    sees_only(out, 1)
+
+
 def test_a_killed_writer_leaves_a_partial_file_that_gc_takes(tmp_path: Path) -> None:
     job, out = write_job(tmp_path, IMAGES), tmp_path / "out"
     assert run(job, failpoints="staged.after@2=kill").returncode == -signal.SIGKILL
@@ -160,7 +174,7 @@ def test_a_killed_writer_leaves_a_partial_file_that_gc_takes(tmp_path: Path) -> 
 
 def test_gc_that_is_killed_is_repeated(tmp_path: Path) -> None:
     job, out = write_job(tmp_path, IMAGES), tmp_path / "out"
-    run(job, failpoints="commit.manifest.before=kill")
+    run(job, failpoints="commit.point.before=kill")
     run(job, "model.score_threshold=0.4")
     command = [sys.executable, "-m", "batchdet", "gc", str(out), "--json"]
     first = subprocess.run(

@@ -128,7 +128,7 @@ def test_a_dead_store_is_one_sentence(proxy: FaultProxy, monkeypatch: pytest.Mon
     rule = proxy.add("slow_down")
     with pytest.raises(OutputError) as caught:
         run_job(spec)
-    parts = (proxy.endpoint, "cannot write", spec.output.uri, "503 SlowDown", "tried for")
+    parts = (proxy.endpoint, "cannot be written", spec.output.uri, "503 SlowDown", "tried for")
     assert is_one_sentence(caught.value.message, *parts)
     assert 2 <= rule.hits < 20
 
@@ -144,7 +144,7 @@ def test_a_store_that_is_dead_from_the_start_ends_the_command_within_a_minute(
     with proxy.fault("slow_down"):
         ended = run_to_end(["run", path], tmp_path, env=proxy.env, deadline_s=70)
     assert ended.returncode == 2
-    assert is_one_sentence(ended.stderr, proxy.endpoint, "cannot write", spec.output.uri, "503 SlowDown")
+    assert is_one_sentence(ended.stderr, proxy.endpoint, "cannot be written", spec.output.uri, "503 SlowDown")
     assert run_to_end(["run", path], tmp_path, env=proxy.env).returncode == 0
     assert_whole(spec.output.uri, truth["folder"])
 
@@ -353,5 +353,7 @@ def test_a_full_disk_is_one_sentence_and_status_2(cli: Cli, tmp_path: Path, prox
     path = yaml_of(local(spec_of("folder", ""), tmp_path / "out"), tmp_path)
     ended = cli("run", path, env={"BATCHDET_FAILPOINT": "storage.write=disk_full"})
     assert ended.returncode == 2
-    assert is_one_sentence(ended.stderr, f"{tmp_path}/out", "cannot write", "No space left on device"), ended.stderr
+    assert is_one_sentence(ended.stderr, f"{tmp_path}/out", "cannot be written", "No space left on device"), (
+        ended.stderr
+    )
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == []
