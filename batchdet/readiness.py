@@ -97,9 +97,9 @@ def _read_one(listed: Inventory) -> str:
 
 
 def _model(spec: JobSpec) -> str:
-    from batchdet.model.detector import open_detector
+    from batchdet.model.child import inspect_model
 
-    card = open_detector(spec.model).card
+    card = inspect_model(spec.model).card
     head = spec.model.family if is_plugin(spec.model.family) else card.family
     return f"{card.format}, family {head}, {counted(len(card.labels), 'class')}, by {card.runtime} on the CPU"
 

@@ -206,3 +206,66 @@ def of_one_image(path: Path, outputs: Mapping[str, Array]) -> Path:
     tensors = [numpy_helper.from_array(array, f"{name}_constant") for name, array in outputs.items()]
     images = value("images", TensorProto.FLOAT, list(DYNAMIC))
     return save(path, helper.make_graph(nodes, "of_one_image", [images], infos, tensors), {})
+
+
+def endless(path: Path, with_images: bool = False) -> Path:
+    """Write a detector of the family yolo_end2end whose graph holds a loop without end.
+
+    Args:
+        path: The file.
+        with_images: The loop begins only when the canvas holds something, so that an empty one passes.
+    """
+    node, value, boolean = helper.make_node, helper.make_tensor_value_info, TensorProto.BOOL
+    body = helper.make_graph(
+        [node("Identity", ["goes_on"], ["still"]), node("Add", ["x", "one"], ["y"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("goes_on", boolean, []), value("x", TensorProto.FLOAT, None)],
+        [value("still", boolean, []), value("y", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1),
+        node("ReduceMax", ["mean"], ["most"], keepdims=0),
+        node("Greater", ["most", "from"], ["begins"]),
+        node("Reshape", ["mean", "shape"], ["small"]),
+        node("Loop", ["", "begins", "small"], ["looped"], body=body),
+        node("Mul", ["looped", "zero"], ["nothing"]),
+        node("Add", ["nothing", "rows"], ["output0"]),
+    ]
+    rows = np.array([[[8, 8, 24, 24, 0.9, 1]]], np.float32)
+    start = np.float32(0.999 if with_images else -1)  # an empty canvas is black
+    constants = {
+        "one": np.float32(1),
+        "zero": np.float32(0),
+        "from": start,
+        "rows": rows,
+        "shape": np.array([-1, 1, 1]),
+    }
+    initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    inputs = [value("images", TensorProto.FLOAT, list(DYNAMIC))]
+    outputs = [value("output0", TensorProto.FLOAT, ["N", 1, 6])]
+    return save(path, helper.make_graph(nodes, "endless", inputs, outputs, initializers), {})
+
+
+def folded(path: Path, size_bytes: int) -> Path:
+    """Write a detector with a constant of so many bytes that the file only describes, and the loader computes."""
+    node, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("ConstantOfShape", ["count"], ["much"], value=numpy_helper.from_array(np.array([1], np.float32))),
+        node("ReduceMean", ["much"], ["one"], keepdims=0),
+        node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1),
+        node("Reshape", ["mean", "shape"], ["small"]),
+        node("Mul", ["small", "one"], ["shown"]),
+        node("Mul", ["shown", "zero"], ["nothing"]),
+        node("Add", ["nothing", "rows"], ["output0"]),
+    ]
+    rows = np.array([[[8, 8, 24, 24, 0.9, 1]]], np.float32)
+    constants = {
+        "count": np.array([size_bytes // 4]),
+        "zero": np.float32(0),
+        "rows": rows,
+        "shape": np.array([-1, 1, 1]),
+    }
+    initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    inputs = [value("images", TensorProto.FLOAT, list(DYNAMIC))]
+    outputs = [value("output0", TensorProto.FLOAT, ["N", 1, 6])]
+    return save(path, helper.make_graph(nodes, "folded", inputs, outputs, initializers), {})

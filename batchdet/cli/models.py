@@ -8,7 +8,7 @@ import typer
 from batchdet.cli.application import app
 from batchdet.cli.arguments import SET_UP, TRAIN, Json
 from batchdet.cli.output import print_facts, print_json
-from batchdet.errors import ModelError, SpecError
+from batchdet.errors import SpecError
 from batchdet.text import counted, escape
 
 
@@ -22,7 +22,7 @@ def model(
     as_json: Json = False,
 ) -> None:
     """Say what a model is: its anatomy, family, inputs, outputs, labels, canvas, licence."""
-    from batchdet.model.detector import open_detector
+    from batchdet.model.child import inspect_model
     from batchdet.model.families.plugin import look_beside
     from batchdet.spec import ModelSpec
 
@@ -31,13 +31,10 @@ def model(
         spec = ModelSpec(uri=uri, family=family, trusted=trusted)
     except ValueError as error:
         raise SpecError(f"--family {family}: {str(error).splitlines()[2].strip().partition(' [')[0]}") from error
-    detector = open_detector(spec)
-    card = detector.card
-    try:
-        anatomy = detector.anatomy
-    except ModelError as error:  # a file that does not show its parts is a model all the same
-        print(f"no anatomy: {escape(error.message)}", file=sys.stderr)
-        anatomy = None
+    found = inspect_model(spec)
+    card, anatomy = found.card, found.anatomy
+    if anatomy is None:
+        print(f"no anatomy: {escape(found.no_anatomy)}", file=sys.stderr)
     if as_json:
         print_json(card.to_dict() | {"anatomy": anatomy and anatomy.to_dict()})
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from batchdet.errors import BatchdetError, ClusterError, ModelError
 from batchdet.machine import gpu_count
 from batchdet.pipeline.session import Capacity, ray_runs, usable_cpus
-from batchdet.pipeline.trial_process import Lost, TrialProcess
+from batchdet.pipeline.trial_process import TrialProcess
 from batchdet.spec import ComputeSpec
 from batchdet.text import counted
 
@@ -74,16 +74,7 @@ class Probe:
         if self._process is None:
             return probe_model(self._trial, capacity)
         reason = "the spec says so" if self._trial.spec.compute.device == "cpu" else "the cluster has no GPU"
-        try:
-            return Probed("cpu", reason, self._process.result())
-        except Lost:  # an image of the job may have ended the process, or held it up
-            trial = replace(self._trial, samples=None)
-            with TrialProcess() as again:
-                again.ask(_shared_by(trial, capacity.cpus), "cpu")
-                try:
-                    return Probed("cpu", reason, again.result())
-                except Lost as error:
-                    raise ModelError(f"{trial.spec.model.uri}: {error.message} with the model alone") from None
+        return Probed("cpu", reason, self._process.result())
 
 
 def probe_model(trial: "Trial", capacity: Capacity) -> Probed:

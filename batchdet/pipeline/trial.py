@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from batchdet.errors import ClusterError, ImageError, ModelError
+from batchdet.errors import BatchdetError, ClusterError, ImageError, ModelError
+from batchdet.model.child import limit_s, say_loaded
 from batchdet.model.detector import Detector
 from batchdet.model.families import SenselessOutput
 from batchdet.model.families.plugin import PluginError
@@ -25,10 +26,6 @@ from batchdet.roofline import Alone
 from batchdet.spec import DecodeName, FitName, JobSpec, ModelSpec, PrecisionName, RuntimeName, SiluName
 from batchdet.text import counted
 
-_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 60, "gpu": 180}
-"""A GPU's libraries take gigabytes, which may come from a cold disk."""
-_ENGINE_TIMEOUT_S: Final = 900
-"""TensorRT builds an engine for minutes when it meets a model or a kind of GPU for the first time."""
 _MEASURE_TIMEOUT_S: Final[dict[Device, int]] = {"cpu": 10, "gpu": 60}
 """A process that hangs in images that are measured is ended so soon, by itself."""
 _PATIENCE_S: Final = 20.0
@@ -114,7 +111,7 @@ class Trial:
 
     def timeout_s(self, device: Device) -> int:
         """Say how many seconds it may take."""
-        return _ENGINE_TIMEOUT_S if self.spec.model.runtime == "tensorrt" else _TIMEOUT_S[device]
+        return limit_s(self.spec.model, device)
 
     def load(self, device: Device) -> LoadedModel:
         """Load the model in this process, the way the spec says or the canary allows, and take its time.
@@ -198,7 +195,9 @@ class Trial:
                 canvas = canvas.model_copy(update={"graphs": self._graphs(like, images, fit)})
                 model = model.model_copy(update={"canvas": canvas})
             shown = None if like is None else like.rehearsed
-            return Detector(model, local.path, local.sha256, device, 1, largest_batch(self.spec.compute), shown)
+            loaded = Detector(model, local.path, local.sha256, device, 1, largest_batch(self.spec.compute), shown)
+            say_loaded()
+            return loaded
 
         if local.format is not Format.ONNX and asked.runtime == "auto":
             exact = load("torch", "fp32" if asked.precision == "auto" else asked.precision)
@@ -342,6 +341,20 @@ def _canvas_choice(detector: Detector) -> str:
     loose = ", ".join(f"{w} x {h}" for w, h in detector.placement.loose)
     few = f"; an image may stand on a larger one of {loose}, so that few graphs do" if loose else ""
     return f"{card.canvas_shape}, {width} x {height} px: {reasons[card.canvas_shape]}{few}"
+
+
+def tried(trial: Trial, device: Device) -> LoadedModel:
+    """Load a model as :meth:`Trial.load` does, for a process of its own.
+
+    Raises:
+        BatchdetError: Also where it fails in a way that no runtime foresees.
+    """
+    try:
+        return trial.load(device)
+    except BatchdetError:
+        raise
+    except Exception as error:
+        raise unloadable(trial, error) from error
 
 
 def unloadable(trial: Trial, error: BaseException) -> ModelError:

@@ -1,43 +1,27 @@
-"""A process of this machine that tries a model, because an image of the job may end it."""
+"""A trial of a model in a process of this machine, and again without images if one of them ends it."""
 
-import os
-import pickle
-import subprocess
-import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from batchdet.errors import BatchdetError, ClusterError
-from batchdet.machine import child_environment, python_command
+from batchdet.errors import ModelError
+from batchdet.model.child import Child, Lost
 
 if TYPE_CHECKING:  # who starts a process shall not wait for what only the process needs
     from batchdet.model.runtimes import Device
     from batchdet.pipeline.trial import LoadedModel, Trial
 
 
-class Lost(ClusterError):
-    """The process that tried the model has ended or hangs."""
-
-
 class TrialProcess:
     """A process of this machine that tries a model; it imports what that takes before it is known what to try."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            python_command("-m", __name__),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(),
-        )
-        self._threads = ThreadPoolExecutor(1, "trial")
-        self._answer: Future[tuple[bytes, bytes]] | None = None
-        self._timeout_s = 0
+        self._child = Child("batchdet.pipeline.trial:tried")
+        self._asked: tuple[Trial, Device] | None = None
 
     def ask(self, trial: "Trial", device: "Device") -> None:
         """Say what to try, and where; once."""
-        asked, self._timeout_s = pickle.dumps((trial, device)), trial.timeout_s(device)
-        self._answer = self._threads.submit(self._process.communicate, asked, self._timeout_s)
+        self._asked = trial, device
+        self._child.ask(trial.spec.model, device, trial, device)
 
     def __enter__(self) -> "TrialProcess":
         return self
@@ -47,52 +31,22 @@ class TrialProcess:
 
     def end(self) -> None:
         """End the process, if it has not ended itself."""
-        self._process.kill()
-        self._threads.shutdown()
-        self._process.communicate()  # nobody may have asked; this waits for its end and closes the pipes
+        self._child.end()
 
     def result(self) -> "LoadedModel":
         """Wait for what it says, having been asked.
 
         Raises:
-            Lost: It says nothing.
             BatchdetError: The model does not load, or the device is not there.
         """
-        from batchdet.pipeline.trial import LoadedModel
-
-        assert self._answer is not None
+        assert self._asked is not None
         try:
-            answer, _ = self._answer.result()
-        except subprocess.TimeoutExpired:
-            raise Lost(f"trying the model on images of the job took more than {self._timeout_s} s") from None
-        if self._process.returncode:
-            raise Lost(f"the process that tried the model ended with {self._process.returncode}")
-        found = pickle.loads(answer)
-        if isinstance(found, BatchdetError):
-            raise found
-        assert isinstance(found, LoadedModel)
+            found: LoadedModel = self._child.result()
+        except Lost as error:  # an image of the job may have ended the process, or held it up
+            trial, device = self._asked
+            if trial.samples is None:
+                raise ModelError(f"{error.message}, with the model alone", code=error.code, key=error.key) from None
+            with TrialProcess() as again:
+                again.ask(replace(trial, samples=None), device)
+                return again.result()
         return found
-
-
-def main() -> None:
-    """Try what the parent sends, and send back what was found or the error."""
-    from batchdet.pipeline.trial import unloadable
-
-    asked = sys.stdin.buffer.read()
-    if not asked:  # whoever started this process has ended
-        return
-    with os.fdopen(os.dup(1), "wb") as answer:
-        os.dup2(2, 1)  # native libraries may print
-        trial, device = pickle.loads(asked)
-        try:
-            found: LoadedModel | BatchdetError = trial.load(device)
-        except BatchdetError as error:
-            found = error
-        except Exception as error:
-            found = unloadable(trial, error)
-        answer.write(pickle.dumps(found))
-    os._exit(0)  # taking the runtimes apart would hold up the parent, and Ray's start beside it
-
-
-if __name__ == "__main__":
-    main()

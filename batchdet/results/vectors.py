@@ -12,12 +12,15 @@ from batchdet import storage
 from batchdet.decode.canvas import decoded_onto_canvas
 from batchdet.decode.header import read_header
 from batchdet.errors import ImageError, ModelError, OutputError, SpecError
-from batchdet.model.detector import Detector, open_detector
+from batchdet.model.cache import LocalModel
+from batchdet.model.child import in_child
+from batchdet.model.detector import Detector
+from batchdet.model.labels import label
 from batchdet.records.detections import Detections
 from batchdet.results.open import Results, open_results, readable
 from batchdet.results.record import read_record, read_spec
 from batchdet.results.tables import TableName, quote_text
-from batchdet.spec import JobSpec, unknown_way
+from batchdet.spec import JobSpec, ModelSpec, unknown_way
 from batchdet.text import counted
 
 Vector = npt.NDArray[np.float32]
@@ -155,8 +158,8 @@ def ask_file(vectors: Vectors, uri: str, box: int) -> Asked:
     try:
         data = storage.read_bytes(uri)
         read_header(memoryview(data))  # what is no image is refused before a model is loaded for it
-        detector = _detector_of(spec, lineage)
-        found = detect_one(detector, data, spec.source.max_pixels)
+        model = _model_of(spec, lineage)
+        found, labels = in_child("batchdet.results.vectors:detect_file", model, data, spec.source.max_pixels)
     except (storage.StorageError, ImageError) as error:
         raise SpecError(
             f"{uri} is neither an image id (32 hex digits) nor an image: {error.message}",
@@ -173,12 +176,12 @@ def ask_file(vectors: Vectors, uri: str, box: int) -> Asked:
         )  # fmt: skip
     class_id = int(found.class_ids[box])
     detection = dict(zip(("x_min", "y_min", "x_max", "y_max"), found.boxes_xyxy[box].tolist(), strict=True))
-    detection |= {"label": detector.label(class_id), "class_id": class_id, "score": float(found.scores[box])}
+    detection |= {"label": label(labels, class_id), "class_id": class_id, "score": float(found.scores[box])}
     return Asked(found.features[box], uri, detection=detection)
 
 
-def _detector_of(spec: JobSpec, lineage: Mapping[str, Any]) -> Detector:
-    """Load a run's own model, to compute as the run did.
+def _model_of(spec: JobSpec, lineage: Mapping[str, Any]) -> ModelSpec:
+    """Return the spec of a run's own model, to compute as the run did.
 
     Raises:
         ModelError: As of :func:`ask_file`.
@@ -186,18 +189,31 @@ def _detector_of(spec: JobSpec, lineage: Mapping[str, Any]) -> Detector:
     how = lineage.get("computed", {})
     if unknown := unknown_way(how):
         raise ModelError(f"run {lineage.get('run_id', '')} cannot label another image: {unknown}")
-    return open_detector(spec.model.model_copy(update={"sha256": lineage["model"]["sha256"]}).as_computed(how))
+    return spec.model.model_copy(update={"sha256": lineage["model"]["sha256"]}).as_computed(how)
 
 
-def detect_one(detector: Detector, data: bytes, max_pixels: int) -> Detections:
-    """Run one encoded image through a detector, decoded as its spec says.
+def detect_file(
+    model: ModelSpec, local: LocalModel, data: bytes, max_pixels: int
+) -> tuple[Detections, tuple[str, ...]]:
+    """Run one encoded image through a model, decoded as its spec says; for a process of its own.
+
+    Args:
+        model: How it is to be computed.
+        local: The model on this node.
+        data: The image.
+        max_pixels: ``source.max_pixels``.
+
+    Returns:
+        What is found, and the labels of the model.
 
     Raises:
         ImageError: It cannot be decoded.
+        ModelError: The model does not load.
     """
-    reduce = detector.spec.canvas.decode == "reduced"
+    detector = Detector(model, local.path, local.sha256)
+    reduce = model.canvas.decode == "reduced"
     canvas, letterbox = decoded_onto_canvas(data, max_pixels, detector.letterbox, reduce)
-    return detector.detect(canvas[None], [letterbox])[0]
+    return detector.detect(canvas[None], [letterbox])[0], tuple(detector.labels)
 
 
 def is_image_id(text: str) -> bool:

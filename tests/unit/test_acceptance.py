@@ -14,7 +14,7 @@ def _numbered(letter: str, *ranges: tuple[int, int]) -> set[str]:
 
 
 DUE: Final = _numbered("R", (1, 4), (8, 23), (25, 28), (30, 30), (32, 33), (36, 36), (40, 41), (43, 43)) | _numbered(
-    "S", (1, 17), (20, 22), (24, 25), (27, 27)
+    "S", (1, 17), (20, 22), (24, 27)
 )
 
 

@@ -352,7 +352,7 @@ def test_an_image_that_hangs_in_the_canary_holds_it_up_for_a_few_seconds(
 def test_who_leaves_early_leaves_no_process(tmp_path: Path, asked: bool) -> None:
     with Probe(ComputeSpec()) as probe:
         assert probe._process is not None
-        process = probe._process._process
+        process = probe._process._child._process
         if asked:
             probe.begin(trial(tmp_path, "builtin:sample"))
         assert process.poll() is None
@@ -361,7 +361,7 @@ def test_who_leaves_early_leaves_no_process(tmp_path: Path, asked: bool) -> None
 
 def test_a_process_that_nobody_asks_ends_with_the_one_that_started_it() -> None:
     started = TrialProcess()
-    process = started._process
+    process = started._child._process
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.close()

@@ -10,12 +10,15 @@ from rich.console import Console
 
 from batchdet.errors import ModelError, OutputError, SpecError
 from batchdet.geometry.letterbox import Letterbox
+from batchdet.model.cache import LocalModel
+from batchdet.model.child import in_child
 from batchdet.records.detections import Detections
 from batchdet.records.schema import image_id
 from batchdet.results import duplicates, vectors
 from batchdet.results.duplicates import find_duplicates, render_duplicates
 from batchdet.results.similar import find_similar, render_similar
 from batchdet.results.verify import inspect_output
+from batchdet.spec import ModelSpec
 
 FIRST, SECOND, THIRD = "20261122-100000-aaaa", "20261123-100000-bbbb", "20261124-100000-cccc"
 SHARD = "/data/photos"
@@ -104,6 +107,8 @@ def test_a_chain_is_one_group(output, fake_image):
 class OneVector:
     """Gives every image the same vector, and keeps what it is shown."""
 
+    labels = ()
+
     def __init__(self, spec):
         self.spec, self.seen = spec, []
 
@@ -122,7 +127,13 @@ def test_another_image_is_computed_as_the_run_was(output, fake_image, tmp_path, 
     record = next((tmp_path).rglob(f"{FIRST}/lineage.json"))
     lineage = json.loads(record.read_text())
     detectors = []
-    monkeypatch.setattr(vectors, "open_detector", lambda spec: detectors.append(OneVector(spec)) or detectors[-1])
+
+    def here(function, model, *arguments):
+        assert function == "batchdet.results.vectors:detect_file"
+        return vectors.detect_file(model, LocalModel("", "", 0), *arguments)
+
+    monkeypatch.setattr(vectors, "in_child", here)
+    monkeypatch.setattr(vectors, "Detector", lambda spec, *_: detectors.append(OneVector(spec)) or detectors[-1])
     how = {"runtime": "openvino", "precision": "bf16", "graphs": "64x64 64x32", "fit": "loose"}
     how |= {"silu": "rational", "decode": "full"}
     for changed in ({}, {"decode": "reduced"}):
@@ -137,3 +148,11 @@ def test_another_image_is_computed_as_the_run_was(output, fake_image, tmp_path, 
     unknown = rf"run {FIRST} cannot label another image: .* silu: polynomial, which this version does not know"
     with pytest.raises(ModelError, match=unknown):
         find_similar(output.uri, str(tmp_path / "x.jpg"))
+
+
+def test_an_image_is_computed_in_a_process_of_its_own(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "x.jpg")
+    model = ModelSpec(uri="builtin:sample", features="image")
+    found, labels = in_child("batchdet.results.vectors:detect_file", model, (tmp_path / "x.jpg").read_bytes(), 10**6)
+    assert found.image_features.ndim == 1
+    assert labels
