@@ -1,7 +1,8 @@
 """The real ``run_job`` with a labeller that needs neither Ray nor a model: plans, staging and commits in milliseconds.
 
 What is "found" in an image depends on its bytes alone. In a process of its own, with failpoints:
-``python -m tests.without_ray JOB.yaml [KEY=VALUE ...]``.
+``python -m tests.without_ray JOB.yaml [KEY=VALUE ...]``, or the whole command line: ``python -m tests.without_ray cli
+run JOB.yaml``.
 """
 
 import contextlib
@@ -209,8 +210,8 @@ def _modules() -> dict[str, ModuleType]:
 
 
 def main() -> None:
-    """Run the job that the arguments name."""
-    from batchdet.cli.application import fail
+    """Run the job that the arguments name, or a command line."""
+    from batchdet.cli.application import fail, main_of_process
     from batchdet.errors import BatchdetError
     from batchdet.job import Watcher, run_job
     from batchdet.specfile import load_job
@@ -219,6 +220,10 @@ def main() -> None:
         def say(self, text: str) -> None:
             print(text, file=sys.stderr)
 
+    if sys.argv[1] == "cli":
+        del sys.argv[1]
+        with without_ray():
+            main_of_process()
     try:
         with without_ray():
             done = run_job(load_job(sys.argv[1], sys.argv[2:]), watcher=Printing())

@@ -1,6 +1,13 @@
-"""Real processes that run jobs without Ray, and can be killed or held at a failpoint."""
+"""Real processes that run jobs without Ray, and can be killed or held at a failpoint.
 
+``python -m tests.fault.processes JOB.yaml FOLDER POINT ...`` has a process killed at each of some failpoints and
+another one resume; all are forks of one that has imported everything, so that a pair takes a quarter of a second.
+"""
+
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,10 +61,12 @@ def run(job: Path, *settings: str, failpoints: str = "") -> "subprocess.Complete
 
 
 @contextmanager
-def running(job: Path, *settings: str, failpoints: str = "") -> Iterator["subprocess.Popen[str]"]:
-    """Run a job in the background; it is killed when the block ends."""
+def running(job: Path, *settings: str, failpoints: str = "", cli: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """Run a job in the background, by the real command line if asked; it is killed when the block ends."""
+    arguments = [a for setting in settings for a in ("--set", setting)]
+    whole = [*command(Path("cli")), "run", str(job), *arguments]
     process = subprocess.Popen(
-        command(job, *settings),
+        whole if cli else command(job, *settings),
         cwd=REPOSITORY,
         env=environment(failpoints),
         stdout=subprocess.PIPE,
@@ -71,6 +80,44 @@ def running(job: Path, *settings: str, failpoints: str = "") -> Iterator["subpro
         process.communicate()
 
 
+def _in_a_fork(job: str, settings: list[str], failpoints: str) -> int:
+    """Run a job in a fork of this process; return its exit status, negative after a signal."""
+    from batchdet import failpoint
+    from batchdet.errors import BatchdetError
+    from batchdet.job import run_job
+    from batchdet.specfile import load_job
+    from tests.without_ray import without_ray
+
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 99
+    try:
+        failpoint._RULES = failpoint._parse(failpoints)
+        with without_ray():
+            run_job(load_job(job, settings))
+        status = 0
+    except BatchdetError as error:
+        print(error.message, file=sys.stderr)
+        status = error.exit_status
+    finally:
+        os._exit(status)
+
+
+def kill_and_resume(job: str, folder: Path, points: list[str]) -> None:
+    """Kill a run at each point and resume it, each in an output of its own below the folder."""
+    for point in points:
+        place = folder / point
+        settings = [f"output.uri={place / 'out'}"]
+        place.mkdir()
+        status = _in_a_fork(job, settings, f"{point}=kill;decode=count:{place / 'first'}")
+        assert status == -signal.SIGKILL, f"{point}: {status}"
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(place / "out", place / "left")
+        status = _in_a_fork(job, settings, f"decode=count:{place / 'second'}")
+        assert status == 0, f"{point}: {status}"
+
+
 def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> None:
     """Wait for an event, as long as the process that is to bring it about lives."""
     deadline = time.monotonic() + seconds
@@ -80,3 +127,7 @@ def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str] | Non
         if time.monotonic() > deadline:
             raise AssertionError(f"nothing happened within {seconds} s (pid {os.getpid()})")
         time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    kill_and_resume(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

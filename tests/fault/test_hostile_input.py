@@ -1,10 +1,12 @@
 """What an attacker may put into images, archives, tables, lists, models, specs and outputs (ACCEPTANCE S1 to S24)."""
 
+import ast
 import contextlib
 import io
 import json
 import os
 import pickle
+import re
 import socket
 import struct
 import subprocess
@@ -38,13 +40,21 @@ from batchdet.results.record import read_spec
 from batchdet.results.show import render_show, show
 from batchdet.results.status import render_status, status
 from batchdet.results.verify import inspect_output, render_verify
+from batchdet.sample.dataset import write_sample
 from batchdet.source import parquet_rows
 from batchdet.spec import JobSpec, ModelSpec, OutputSpec, SourceSpec
 from batchdet.specfile import parse_job
 from tests import tiny_onnx
 from tests.broken_images import encoded, picture, png_chunk, png_claiming
+from tests.cli import Command, command
+from tests.fault_proxy import fault_proxy
+from tests.ray_head import descendants, listening
+from tests.s3_server import S3Server
 from tests.unit.results.conftest import FakeImage, FakeOutput, some_images
 from tests.unit.source.corpus import END, padded, raw_header, read_all
+from tests.without_ray import without_ray
+
+__all__ = ["command"]
 
 RUN = "20261122-100000-aaaa"
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
@@ -437,8 +447,6 @@ def test_the_search_for_secrets_spares_ordinary_texts() -> None:
 @pytest.mark.acceptance("S12")
 @pytest.mark.slow
 def test_secrets_are_in_no_file_of_an_output(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from batchdet.sample.dataset import write_sample
-
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "SOME_PASSWORD"):
         monkeypatch.setenv(name, f"deadbeefcafe{name.lower()}")
     write_sample(str(tmp_path / "in"), 3, "folder", 4)
@@ -452,6 +460,66 @@ def test_secrets_are_in_no_file_of_an_output(run: Any, tmp_path: Path, monkeypat
         assert "deadbeefcafe" not in text, path
         assert KEY not in text, path
     assert {"spec.yaml", "lineage.json", "inventory.parquet", "manifest.json"} <= {p.name for p in files}
+
+
+@pytest.mark.acceptance("S12")
+def test_secrets_are_in_nothing_that_is_written_or_printed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is refused, the one after it, and all commands that look at them; without Ray."""
+    names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN", "SOME_PASSWORD")
+    for name in names:
+        monkeypatch.setenv(name, f"deadbeefcafe{name.lower()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    write_sample(str(tmp_path / "in"), 3, "folder", 4)
+    uris = [*sorted(map(str, (tmp_path / "in").rglob("*.jpg"))), *SECRET_URIS[:5]]
+    rows = [f'"{uri}","seen at {SECRET_URIS[n % 5]} then"' for n, uri in enumerate(uris)]
+    listed = tmp_path / "in/l.csv"
+    listed.write_text("url,note\n" + "\n".join(rows) + "\n")
+    job, cluster, out = tmp_path / "job.yaml", tmp_path / "cluster.yaml", tmp_path / "out"
+    text = "name: x\nsource: {uri: '%s', columns: [note]}\nmodel: {uri: 'builtin:sample'}\noutput: {uri: '%s'}\n"
+    text += "compute: {segment_rows: 3}\n"
+    job.write_text(text % (listed, out))
+    cluster.write_text(text % ("s3://bucket/in/l.csv", "s3://bucket/out"))
+    commands: list[tuple[int, tuple[object, ...]]] = [
+        (0, ("validate", job)),
+        (3, ("run", job, "--set", "policy.max_failed_fraction=0")),
+        (0, ("status", out)),
+        (0, ("run", job, "--verbose", "--set", "policy.max_failed_fraction=1")),
+        (0, ("show", out, "--pictures", tmp_path / "pictures")),
+        (0, ("status", out)),
+        (0, ("query", out, "SELECT * FROM images")),
+        (0, ("verify", out)),
+        (0, ("gc", out, "--dry-run")),
+        (0, ("render", cluster, "--target", "rayjob")),
+    ]
+    commands += [
+        (2, ("validate", job, "--set", f"source.uri={uri}")) for uri in (*SECRET_URIS, "s3://b/${SOME_PASSWORD}")
+    ]
+    written = [(name, command(name, job).stdout) for name in ("plan", "validate")]
+    with without_ray():
+        for status_, arguments in commands:
+            more = (
+                ("--json",) if arguments[0] in {"validate", "plan", "run", "show", "status", "query", "verify"} else ()
+            )
+            for each in ((*arguments,), (*arguments, *more))[: 1 + len(more)]:
+                ended = command(*each)
+                assert ended.status == status_, (each, ended)
+                written.append((f"{each} printed", ended.stdout + ended.stderr))
+            if status_ == 3:
+                written += [(str(p), _text_of(p)) for p in out.rglob("*") if p.is_file()]
+                assert {"failed.csv", "refused.json"} <= {Path(name).name for name, _ in written}
+    files = [p for p in (*out.rglob("*"), *(tmp_path / "pictures").rglob("*")) if p.is_file()]
+    assert {"spec.yaml", "lineage.json", "inventory.parquet", "stats.json"} <= {p.name for p in files}
+    for name, content in (*written, *((str(p), _text_of(p)) for p in files)):
+        assert "deadbeefcafe" not in content, name
+        assert KEY not in content, name
+
+
+def _text_of(path: Path) -> str:
+    if path.suffix == ".parquet":
+        return repr(pq.read_table(path).to_pylist())
+    return path.read_bytes().decode(errors="replace")
 
 
 @pytest.mark.acceptance("S14")
@@ -644,3 +712,36 @@ def test_a_cached_model_that_was_changed_is_not_loaded(tmp_path: Path) -> None:
     Path(local.path).write_bytes(evil)
     with pytest.raises(ModelError, match=r"model\.sha256"):
         fetch_model(str(model), local.sha256, cache)
+
+
+_SERVERS = re.compile(r"^(bind|create_server|\w*(Server|Listener))$")
+_ANY_HOST = {"batchdet/cluster/render.py", "infra/kuberay/cluster.yaml"}
+"""Pods of a cluster reach each other by their addresses; tokens guard them (S18)."""
+
+
+def _hosts_of_servers(path: Path) -> Iterator[str]:
+    """Yield on what each server listens that a source file makes, as it is written there."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = node.args[0]
+            if _SERVERS.match(name) and isinstance(first, ast.Tuple) and len(first.elts) == 2:
+                yield ast.literal_eval(first.elts[0]) if isinstance(first.elts[0], ast.Constant) else "computed"
+
+
+@pytest.mark.acceptance("S23")
+def test_no_server_of_ours_listens_to_other_machines(s3: S3Server) -> None:
+    """By the sources, and by the sockets of the servers that tests run."""
+    repository = Path(__file__).parents[2]
+    folders = ("batchdet", "benchmarks", "tests", "jobs")
+    sources = [path for folder in folders for path in sorted((repository / folder).rglob("*.py"))]
+    hosts = [host for path in sources for host in _hosts_of_servers(path)]
+    assert len(hosts) >= 5
+    assert set(hosts) <= {"127.0.0.1", "::1"}
+    texts = [*sources, *(path for path in (repository / "infra").rglob("*") if path.suffix in {".yaml", ".sh"})]
+    naming = {str(p.relative_to(repository)) for p in texts if "0.0.0.0" in p.read_text(encoding="utf-8")}
+    assert {name for name in naming if not name.startswith("tests/")} <= _ANY_HOST
+    with fault_proxy(s3):
+        found = [address for address, _ in listening([s3.pid, *descendants(s3.pid), os.getpid()])]
+    assert len(found) >= 3
+    assert set(found) <= {"127.0.0.1", "::1"}

@@ -1,10 +1,11 @@
 """The same command again, and after something has changed: what is done is not done again, and nothing is mixed."""
 
 import hashlib
-import shutil
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -17,9 +18,10 @@ from batchdet.results.verify import inspect_output
 from batchdet.sample.dataset import write_sample
 from batchdet.table.manifest import committed_runs, list_runs
 from batchdet.table.staging import list_staged
-from tests.driver import count, run_to_end
+from tests.driver import assert_whole, count, read_tables, run_to_end
 
-from .processes import REPOSITORY, environment, run, write_job
+from .processes import REPOSITORY, environment, run, running, wait_for, write_job
+from .test_crashes import COMMITTED, POINTS, SEED
 
 IMAGES = 12
 
@@ -124,17 +126,127 @@ def test_a_killed_run_is_not_mixed_with_one_of_other_settings(tmp_path: Path) ->
 
 @pytest.mark.acceptance("R33")
 def test_a_flipped_bit_in_any_committed_file_is_named(tmp_path: Path) -> None:
-    job, out = write_job(tmp_path, IMAGES), tmp_path / "out"
+    """Each file of the tables and each record, at its ends and at seeded places between them."""
+    job, out, chance = write_job(tmp_path, IMAGES), tmp_path / "out", random.Random(SEED)
     assert run(job).returncode == 0
     (manifest,) = committed_runs(str(out))
     parts = [part.path for part in (*manifest.images, *manifest.detections)]
-    records = [f"_batchdet/runs/{manifest.run_id}/{name}" for name in ("spec.yaml", "stats.json")]
-    for path in (*parts, *records):
-        copy = tmp_path / "copy"
-        shutil.copytree(out, copy)
-        data = bytearray((copy / path).read_bytes())
-        data[len(data) // 2] ^= 1
-        (copy / path).write_bytes(data)
-        (problem,) = inspect_output(str(copy)).problems
-        assert path in problem
-        shutil.rmtree(copy)
+    names = ("spec.yaml", "stats.json", "lineage.json", "inventory.parquet")
+    for path in (*parts, *(f"_batchdet/runs/{manifest.run_id}/{name}" for name in names)):
+        whole = (out / path).read_bytes()
+        for place in (0, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(4))):
+            data = bytearray(whole)
+            data[place] ^= 1 << chance.randrange(8)
+            (out / path).write_bytes(data)
+            (problem,) = inspect_output(str(out)).problems
+            assert path in problem, (path, place)
+        (out / path).write_bytes(whole)
+    assert inspect_output(str(out)).problems == []
+
+
+@pytest.mark.acceptance("R1")
+def test_a_driver_killed_at_each_point_is_resumed(tmp_path: Path) -> None:
+    """Real kills, without Ray and a model: test_crashes has both, at few points in a run of ``make test``."""
+    images, rows = 20, 2
+    job = write_job(tmp_path, images)
+    assert run(job).returncode == 0
+    truth = read_tables(tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fault.processes", str(job), str(tmp_path), *POINTS],
+        cwd=REPOSITORY, env=environment(""), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for point in POINTS:
+        left, out = tmp_path / point / "left", tmp_path / point / "out"
+        first, second = count(tmp_path / point / "first"), count(tmp_path / point / "second")
+        committed = committed_runs(str(left))
+        assert len(committed) == (point in COMMITTED), point
+        assert_whole(out, truth)
+        stored = images if committed else staged_images(left, rows)
+        assert second == images - stored, point
+        assert first - stored <= rows or committed, f"{point}: more than the segment in work was done twice"
+        assert len(list_runs(str(out))) == 1 + (point in {"run.spec.after", "run.inventory.after"}), point
+
+
+STOPS = {
+    "the plan": "run.leased",
+    "labelling": "run.staged@3",
+    "gathering": "commit.gather.before",
+    "moving": "commit.move@2",
+    "the commit point": "commit.point.before",
+}
+
+
+ALL_STOPS = [(phase, number) for phase in STOPS for number in (signal.SIGINT, signal.SIGTERM)]
+CHOSEN_STOPS = random.Random(SEED).sample(ALL_STOPS, 3)
+"""Those of ``make test``."""
+
+
+@pytest.mark.acceptance("R26")
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [pytest.param(*each, marks=[] if each in CHOSEN_STOPS else pytest.mark.fault) for each in ALL_STOPS],
+)
+def test_a_signal_ends_a_run_in_order(phase: str, number: int, tmp_path: Path) -> None:
+    """The real command line, without Ray; test_crashes has it with Ray."""
+    job, out, here = write_job(tmp_path, IMAGES), tmp_path / "out", tmp_path / "here"
+    counting = f"decode=count:{tmp_path / 'decoded'}"
+    with running(job, failpoints=f"{STOPS[phase]}=pause:{here};{counting}", cli=True) as driver:
+        wait_for(here.exists, driver)
+        driver.send_signal(number)
+        printed, said = driver.communicate(timeout=30)
+        assert driver.returncode == 128 + number
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert printed == ""
+    assert said.count("error: ") == 1
+    assert said.splitlines()[-1].startswith(f"error: stopped by {name}; what was staged is kept")
+    assert "Traceback" not in said
+    assert committed_runs(str(out)) == []
+    again = run(job, failpoints=counting)
+    assert again.returncode == 0, again.stderr
+    assert count(tmp_path / "decoded") == IMAGES, "no image is labelled twice"
+    assert run(job, f"output.uri={tmp_path / 'truth'}").returncode == 0
+    assert_whole(out, read_tables(tmp_path / "truth"))
+
+
+@pytest.mark.acceptance("R26")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGINT, signal.SIGTERM), pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.fault)],
+)
+def test_a_second_signal_ends_a_run_at_once(first: int, second: int, tmp_path: Path) -> None:
+    """The first one is held in its handler, as an orderly end that hangs would be."""
+    job, here, taken = write_job(tmp_path, IMAGES), tmp_path / "here", tmp_path / "taken"
+    failpoints = f"commit.move@2=pause:{here};cli.interrupted=pause:{taken}"
+    with running(job, failpoints=failpoints, cli=True) as driver:
+        wait_for(here.exists, driver)
+        driver.send_signal(first)
+        wait_for(taken.exists, driver)
+        began = time.monotonic()
+        driver.send_signal(second)
+        assert driver.wait(10) == 128 + second
+        assert time.monotonic() - began < 2
+    assert committed_runs(str(tmp_path / "out")) == []
+    assert run(job).returncode == 0
+    assert inspect_output(str(tmp_path / "out")).problems == []
+
+
+@pytest.mark.acceptance("R8")
+def test_of_two_drivers_one_writes_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+    job, out, here = write_job(tmp_path, IMAGES), tmp_path / "out", tmp_path / "here"
+    with running(job, failpoints=f"run.staged@3=pause:{here}", cli=True) as first:
+        wait_for(here.exists, first)
+        before = digests(out)
+        for _ in range(2):
+            second = run(job)
+            assert second.returncode == 4, second.stderr
+            assert f"is held by another run (process {first.pid} on " in second.stderr
+            assert digests(out) == before, "the second one writes nothing"
+        first.kill()
+        first.wait()
+        third = run(job, failpoints=f"decode=count:{tmp_path / 'third'}")
+        assert third.returncode == 0, third.stderr
+    assert count(tmp_path / "third") == IMAGES - 3 * 2
+    assert len(committed_runs(str(out))) == 1
+    assert run(job, f"output.uri={tmp_path / 'truth'}").returncode == 0
+    assert_whole(out, read_tables(tmp_path / "truth"))

@@ -49,6 +49,7 @@ def make_tables(seed: int, images_rows: int, first: int = 0) -> tuple[pa.Table, 
     return pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(detections, DETECTIONS)
 
 
+@pytest.mark.acceptance("R34")
 @pytest.mark.parametrize("images_rows", [0, 1, 700])
 def test_every_statistic_equals_a_recount(images_rows: int) -> None:
     images, detections = make_tables(5, images_rows)

@@ -116,6 +116,7 @@ def test_the_cluster_is_of_the_version_of_the_images() -> None:
         assert group["template"]["spec"]["containers"][0]["image"] == f"batchdet:{batchdet.__version__}-cpu"
 
 
+@pytest.mark.acceptance("S18")
 def test_the_cluster_is_closed_and_unprivileged() -> None:
     spec = cluster()["spec"]
     assert spec["authOptions"] == {"mode": "token"}

@@ -90,6 +90,7 @@ def test_the_same_input_gives_the_same_text_without_anchors(job: str) -> None:
     assert "*id" not in text
 
 
+@pytest.mark.acceptance("S18")
 def test_no_value_of_the_environment_appears(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BUCKET", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "value-that-nobody-may-see")
@@ -118,6 +119,7 @@ def test_the_secret_can_be_named(job: str) -> None:
     assert "street-labels-v2-env" not in text
 
 
+@pytest.mark.acceptance("S18")
 def test_no_pod_has_privileges_and_requests_are_limits(job: str) -> None:
     text = render(job, "raycronjob", ["compute.device=gpu"], RenderOptions(schedule="@daily", max_workers=4))
     for container in containers(text):
