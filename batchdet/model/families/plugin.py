@@ -37,6 +37,8 @@ from batchdet.spec import FAMILIES, FAMILY_GROUP
 
 Array = npt.NDArray[Any]
 _INTEGERS: Final = "iu"
+_USER_ERRORS: Final = (Exception, SystemExit)
+"""What a user's code may raise; ``sys.exit`` would end the job with status 0 and nothing done."""
 _FOLDER: Final = "BATCHDET_PLUGINS"
 """Environment variable with the folder of the job file; child processes and workers of this machine inherit it."""
 _PACKAGE: Final = str(Path(__file__).parents[2]) + os.sep
@@ -131,12 +133,14 @@ class PluginFamily(Family):
     def _decoded(self, outputs: dict[str, Array], canvas: tuple[int, int]) -> tuple[Any, Any, Any]:
         try:
             returned = self._head.decode(outputs, canvas)
-        except Exception as error:
+        except _USER_ERRORS as error:
             raise PluginError(f"model.family: {self.name}: {_where(error, self._head)}: {_said(error)}") from error
         try:
             boxes, scores, class_ids = (np.asarray(part) for part in returned)
         except (TypeError, ValueError) as error:
             raise self._wrong(f"{type(returned).__name__}") from error
+        if boxes.size == scores.size == class_ids.size == 0:  # of empty lists, whatever their shape and type
+            boxes, scores, class_ids = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32)
         n = len(scores) if scores.ndim == 1 else -1
         if boxes.shape != (n, 4) or class_ids.shape != (n,) or (n and class_ids.dtype.kind not in _INTEGERS):
             raise self._wrong(", ".join(f"{part.dtype} {list(part.shape)}" for part in (boxes, scores, class_ids)))
@@ -188,7 +192,7 @@ def load_plugin(name: str) -> PluginFamily:
         raise SpecError(
             f"model.family: {name}: there is no module {module_name}; it must lie beside the job file, or be installed"
         ) from error
-    except Exception as error:
+    except _USER_ERRORS as error:
         raise PluginError(f"model.family: {name}: {_where(error)}: {_said(error)}") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Head)):
@@ -196,9 +200,10 @@ def load_plugin(name: str) -> PluginFamily:
         raise SpecError(f"model.family: {name}: {module.__file__} {what}")
     try:
         head = found()
-    except Exception as error:
+    except _USER_ERRORS as error:
         raise PluginError(f"model.family: {name}: {_where(error)}: {_said(error)}") from error
-    if not isinstance(head.preprocess, Preprocess) or not all(isinstance(text, str) for text in head.labels):
+    labels_fit = isinstance(head.labels, tuple | list) and all(isinstance(text, str) for text in head.labels)
+    if not isinstance(head.preprocess, Preprocess) or not labels_fit:
         raise PluginError(f"model.family: {name}: preprocess must be a Preprocess, and labels a tuple of texts")
     return PluginFamily(name, head)
 
@@ -267,6 +272,8 @@ def plugin_sha256(name: str) -> str:
 
 def _where(error: BaseException, head: Head | None = None) -> str:
     """Name the line that failed: the last in the head's file, else the last outside batchdet, else the last of all."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     own = sys.modules[type(head).__module__].__file__ if head is not None else None
     in_head = (f for f in reversed(frames) if f.filename == own)
@@ -276,4 +283,5 @@ def _where(error: BaseException, head: Head | None = None) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"

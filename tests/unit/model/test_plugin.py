@@ -74,8 +74,11 @@ def test_batchdet_does_the_rest(beside: Any) -> None:
     assert decode("plug_rest:Mine", class_ids=(1,), max_detections=1).scores.tolist() == [np.float32(0.6)]
     beside("plug_nms", head(f"return {rows}, [0.3, 0.6, 0.9, 0.1], [1, 1, 2, 0]", "    nms = True\n"))
     assert decode("plug_nms:Mine").class_ids.tolist() == [2, 1]
-    beside("plug_none", head("return np.zeros((0, 4)), np.zeros(0), np.zeros(0)"))
-    assert len(decode("plug_none:Mine")) == 0
+    for n, empty in enumerate(
+        ("np.zeros((0, 4)), np.zeros(0), np.zeros(0)", "[], [], []", "np.zeros((1, 0, 4)), (), []")
+    ):
+        beside(f"plug_none{n}", head(f"return {empty}"))
+        assert len(decode(f"plug_none{n}:Mine")) == 0
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,12 @@ def test_a_head_that_is_wrong_is_told_so(body: str, words: str, beside: Any) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_head_that_exits_does_not_end_the_job_in_silence(beside: Any) -> None:
+    beside("plug_exit", head("raise SystemExit(0)"))
+    with pytest.raises(PluginError, match=r"plug_exit.py, line 6: SystemExit: 0"):
+        decode("plug_exit:Mine")
+
+
 def test_outputs_without_the_axis_of_images_are_told(beside: Any) -> None:
     beside("plug_axis", head("return np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)"))
     with pytest.raises(PluginError, match=r"the model's output rows is \[7, 4\] for 1 images; its first axis"):
@@ -113,7 +122,10 @@ def test_outputs_without_the_axis_of_images_are_told(beside: Any) -> None:
     [
         ("import nothing_like_this", PluginError, "plug_import.py, line 3: ModuleNotFoundError"),
         ("x = 1 / 0", PluginError, "plug_import.py, line 3: ZeroDivisionError"),
-        ("x = (", PluginError, "SyntaxError"),
+        ("x = (", PluginError, "plug_import.py, line 3: SyntaxError: '.' was never closed$"),
+        ("raise SystemExit(0)", PluginError, "plug_import.py, line 3: SystemExit: 0"),
+        (head("return 1").replace("('a', 'b', 'c')", "None"), PluginError, "labels a tuple of texts"),
+        (head("return 1").replace("('a', 'b', 'c')", "'abc'"), PluginError, "labels a tuple of texts"),
         ("x = 1", SpecError, "plug_import.py has no class Mine"),
         ("class Mine: pass", SpecError, "has a Mine that is no batchdet.plugin.Head"),
         ("class Mine(Head): pass", PluginError, "TypeError: .*abstract"),
