@@ -50,8 +50,8 @@ class Watcher:
     def say(self, text: str) -> None:
         """Take one line of news."""
 
-    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
-        """Learn the size of the job; ``total_images`` is None when only reading can tell."""
+    def start(self, total_images: int | None, total_bytes: int, done_images: int, doing: str = "labelling") -> None:
+        """Learn the size of the job, and what is done; ``total_images`` is None when only reading can tell."""
 
     def expect(self, seconds: float | None) -> None:
         """Learn how long the run is going to take from here on, as predicted; None if nothing is."""
@@ -337,7 +337,7 @@ def _derive(plan: Plan, command: _Command, started: float) -> Run:
     _say_plan(plan, command.watcher)
     lineage, resumed = _without_model(plan, derivation.run_ids, command)
     spec_text = _write_records(plan.inventory, spec, lineage)
-    command.watcher.start(plan.shards.image_count, plan.shards.size_bytes, 0)
+    command.watcher.start(plan.shards.image_count, plan.shards.size_bytes, 0, "deriving rows for")
     lenient = spec.policy.model_copy(update={"max_failed_fraction": 1.0, "max_bad_shard_fraction": 1.0})
     manifest = commit.commit_run(
         out,

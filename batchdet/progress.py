@@ -112,11 +112,11 @@ class ProgressLog(Watcher):
         """Write one line of news."""
         print(escape(text), file=self._file, flush=True)
 
-    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
-        """Learn the size of the job."""
+    def start(self, total_images: int | None, total_bytes: int, done_images: int, doing: str = "labelling") -> None:
+        """Learn the size of the job, and what is done."""
         self._meter.start(total_images, total_bytes, done_images)
         of = counted(total_images, "image") if total_images is not None else f"{total_bytes / 1e6:.1f} MB of shards"
-        self.say(f"labelling {of}")
+        self.say(f"{doing} {of}")
 
     def expect(self, seconds: float | None) -> None:
         """Go by what is predicted until there is a rate."""
@@ -160,10 +160,10 @@ class ProgressBar(Watcher):
         """Write one line above the bar."""
         self._bar.console.print(escape(text), style="dim", markup=False, highlight=False)
 
-    def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
-        """Learn the size of the job; without a number of images the bar goes by bytes."""
+    def start(self, total_images: int | None, total_bytes: int, done_images: int, doing: str = "labelling") -> None:
+        """Learn the size of the job, and what is done; without a number of images the bar goes by bytes."""
         self._meter.start(total_images, total_bytes, done_images)
-        self._bar.update(self._task, description="labelling", total=total_images, completed=done_images)
+        self._bar.update(self._task, description=doing, total=total_images, completed=done_images)
 
     def expect(self, seconds: float | None) -> None:
         """Show what is predicted until there is a rate."""

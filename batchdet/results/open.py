@@ -148,6 +148,7 @@ class Results:
         for name, table in () if same else self.tables.items():
             table.create_view(con, f"viewed_{name}")
         prefix = "all" if same else "viewed"
+        con.register("emptied", self._emptied())
         self._hides_rows = self._tabulate_superseded(con, f"{prefix}_images")
         hidden = " ANTI JOIN superseded USING (run_id, image_id)" if self._hides_rows else ""
         for name in TABLES:
@@ -196,7 +197,12 @@ class Results:
                     FROM all_images
                 ),
                 newest AS (
-                    SELECT replaceable, max(run_id) AS run_id FROM placed GROUP BY ALL HAVING NOT bool_or(viewed)
+                    SELECT replaceable, max(run_id) AS run_id
+                    FROM (
+                        SELECT replaceable, run_id, viewed FROM placed
+                        UNION ALL SELECT shard_uri, run_id, true FROM emptied
+                    )
+                    GROUP BY ALL HAVING NOT bool_or(viewed)
                 )
                 SELECT count(*) FROM placed SEMI JOIN newest USING (replaceable, run_id)
                 """,
@@ -216,6 +222,12 @@ class Results:
             f"--settings RUN shows them (RUN: a run's id, such as {others[-1]})"
         )
 
+    def _emptied(self) -> pa.Table:
+        """Return the tar and Parquet files in which viewed runs found no image: their older rows hold no longer."""
+        pairs = [(m.run_id, uri) for m in self.viewed for uri in m.empty_shards]
+        columns = [pa.array([pair[place] for pair in pairs], pa.string()) for place in (0, 1)]
+        return pa.table(columns, names=["run_id", "shard_uri"])
+
     def _tabulate_superseded(self, con: "duckdb.DuckDBPyConnection", images: str) -> bool:
         """Tabulate the rows of images that a newer run took the place of, and tell whether there are any.
 
@@ -232,12 +244,19 @@ class Results:
             con.execute(
                 f"""
                 CREATE TABLE superseded AS
-                WITH shared AS (SELECT shard_uri FROM {images} GROUP BY ALL HAVING min(run_id) < max(run_id)),
+                WITH held AS (SELECT run_id, shard_uri FROM {images} UNION ALL SELECT run_id, shard_uri FROM emptied),
+                shared AS (SELECT shard_uri FROM held GROUP BY ALL HAVING min(run_id) < max(run_id)),
                 labelled AS (
                     SELECT run_id, image_id, {_REPLACEABLE} AS replaceable
                     FROM {images} SEMI JOIN shared USING (shard_uri)
                 ),
-                newest AS (SELECT replaceable, max(run_id) AS newest_run_id FROM labelled GROUP BY ALL)
+                newest AS (
+                    SELECT replaceable, max(run_id) AS newest_run_id
+                    FROM (
+                        SELECT run_id, replaceable FROM labelled UNION ALL SELECT run_id, shard_uri FROM emptied
+                    )
+                    GROUP BY ALL
+                )
                 SELECT run_id, image_id FROM labelled JOIN newest USING (replaceable) WHERE run_id < newest_run_id
                 """
             )

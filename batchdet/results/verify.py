@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchdet import storage
-from batchdet.errors import VerificationError
+from batchdet.errors import OutputError, VerificationError
 from batchdet.results.open import Results, open_results, reason
 from batchdet.results.units import format_bytes
-from batchdet.table.manifest import TABLES, Manifest, PartFile, committed_runs, run_folder
+from batchdet.table.manifest import MANIFEST_DAMAGED, TABLES, Manifest, PartFile, committed_runs, run_folder
 from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
@@ -94,7 +94,12 @@ def inspect_output(uri: str, run: str | None = None, progress: Progress | None =
     Raises:
         OutputError: There is no such output or run.
     """
-    results = open_results(uri, run)
+    try:
+        results = open_results(uri, run)
+    except OutputError as error:
+        if error.code != MANIFEST_DAMAGED:
+            raise
+        return VerifyReport(storage.normalize(uri), problems=[error.message])
     report = VerifyReport(results.uri)
     count = _counter(progress, sum(p.size_bytes for m in results.runs for p in (*m.images, *m.detections)))
     for manifest in results.runs:

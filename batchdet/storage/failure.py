@@ -16,6 +16,11 @@ _REFUSALS: Final = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, getattr(errno, "EREMCHG", errno.EINVAL)}
 )
 """The store understood, and said no."""
+_IN_THE_WAY: Final[dict[type[Exception], str]] = {
+    IsADirectoryError: "it is a folder",
+    NotADirectoryError: "a part of its path is a file, not a folder",
+    FileExistsError: "a file of that name is in the way",
+}
 _DAMAGED_ON_THE_WAY: Final = frozenset({"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
 """What S3 says of a request that did not arrive whole; s3fs gives it the number of a refusal."""
 
@@ -50,7 +55,7 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
         why = error.strerror or " ".join(str(error).split()) or "refused"
         raise StorageError(f"{uri}: cannot {action}: permission denied ({why}); check {_who(uri)}") from error
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        raise StorageError(f"{uri}: cannot {action}: {error.strerror or error}") from error
+        raise StorageError(f"{uri}: cannot {action}: {_IN_THE_WAY[type(error)]}") from error
     except Exception as error:
         if not _is_of_a_store(error):
             raise

@@ -190,6 +190,7 @@ def _commit_gathered(
         lineage_sha256=hashlib.sha256(lineage_text).hexdigest(),
         inventory_sha256=_digest(storage.join(run_folder(out, run_id), "inventory.parquet")),
         bad_shards=tuple(gathered.bad_shards),
+        empty_shards=tuple(gathered.empty_shards),
         lease_number=lease.next_number,
     )
     publish(out, manifest, lease)
@@ -339,10 +340,12 @@ def _list_failures(uri: str, count: int, first: list[dict[str, str]]) -> str:
     writer.writerow(first[0])
     writer.writerows(map(csv_cell, row.values()) for row in first)
     _put(uri, text.getvalue().encode())
-    names = ", ".join(_short(row["uri"]) for row in first[:_NAMED])
+    names = [_short(row["uri"]) for row in first[:_NAMED]]
+    if reason := first[0]["error_message"].removeprefix(f"{first[0]['uri']}: "):
+        names[0] += f" ({_short(reason)})"
     more = f" and {count - _NAMED} more" if count > _NAMED else ""
     listed = f"the first {len(first)} are listed" if len(first) < count else "listed"
-    return f"{names}{more}, {listed} with the reasons in {uri}"
+    return f"{', '.join(names)}{more}, {listed} with the reasons in {uri}"
 
 
 def _short(name: str) -> str:

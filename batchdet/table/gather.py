@@ -82,6 +82,7 @@ class Gathered:
         shard_rows: How many rows say something of a shard, and nothing of an image in it.
         bad_shards: The shards that were not read to their end; how many images they have is not known.
         shards: Shards in all.
+        empty_shards: Tar and Parquet files without an image.
     """
 
     stats: RunStats
@@ -92,6 +93,7 @@ class Gathered:
     shard_rows: int = 0
     bad_shards: list[BadShard] = field(default_factory=list)
     shards: int = 0
+    empty_shards: list[str] = field(default_factory=list)
 
 
 def gather(
@@ -135,7 +137,7 @@ def gather(
     )
     gathered = Gathered(RunStats.empty(labels))
     taken = 0
-    for uri, segment in (
+    for shard, uri, segment in (
         _take_once(shards, list_staged(out, run_id)) if segments is None else _checked(shards, segments)
     ):
         image_rows = _with_constant(segment.images, RUN_DATE, run_date(run_id), by)
@@ -145,6 +147,8 @@ def gather(
         gathered.stats.add_times(segment.times_s)
         gathered.stats.add_passed_over(segment.passed_over)
         gathered.shards += segment.segment_index == 0
+        if segment.segment_index == 0 and segment.last and not segment.images.num_rows:
+            gathered.empty_shards.append(shard.shard_uri)
         _note_failures(gathered, uri, segment)
         taken += segment.images.num_rows
         progress(taken)
@@ -171,8 +175,8 @@ def _note_failures(gathered: Gathered, uri: str, segment: LabelledSegment) -> No
 
 def _take_once(
     shards: Iterable[ExpectedShard], staged: dict[str, StagedShard]
-) -> Iterator[tuple[str, LabelledSegment]]:
-    """Yield each segment of the plan once, in order, and check that each shard's images are all there.
+) -> Iterator[tuple[ExpectedShard, str, LabelledSegment]]:
+    """Yield each segment of the plan once, in order, with its shard, and check that each shard's images are all there.
 
     What does not add up is dropped from the staged files, so that the same command labels that shard anew.
     """
@@ -196,7 +200,7 @@ def _take_once(
                         f"begin at image {position} or skips one; the same command labels the shard anew"
                     )
                 position += len(positions)
-                yield uri, segment
+                yield shard, uri, segment
             if 0 <= shard.image_count != position - shard.first_position:
                 storage.delete(uris)
                 raise ConservationError(
@@ -207,11 +211,11 @@ def _take_once(
 
 def _checked(
     shards: Iterable[ExpectedShard], segments: Iterable[LabelledSegment]
-) -> Iterator[tuple[str, LabelledSegment]]:
+) -> Iterator[tuple[ExpectedShard, str, LabelledSegment]]:
     """Yield segments that were not staged, and check that they are the plan's, with all images of each shard.
 
     Yields:
-        "" in the place of a staged file, and the segment.
+        The shard, "" in the place of a staged file, and the segment.
     """
     for shard, (shard_id, own) in itertools.zip_longest(
         shards, itertools.groupby(segments, key=lambda segment: segment.shard_id), fillvalue=(None, ())
@@ -226,7 +230,7 @@ def _checked(
                     f"{shard.shard_uri}: shard {shard_id} does not go on at image {position}, or skips one"
                 )
             position += len(positions)
-            yield "", segment
+            yield shard, "", segment
         if 0 <= shard.image_count != position - shard.first_position:
             raise ConservationError(
                 f"{shard.shard_uri}: {shard.image_count} images were listed in shard {shard_id}, "

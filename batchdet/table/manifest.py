@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Final
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from batchdet import storage
 from batchdet.errors import OutputError
@@ -15,6 +15,8 @@ from batchdet.records.schema import PASSING_SHARD_CODES
 
 TABLES: Final = ("images", "detections")
 RUNS_FOLDER: Final = "_batchdet/runs"
+MANIFEST_DAMAGED: Final = "output.manifest_damaged"
+"""Code of the error of a manifest that cannot be read."""
 _READERS: Final = 8
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -57,6 +59,14 @@ class BadShard:
         return self.code in PASSING_SHARD_CODES
 
 
+def _damaged(uri: str, why: str) -> OutputError:
+    return OutputError(
+        f"{uri}: not a manifest of batchdet, or a damaged one ({' '.join(why.split())[:300]}); restore it from a copy",
+        code=MANIFEST_DAMAGED,
+        key=uri,
+    )
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What one run committed.
@@ -79,6 +89,7 @@ class Manifest:
         lineage_sha256: Digest of ``lineage.json``; "" in runs of versions that did not note it.
         inventory_sha256: Likewise of ``inventory.parquet``.
         bad_shards: Tar and Parquet files that were not read to their end. What was read of them is in the tables.
+        empty_shards: Tar and Parquet files in which the run found no image, so that no row of the tables names them.
         lease_number: Of the lease when the run was committed; 0 in runs of versions that did not note it.
         unread_uris: What earlier versions wrote in place of ``bad_shards``: shards that could not be opened at all.
     """
@@ -100,6 +111,7 @@ class Manifest:
     lineage_sha256: str = ""
     inventory_sha256: str = ""
     bad_shards: tuple[BadShard, ...] = ()
+    empty_shards: tuple[str, ...] = ()
     lease_number: Count = 0
     unread_uris: tuple[str, ...] = ()
 
@@ -125,8 +137,12 @@ class Manifest:
                 for part in getattr(manifest, table):
                     manifest._check_path(table, part.path)
             return manifest
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            at = ".".join(map(str, first["loc"]))
+            raise _damaged(uri, f"{at}: {first['msg']}" if at else first["msg"]) from error
         except ValueError as error:
-            raise OutputError(f"{uri}: not a manifest of batchdet: {' '.join(str(error).split())[:500]}") from error
+            raise _damaged(uri, str(error)) from error
 
     def _check_path(self, table: str, path: str) -> None:
         """Refuse a part file that lies elsewhere than in its table's folder: others may have written the manifest.

@@ -126,7 +126,7 @@ def _serve() -> None:
         def __init__(self, hold: str) -> None:
             self._hold = hold
 
-        def start(self, total_images: int | None, total_bytes: int, done_images: int) -> None:
+        def start(self, total_images: int | None, total_bytes: int, done_images: int, doing: str = "labelling") -> None:
             if self._hold:
                 Path(self._hold).touch()
                 while os.path.exists(self._hold):

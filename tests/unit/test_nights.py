@@ -250,6 +250,37 @@ def test_nights_in_any_order(nights: Nights, source: Source, tmp_path: Path, see
     nights.check(tmp_path, **policy)
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_shard_that_has_lost_all_its_images_leaves_no_row(
+    nights: Nights, source: Source, tmp_path: Path, kind: str
+) -> None:
+    def put(name: str, *images: str) -> None:
+        if kind == "tar":
+            source.path(name).write_bytes(pack_tar([(f"{n}.jpg", text.encode()) for n, text in enumerate(images)]))
+        else:
+            table = pa.table({"image": pa.array([text.encode() for text in images], pa.binary())})
+            pq.write_table(table, source.folder / f"{name}.parquet")
+
+    def members() -> list[str]:
+        return sorted(open_results(str(nights.out)).sql("SELECT uri FROM images").to_arrow_table()["uri"].to_pylist())
+
+    put("a", "1", "2")
+    put("b", "3")
+    nights.night()
+    put("a")
+    assert nights.night().manifest.images_listed == 0
+    assert [uri.rpartition("/")[2][0] for uri in members()] == ["b"]
+    nights.check(tmp_path)
+    assert show(str(nights.out))["stats"]["images"]["listed"] == 1
+    nights.night(model_={"score_threshold": 0.75})
+    assert open_results(str(nights.out)).left_out == 0
+    assert len(members()) == 1
+    put("a", "4", "5", "6")
+    nights.night()
+    assert len(members()) == 4
+    nights.check(tmp_path)
+
+
 class TestQuarantine:
     def test_one_bad_shard_is_all_there_is(self, nights: Nights, source: Source) -> None:
         source.put("a")
@@ -363,6 +394,7 @@ class TestRefused:
         kept = read_refusal(str(nights.out), run_id)
         assert kept is not None
         assert (kept.code, kept.message) == (error.value.code, error.value.message)
+        assert "(it is bad)" in kept.message, "the reason of the first failure"
         return put
 
     def test_what_is_new_is_committed_although_it_is_refused_again(

@@ -53,6 +53,9 @@ class Told(Watcher):
     def say(self, text: str) -> None:
         self.texts.append(text)
 
+    def start(self, total_images: int | None, total_bytes: int, done_images: int, doing: str = "labelling") -> None:
+        self.texts.append(f"{doing} {total_images}")
+
 
 @pytest.fixture
 def told() -> Told:
@@ -298,6 +301,7 @@ class TestDerived:
         derived = run(change, source=source, **parts)
         assert (derived.status, labelled) == ("derived", [])
         assert any("without running the model" in text for text in told.texts)
+        assert not any(text.startswith("labelling") for text in told.texts)
         lineage = Lineage.read(str(tmp_path / "out"), derived.run_id)
         assert lineage is not None
         assert lineage.derived_from == (earlier.run_id,)

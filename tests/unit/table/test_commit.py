@@ -232,7 +232,10 @@ def test_which_images_failed_is_said_and_listed(
         commit(tmp_path, SHARDS[:1])
     failed = pa.concat_tables(s.images for s in both).filter(pc.field("status") == "failed")["uri"].to_pylist()
     listed = tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv"
-    assert f": {', '.join(failed[:3])} and 3 more, {words} with the reasons in {listed};" in str(raised.value)
+    assert (
+        f": {failed[0]} (because), {', '.join(failed[1:3])} and 3 more, {words} with the reasons in {listed};"
+        in str(raised.value)
+    )
     rows = pyarrow.csv.read_csv(listed).to_pylist()
     assert [row["uri"] for row in rows] == failed[: min(kept, 6)]
     assert {row["error_code"] for row in rows} <= {"empty", "corrupt"}
@@ -248,7 +251,9 @@ def test_names_that_fail_are_short_and_on_one_line(tmp_path: Path, segment: Make
     place = one.images.schema.get_field_index("uri")
     images = one.images.set_column(place, one.images.schema.field("uri"), pa.array(names))
     stage(tmp_path, [replace(one, images=images)])
-    with pytest.raises(TooManyFailures, match=r": a.tar#x error: disk full.jpg, a.tar#y{191}\.\.\., listed") as raised:
+    with pytest.raises(
+        TooManyFailures, match=r": a.tar#x error: disk full.jpg \(because\), a.tar#y{191}\.\.\., listed"
+    ) as raised:
         commit(tmp_path, SHARDS[:1])
     assert "\n" not in str(raised.value)
     listed = (tmp_path / "_batchdet/runs" / RUN_ID / "failed.csv").read_text()
@@ -321,7 +326,7 @@ def test_a_shard_cut_short_counts_as_a_shard_and_not_as_one_image(tmp_path: Path
     with pytest.raises(TooManyFailures) as refused:
         commit(tmp_path, SHARDS[:1], max_bad_shard_fraction=0.05)
     assert (refused.value.code, refused.value.key) == ("run.too_many_bad_shards", "policy.max_bad_shard_fraction")
-    assert "1 of 1 shards could not be read to their end: /data/0.tar, listed with" in str(refused.value)
+    assert "1 of 1 shards could not be read to their end: /data/0.tar (because), listed with" in str(refused.value)
     kept = read_refusal(str(tmp_path), RUN_ID)
     assert kept is not None
     assert (kept.code, kept.message) == (refused.value.code, refused.value.message)
