@@ -1,9 +1,11 @@
 """Two drivers, growing sources, clusters of every size: nothing is lost, doubled or left hanging."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from batchdet import open_results
 from batchdet.errors import OutputError, SpecError
 from batchdet.results.evaluate import evaluate
+from batchdet.results.query import query
 from batchdet.results.verify import inspect_output
 from batchdet.sample.dataset import write_sample
 from batchdet.table.lease import Lease
@@ -19,6 +22,7 @@ from tests.ray_head import RayHead
 from .conftest import REPOSITORY, Cli, RunJob, clean_environment, job, sample_images, write_shards, yaml_of
 
 pytestmark = pytest.mark.slow
+SEED = int(os.environ.get("BATCHDET_SEED", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,42 @@ def test_an_unfinished_run_goes_on_although_the_source_has_grown(
     assert open_results(str(tmp_path / "out")).images().to_arrow().num_rows == 18
     assert inspect_output(str(tmp_path / "out")).problems == []
     assert (tmp_path / "out/_SUCCESS").read_text().strip() == second.run_id
+
+
+SCORE_TOLERANCE, PIXEL_TOLERANCE = 1e-3, 0.5
+"""What results may differ by when images are computed in other company."""
+
+
+@pytest.mark.acceptance("R24")
+def test_batch_size_actors_and_order_change_no_result(
+    run: RunJob, images: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    chance = random.Random(SEED)
+    tables = []
+    for n, (shards, compute) in enumerate(
+        [
+            (1, {"actors": 1, "batch_rows": 1, "segment_rows": 18}),
+            (3, {"actors": 2, "batch_rows": 5, "segment_rows": 4}),
+            (2, {"actors": 1, "batch_rows": 18, "segment_rows": 7}),
+        ]
+    ):
+        files = images if n == 0 else chance.sample(images, len(images))
+        glob = write_shards(str(tmp_path / f"in-{n}"), files, shards)
+        out = tmp_path / f"out-{n}"
+        assert run(glob, out, compute=compute).images_ok == len(images)
+        rows = query(
+            str(out),
+            "SELECT member, label, score, x_min, y_min, x_max, y_max FROM images LEFT JOIN detections USING (image_id) "
+            "ORDER BY member, label, round(x_min / 4), round(y_min / 4), score",
+        )
+        tables.append(rows)
+    first = tables[0]
+    assert first.num_rows > len(images)
+    for other in tables[1:]:
+        assert other.select(["member", "label"]).equals(first.select(["member", "label"]))
+        for column in ("score", "x_min", "y_min", "x_max", "y_max"):
+            tolerance = SCORE_TOLERANCE if column == "score" else PIXEL_TOLERANCE
+            np.testing.assert_allclose(other[column].to_numpy(), first[column].to_numpy(), rtol=0, atol=tolerance)
 
 
 @pytest.mark.acceptance("S20")

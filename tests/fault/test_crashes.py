@@ -281,19 +281,35 @@ def stop(job: Job, phase: str, number: int, truth: Tables) -> None:
     assert_whole(job.out, truth)
 
 
-@pytest.mark.fault
 @pytest.mark.slow
-@pytest.mark.acceptance("R26")
-def test_ctrl_c_in_labelling(job: Job, truth: Tables) -> None:
-    stop(job, "labelling", signal.SIGINT, truth)
+@pytest.mark.acceptance("R4", "R26")
+def test_an_actor_that_is_killed_and_then_a_run_that_is_stopped(job: Job, truth: Tables, tmp_path: Path) -> None:
+    """Both in one run, for ``make test``; ``make fault`` has each of them alone."""
+    number = random.Random(SEED).choice([signal.SIGINT, signal.SIGTERM])
+    here, loads, second = tmp_path / "here", tmp_path / "loads", tmp_path / "second"
+    with Driver(job.command, job.folder, f"actor.load=count:{loads};{STOPS['labelling'] % here}") as driver:
+        driver.wait_for(here)
+        killed = int(here.read_text())
+        assert killed in driver.actors()
+        os.kill(killed, signal.SIGKILL)
+        here.unlink()
+        driver.wait_for(here)
+        assert int(here.read_text()) != killed
+        driver.signal(number)
+        assert driver.wait(30) == 128 + number, driver.stderr
+        assert "Traceback" not in driver.stderr
+    assert count(loads) == 2, "each death costs one load"
+    assert committed_runs(str(job.out)) == []
+    staged = job.staged_images()
+    again = run_to_end(job.command, job.folder, f"decode=count:{second}")
+    assert again.returncode == 0, again.stderr
+    assert count(second) == IMAGES - staged
+    assert_whole(job.out, truth)
 
 
 @pytest.mark.fault
 @pytest.mark.acceptance("R26")
-@pytest.mark.parametrize(
-    ("phase", "number"),
-    [(p, n) for p in STOPS for n in (signal.SIGINT, signal.SIGTERM) if (p, n) != ("labelling", signal.SIGINT)],
-)
+@pytest.mark.parametrize(("phase", "number"), [(p, n) for p in STOPS for n in (signal.SIGINT, signal.SIGTERM)])
 def test_a_run_that_is_stopped(phase: str, number: int, job: Job, truth: Tables) -> None:
     stop(job, phase, number, truth)
 

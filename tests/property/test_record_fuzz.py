@@ -1,10 +1,13 @@
 """Specs, manifests and lineages of any shape: values or typed errors, nothing else (ACCEPTANCE S24)."""
 
 import contextlib
+import copy
 import json
+import time
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +15,7 @@ from batchdet import storage
 from batchdet.credentials import find_secret, masked
 from batchdet.errors import OutputError, SpecError
 from batchdet.spec import JobSpec
-from batchdet.specfile import parse_job
+from batchdet.specfile import dump_job, parse_job
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, PartFile
 
@@ -59,6 +62,39 @@ _PIECES = st.sampled_from(
 def test_specs_of_pieces(text: str) -> None:
     with contextlib.suppress(SpecError):
         assert isinstance(parse_job(text, "fuzz"), JobSpec)
+
+
+def _keys(values: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in values.items():
+        found += [(*above, key), *(_keys(value, (*above, key)) if isinstance(value, dict) else ())]
+    return found
+
+
+_SPEC: dict[str, Any] = JobSpec.model_validate(
+    {"name": "x", "source": {"uri": "in"}, "model": {"uri": "m.onnx"}, "output": {"uri": "out"}}
+).model_dump(mode="json")
+_AWKWARD = st.sampled_from(
+    [-1, 0, 1 << 63, 10**400, 1e308, -0.0, float("inf"), float("nan"), "", " ", "auto", "no", "-", "a" * 5000, "s3://",
+     "s3://b/../c", "file://", "memory://x", "\x1b[2J", "\ud7ff", "${HOME}", "a,b", [], [[]], {}, {"": ""}, None, True]
+)  # fmt: skip
+
+
+@FUZZ
+@given(st.lists(st.tuples(st.sampled_from(_keys(_SPEC)), _AWKWARD | _ANYTHING), min_size=1, max_size=3))
+def test_a_whole_spec_with_other_values(changes: list[tuple[tuple[str, ...], Any]]) -> None:
+    """Each key takes any value: a spec that is read can be written and read again, all others are typed errors."""
+    values = copy.deepcopy(_SPEC)
+    for (*above, key), value in changes:
+        place: Any = values
+        for each in above:
+            place = place[each] if isinstance(place, dict) and isinstance(place.get(each), dict) else {}
+        place[key] = value
+    began = time.process_time()
+    with contextlib.suppress(SpecError):
+        spec = parse_job(yaml.safe_dump(values), "fuzz")
+        assert parse_job(dump_job(spec), "again") == spec
+    assert time.process_time() - began < 2
 
 
 @FUZZ

@@ -3,9 +3,11 @@
 import contextlib
 import gzip
 import io
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,6 +87,37 @@ def test_pax_records(data: bytes) -> None:
 def test_lists_of_anything(tmp_path: Path, data: bytes, kind: str) -> None:
     with contextlib.suppress(BatchdetError):
         _read(tmp_path, f"l.{kind}", data)
+
+
+_CELLS = st.sampled_from(
+    ["a.jpg", "../a.jpg", "s3://b/a.jpg", "http://h/a.jpg", "", " ", '"', '""', "a,b", "\t", ";", "\r", "\n", "\0", "é",
+     "=1", "1e999", "NaN", "true", "9" * 30, "{", "[1]", "null", "\ufeff", "\x1b[2J", "file:///etc/passwd", "x" * 1500]
+)  # fmt: skip
+_VALUES: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _CELLS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_CELLS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@FUZZ
+@given(
+    rows=st.lists(st.lists(_CELLS, min_size=1, max_size=4), max_size=5),
+    first=st.sampled_from(["url,n", "uri;n;m", "image\tx", "a.jpg,1", '"url","url"', "\ufeffurl", "n"]),
+    separator=st.sampled_from(",;\t"),
+    kind=st.sampled_from(["csv", "tsv", "txt"]),
+)
+def test_tables_of_awkward_cells(tmp_path: Path, rows: list[list[str]], first: str, separator: str, kind: str) -> None:
+    text = "\n".join([first, *(separator.join(row) for row in rows)])
+    with contextlib.suppress(BatchdetError):
+        _read(tmp_path, f"l.{kind}", text.encode())
+
+
+@FUZZ
+@given(st.lists(st.dictionaries(st.sampled_from(["url", "n", "a.b", "URL", ""]), _VALUES, max_size=4), max_size=4))
+def test_json_lines_of_awkward_values(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with contextlib.suppress(BatchdetError):
+        _read(tmp_path, "l.jsonl", "\n".join(map(json.dumps, rows)).encode())
 
 
 _PIECES = st.sampled_from(
