@@ -86,8 +86,9 @@ class _Meter:
         """Time left as ``1:02:03``, or ``-:--``."""
         elapsed_s, _, gained = self._since()
         measured = self._first is not None and time.monotonic() - self._first[0] >= _RATE_AFTER_S
-        if self.expected_s is not None and not measured:
-            left_s = self.expected_s - (time.monotonic() - self._started)
+        predicted_s = (self.expected_s or 0.0) - (time.monotonic() - self._started)
+        if predicted_s > 0 and not measured:
+            left_s = predicted_s
         elif gained > 0:
             left_s = elapsed_s * (1 - self.fraction) / gained
         else:

@@ -137,3 +137,15 @@ def test_names_in_news_never_steer_the_terminal(terminal: bool) -> None:
     assert "\\x1b]0;title\\x07 \\x1b[2J\\x9b31m\\u202egpj.exe\\r\\nerror: disk full" in text.getvalue()
     assert "\x1b]0;" not in text.getvalue()
     assert "\x9b" not in text.getvalue()
+
+
+def test_a_prediction_that_has_run_out_is_no_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    text = io.StringIO()
+    log = ProgressLog(text)
+    log.start(100, 1_000_000, 0)
+    log.expect(12.0)
+    clock[0] += 20
+    log.advance(10, 0, 100_000)
+    assert text.getvalue().splitlines()[-1] == "10 images (10%), 0.5 images/s, ETA 3:00, 0 failed"
