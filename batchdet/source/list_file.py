@@ -54,7 +54,7 @@ def read_list(obj: StoredObject, source: SourceSpec) -> ListFile:
         SourceError: It cannot be read, or it is not certain what its columns are.
     """
     try:
-        data = storage.retry(lambda: storage.read_bytes(obj.uri, obj.size_bytes))
+        data = storage.retry(lambda: storage.read_object(obj))
     except StorageError as error:
         raise SourceError(f"source.uri: {error.message}") from error
     name = posixpath.basename(obj.uri).lower()

@@ -30,7 +30,7 @@ from batchdet.source.columns import (
 )
 from batchdet.source.parquet_rows import ParquetRows, columns_of, hive_values, open_file
 from batchdet.source.range_file import lasting_shard_code
-from batchdet.source.rows import cut, failed_shard
+from batchdet.source.rows import cut, failed_shard, while_unchanged
 from batchdet.source.shards import Shard
 from batchdet.source.values import typed_text
 from batchdet.spec import SourceSpec
@@ -66,7 +66,8 @@ def _footer(obj: StoredObject) -> _Footer | str:
         SourceError: The store failed in a way that may pass, or two columns have one name.
     """
     try:
-        with open_file(obj) as file:
+        with open_file(obj) as opened:
+            file = opened.parquet
             refuse_repeated(file.schema_arrow.names, obj.uri)
             try:
                 large = _large_integers(file)
@@ -164,22 +165,22 @@ def read_segments(
 ) -> Iterator[Segment]:
     """Cut one Parquet file into segments; see :func:`batchdet.source.reader.read_segments`."""
     failure: tuple[str, str] | None = None
+    opened = None
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open_file(shard.objects[0]))
-            reader = ParquetRows(file, shard, source, carried)
+            opened = stack.enter_context(open_file(shard.objects[0]))
+            reader = ParquetRows(opened.parquet, shard, source, carried)
         except StorageError as error:
             failure = lasting_shard_code(error), error.message
         except (pa.ArrowException, SourceError, OSError) as error:
             failure = "shard_corrupt", f"{shard.shard_uri}: {' '.join(str(error).split())}"
         if failure is not None:
-            if 0 not in done:
-                yield failed_shard(shard, carried, *failure)
-            return
-        ranges = cut(reader.weights(), segment_rows, segment_bytes)
-        for index, rows in enumerate(ranges):
-            if index not in done:
-                yield reader.segment(index, index == len(ranges) - 1, rows)
+            segments = iter([] if 0 in done else [failed_shard(shard, carried, *failure)])
+        else:
+            ranges = cut(reader.weights(), segment_rows, segment_bytes)
+            wanted = ((index, rows) for index, rows in enumerate(ranges) if index not in done)
+            segments = (reader.segment(index, index == len(ranges) - 1, rows) for index, rows in wanted)
+        yield from while_unchanged(shard, carried, segments, opened.check if opened else lambda: None)
 
 
 def read_image(source: SourceSpec, obj: StoredObject, position: int) -> bytes:
@@ -190,7 +191,8 @@ def read_image(source: SourceSpec, obj: StoredObject, position: int) -> bytes:
     """
     shard = Shard(0, "", obj.uri, "parquet", (obj,))
     try:
-        with open_file(obj) as file:
+        with open_file(obj) as opened:
+            file = opened.parquet
             if not 0 <= position < file.metadata.num_rows:
                 raise ImageError("unreadable", f"{obj.uri}: no row {position}")
             reader = ParquetRows(file, shard, source, pa.schema([]))

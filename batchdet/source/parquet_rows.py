@@ -1,15 +1,15 @@
 """The rows of one Parquet file: opened for streaming, read a few at a time, turned into images."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchdet import storage
 from batchdet.errors import ImageError, SourceError
 from batchdet.records.hive import value_of
 from batchdet.records.segment import Segment
@@ -25,7 +25,7 @@ from batchdet.source.columns import (
 )
 from batchdet.source.fetch import fill, read_allowed
 from batchdet.source.policy import UriPolicy
-from batchdet.source.range_file import RangeFile, check_unchanged, lasting_shard_code
+from batchdet.source.range_file import lasting_shard_code, open_listed
 from batchdet.source.rows import ImageRow, make_segment
 from batchdet.source.shards import Shard
 from batchdet.source.types import as_carried, unwrapped
@@ -44,26 +44,36 @@ _PATH_COLUMN: Final = "image_path"
 _OF_A_TYPE: Final = (AttributeError, LookupError, TypeError, ValueError)
 
 
-def open_file(obj: StoredObject) -> pq.ParquetFile:
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that is open for streaming.
+
+    Args:
+        parquet: Its reader.
+        check: Raises StorageError if it is not the listed file any more.
+    """
+
+    parquet: pq.ParquetFile
+    check: Callable[[], None]
+
+
+@contextmanager
+def open_file(obj: StoredObject) -> Iterator[OpenFile]:
     """Open a file for streaming.
 
     Raises:
         StorageError: It cannot be read or has changed.
         pa.ArrowException: It is no Parquet, or a package that adds column types (Ray) stumbles on those it names.
     """
-    obj = check_unchanged(obj)
-    try:
-        if storage.scheme(obj.uri) == "file":
-            with storage.plain_errors(obj.uri, "read"):
-                file = pq.ParquetFile(obj.uri, buffer_size=_BUFFER_BYTES, memory_map=False)
-        else:
-            file = pq.ParquetFile(pa.PythonFile(RangeFile(obj), "r"), buffer_size=_BUFFER_BYTES)
-        file.schema_arrow  # noqa: B018
-    except pa.ArrowException:
-        raise
-    except _OF_A_TYPE as error:
-        raise pa.ArrowInvalid(f"a column type cannot be understood: {type(error).__name__}: {error}") from error
-    return file
+    with open_listed(obj) as file:
+        try:
+            parquet = pq.ParquetFile(pa.PythonFile(file, "r"), buffer_size=_BUFFER_BYTES)
+            parquet.schema_arrow  # noqa: B018
+        except pa.ArrowException:
+            raise
+        except _OF_A_TYPE as error:
+            raise pa.ArrowInvalid(f"a column type cannot be understood: {type(error).__name__}: {error}") from error
+        yield OpenFile(parquet, file.check)
 
 
 def columns_of(

@@ -53,6 +53,21 @@ def check_unchanged(obj: StoredObject) -> StoredObject:
     return StoredObject(obj.uri, max(obj.size_bytes, now.size_bytes), now.etag)
 
 
+def open_listed(obj: StoredObject) -> storage.RangeFile:
+    """Open an object as a seekable file, once it is known to be the listed one; ``check()`` tells whether it stays so.
+
+    Raises:
+        SizeMismatch: Its size is another.
+        StorageError: It is gone, unreadable, or its ETag is another.
+    """
+    obj = check_unchanged(obj)
+    if storage.scheme(obj.uri) == "file":
+        return storage.persist(lambda: storage.LocalFile(obj))
+    if obj.size_bytes < 0:
+        raise StorageError(f"{obj.uri}: the store does not tell its size")
+    return RangeFile(obj)
+
+
 class RangeFile(storage.RangeFile):
     """A stored object as a seekable file that ends where the store's bodies end."""
 

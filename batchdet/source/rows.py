@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from batchdet.records.schema import MEMBERS
 from batchdet.records.segment import Segment
+from batchdet.source.range_file import lasting_shard_code
 from batchdet.source.shards import Shard
+from batchdet.storage import StorageError
 
 UNKNOWN_SIZE_BYTES: Final = 512 * 1024
 """What an image weighs in the cut when its size is not listed (URI lists)."""
@@ -160,7 +162,45 @@ def cut_known(
             yield build(index, index == len(ranges) - 1, places)
 
 
-def failed_shard(shard: Shard, carried: pa.Schema, code: str, message: str) -> Segment:
-    """Return the only segment of a shard that cannot be read at all: one failed row without a name."""
-    row = ImageRow(shard.shard_uri, shard.shard_uri, "", shard.first_position, -1, None, code, message)
-    return make_segment(shard, 0, True, [row], carried)
+def failed_shard(
+    shard: Shard, carried: pa.Schema, code: str, message: str, index: int = 0, member: str = ""
+) -> Segment:
+    """Return the last segment of a shard that cannot be read from there on: one failed row.
+
+    Args:
+        shard: The shard.
+        carried: Columns carried over.
+        code: Why not.
+        message: The same for a person.
+        index: Of the segment; 0 for a shard that cannot be read at all.
+        member: The row's name, ``#`` and its position; "" for a shard that cannot be read at all.
+    """
+    uri = f"{shard.shard_uri}#{member}" if member else shard.shard_uri
+    position = int(member.removeprefix("#")) if member else shard.first_position
+    row = ImageRow(uri, shard.shard_uri, member, position, -1, None, code, message)
+    return make_segment(shard, index, True, [row], carried)
+
+
+def while_unchanged(
+    shard: Shard, carried: pa.Schema, segments: Iterable[Segment], check: Callable[[], None]
+) -> Iterator[Segment]:
+    """Yield segments for as long as the file is the listed one after each; one failed row stands for the others.
+
+    Args:
+        shard: A tar or Parquet file.
+        carried: Columns carried over.
+        segments: Read from it.
+        check: Raises StorageError if the file has changed since it was opened.
+
+    Raises:
+        TransientError: ``check`` did: the file system failed in a way that may pass.
+    """
+    for segment in segments:
+        try:
+            check()
+        except StorageError as error:
+            index = segment.segment_index
+            member = f"#{segment.members['position'][0].as_py()}" if index else ""
+            yield failed_shard(shard, carried, lasting_shard_code(error), error.message, index, member)
+            return
+        yield segment

@@ -4,11 +4,11 @@ import gzip
 import io
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Final, Protocol
+from typing import Final, Protocol
 
 from batchdet import storage
-from batchdet.source.range_file import RangeFile, check_unchanged
-from batchdet.storage import StorageError, StoredObject
+from batchdet.source.range_file import open_listed
+from batchdet.storage import StoredObject
 
 BLOCK_BYTES: Final = 8 * 1024 * 1024
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -37,19 +37,30 @@ class Stream(Protocol):
     def is_complete(self) -> bool:
         """Tell whether everything that was listed has been read."""
 
+    def check(self) -> None:
+        """Make sure that all that was read is the listed object.
+
+        Raises:
+            StorageError: It has changed.
+        """
+
     def close(self) -> None:
         """Release what the stream holds."""
 
 
 class LocalStream:
-    """A local file."""
+    """A local file.
 
-    def __init__(self, path: str, size_bytes: int) -> None:
-        self._file: IO[bytes] = open(path, "rb", buffering=_SKIP_BYTES)  # noqa: SIM115
-        self._path = path
-        self._end = self._file.seek(0, io.SEEK_END)
+    Args:
+        file: The file.
+        size_bytes: Its listed size.
+    """
+
+    def __init__(self, file: storage.LocalFile, size_bytes: int) -> None:
+        self._file = io.BufferedReader(file, _SKIP_BYTES)
+        self._end = file.size_bytes
         self._size_bytes = size_bytes
-        self._file.seek(0)
+        self.check = file.check
 
     def read(self, count: int) -> bytes:
         """Return the next bytes.
@@ -57,8 +68,7 @@ class LocalStream:
         Raises:
             StorageError: The file system failed.
         """
-        with storage.plain_errors(self._path, "read"):
-            return self._file.read(min(count, max(0, self._end - self._file.tell())))
+        return self._file.read(min(count, max(0, self._end - self._file.tell())))
 
     def skip(self, count: int) -> int:
         """Seek forward, to the end at most."""
@@ -82,7 +92,7 @@ class BlockStream:
         block_bytes: Size of a block; two are held.
     """
 
-    def __init__(self, file: RangeFile, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, file: storage.RangeFile, block_bytes: int = BLOCK_BYTES) -> None:
         self._file = file
         self._block_bytes = block_bytes
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="batchdet-read-ahead")
@@ -137,6 +147,9 @@ class BlockStream:
         """Compare with the listed size."""
         return self._position >= self._file.size_bytes
 
+    def check(self) -> None:
+        """Each request has compared the ETag, where the store tells one."""
+
     def close(self) -> None:
         """Wait for the block under way and release the thread."""
         self._threads.shutdown(cancel_futures=True)
@@ -170,6 +183,7 @@ class GzipStream:
         self._stream = stream
         self._file = gzip.GzipFile(fileobj=self._packed, mode="rb")  # type: ignore[call-overload]
         self._total = 0
+        self.check = stream.check
 
     def read(self, count: int) -> bytes:
         """Return the next unpacked bytes.
@@ -213,6 +227,7 @@ class _Rewound:
         self._head = head
         self._stream = stream
         self.is_complete = stream.is_complete
+        self.check = stream.check
         self.close = stream.close
 
     def read(self, count: int) -> bytes:
@@ -234,14 +249,8 @@ def open_stream(obj: StoredObject) -> Stream:
         SizeMismatch: Its size is not the listed one.
         StorageError: It cannot be read.
     """
-    obj = check_unchanged(obj)
+    file = open_listed(obj)
     stream: Stream
-    if storage.scheme(obj.uri) == "file":
-        with storage.plain_errors(obj.uri, "read"):
-            stream = LocalStream(obj.uri, obj.size_bytes)
-    elif obj.size_bytes < 0:
-        raise StorageError(f"{obj.uri}: the store does not tell its size")
-    else:
-        stream = BlockStream(RangeFile(obj))
+    stream = LocalStream(file, file.size_bytes) if isinstance(file, storage.LocalFile) else BlockStream(file)
     head = stream.read(2)
     return GzipStream(head, stream) if head == _GZIP_MAGIC else _Rewound(head, stream)

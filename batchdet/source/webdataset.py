@@ -22,7 +22,7 @@ from batchdet.records.segment import Segment
 from batchdet.source.columns import carry, require_columns, select_columns
 from batchdet.source.listing import is_image_name
 from batchdet.source.range_file import lasting_shard_code
-from batchdet.source.rows import ImageRow, assemble, failed_shard
+from batchdet.source.rows import ImageRow, assemble, failed_shard, while_unchanged
 from batchdet.source.shards import Shard
 from batchdet.source.stream import Stream, StreamCorrupt, StreamTruncated, open_stream
 from batchdet.source.tar import TarMember, TarWalker
@@ -68,7 +68,8 @@ def read_segments(
     try:
         reader = _TarRows(shard, source, carried.names)
         rows = reader.rows(stream)
-        yield from assemble(shard, carried, rows, segment_rows, segment_bytes, done, reader.passed_over)
+        segments = assemble(shard, carried, rows, segment_rows, segment_bytes, done, reader.passed_over)
+        yield from while_unchanged(shard, carried, segments, stream.check)
     finally:
         stream.close()
 

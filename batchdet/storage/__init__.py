@@ -2,7 +2,7 @@
 
 from batchdet.storage.backoff import WEB, persist, retry
 from batchdet.storage.client import filesystem
-from batchdet.storage.errors import NotFound, SizeMismatch, StorageError, TransientError
+from batchdet.storage.errors import DiskFull, NotFound, SizeMismatch, StorageError, TransientError
 from batchdet.storage.failure import endpoint, plain_errors
 from batchdet.storage.listing import (
     StoredObject,
@@ -13,6 +13,7 @@ from batchdet.storage.listing import (
     list_objects,
     stat,
 )
+from batchdet.storage.local_file import LocalFile
 from batchdet.storage.nearby import what_exists
 from batchdet.storage.read import RangeFile, open_read, read_bytes, read_object, read_range
 from batchdet.storage.uri import basename, is_glob, join, normalize, scheme
@@ -20,6 +21,8 @@ from batchdet.storage.write import create, delete, delete_folder, move, write_by
 
 __all__ = [
     "WEB",
+    "DiskFull",
+    "LocalFile",
     "NotFound",
     "RangeFile",
     "SizeMismatch",

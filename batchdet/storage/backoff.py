@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
-from batchdet.storage.errors import SizeMismatch, TransientError
+from batchdet.storage.errors import DiskFull, SizeMismatch, TransientError
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Pauses:
         pause_s = self._mean_s * random.uniform(0.5, 1.5)
         self._mean_s = min(2 * self._mean_s, _LONGEST_PAUSE_S)
         limit_s = self._patience.unreachable_s if _unreachable(error) else self._patience.answering_s
-        return pause_s if self._mismatches < _MISMATCHES and self.elapsed_s + pause_s < limit_s else None
+        hopeless = self._mismatches >= _MISMATCHES or isinstance(error, DiskFull)
+        return pause_s if not hopeless and self.elapsed_s + pause_s < limit_s else None
 
 
 def _unreachable(error: BaseException) -> bool:

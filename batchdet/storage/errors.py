@@ -22,6 +22,12 @@ class TransientError(StorageError):
     code = "storage.unavailable"
 
 
+class DiskFull(TransientError):
+    """A disk, or what of it one may use, is full. It is not tried again: waiting makes no room."""
+
+    code = "storage.disk_full"
+
+
 class SizeMismatch(TransientError):
     """Another number of bytes arrived than was listed.
 

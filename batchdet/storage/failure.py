@@ -7,15 +7,21 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from batchdet.errors import BatchdetError
-from batchdet.storage.errors import NotFound, StorageError, TransientError
+from batchdet.storage.errors import DiskFull, NotFound, StorageError, TransientError
 from batchdet.storage.uri import is_s3, scheme
 
 _CLIENTS: Final = frozenset({"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "s3fs", "urllib3"})
 _NO_CREDENTIALS: Final = frozenset({"NoCredentialsError", "PartialCredentialsError"})
-_REFUSALS: Final = frozenset(
-    {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, getattr(errno, "EREMCHG", errno.EINVAL)}
+LASTING: Final = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS}
+    | {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ}
+    | {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMSGSIZE, errno.ENXIO, errno.ENODEV, errno.EXDEV}
+    | {getattr(errno, "EREMCHG", errno.EINVAL)}
 )
-"""The store understood, and said no."""
+"""A file system or store understood, and said no. Everything else (EIO, ESTALE, ETIMEDOUT, ENOMEM, EMFILE, ...) may
+pass: it says nothing lasting about an object, so no row may come of it."""
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""It passes when somebody makes room, for which nobody waits."""
 _IN_THE_WAY: Final[dict[type[Exception], str]] = {
     IsADirectoryError: "it is a folder",
     NotADirectoryError: "a part of its path is a file, not a folder",
@@ -34,7 +40,7 @@ def may_pass(error: Exception) -> bool:
         return False
     if _code(error) in _DAMAGED_ON_THE_WAY:
         return True
-    return _is_of_a_store(error) and getattr(error, "errno", None) not in _REFUSALS
+    return _is_of_a_store(error) and getattr(error, "errno", None) not in LASTING
 
 
 @contextmanager
@@ -64,7 +70,11 @@ def plain_errors(uri: str, action: str) -> Iterator[None]:
             raise StorageError(f"{uri}: cannot {action}: it has changed since it was listed") from error
         if kind in _NO_CREDENTIALS:
             raise StorageError(f"{uri}: cannot {action}: no credentials for {scheme(uri)}:// were found") from error
-        passing = may_pass(error) and scheme(uri) not in {"file", "memory"}
+        number = getattr(error, "errno", None)
+        if number in FULL:
+            raise DiskFull(f"{uri}: cannot {action}: {_reason(error)}; make room there, and run the same command again",
+                           key=uri) from error  # fmt: skip
+        passing = may_pass(error) and (number is not None or scheme(uri) not in {"file", "memory"})
         failure = TransientError if passing else StorageError
         raise failure(f"{uri}: cannot {action}{_at(uri)}: {_reason(error)}") from error
 

@@ -7,9 +7,9 @@ from typing import IO, Any, Final, cast
 
 from batchdet.storage.backoff import patient, persist
 from batchdet.storage.client import filesystem
-from batchdet.storage.errors import SizeMismatch, StorageError
+from batchdet.storage.errors import SizeMismatch
 from batchdet.storage.failure import plain_errors
-from batchdet.storage.listing import StoredObject, stat, stored_object
+from batchdet.storage.listing import StoredObject, stored_object
 from batchdet.storage.uri import is_s3, scheme
 
 _BUFFER_BYTES: Final = 8 * 1024 * 1024
@@ -106,13 +106,16 @@ def read_object(obj: StoredObject) -> bytes:
         SizeMismatch: Another number of bytes arrived.
         StorageError: It cannot be read, or has changed.
     """
+    if scheme(obj.uri) == "file":
+        from batchdet.storage.local_file import LocalFile  # which is a RangeFile
+
+        with LocalFile(obj) as file:
+            data = file.read()
+            file.check()
+            return data
     if obj.size_bytes < 0 or not obj.etag or not is_s3(obj.uri):
-        data = read_bytes(obj.uri, obj.size_bytes)
-    else:
-        data = read_range(obj, 0, obj.size_bytes)
-    if scheme(obj.uri) == "file" and obj.etag and obj.etag != (now := stat(obj.uri)).etag:
-        raise StorageError(f"{obj.uri}: it has changed since it was listed ({now.etag}, listed {obj.etag})")
-    return data
+        return read_bytes(obj.uri, obj.size_bytes)
+    return read_range(obj, 0, obj.size_bytes)
 
 
 class RangeFile(io.RawIOBase):
@@ -137,6 +140,9 @@ class RangeFile(io.RawIOBase):
         """
         end = min(end, self.size_bytes)
         return persist(lambda: read_range(self._obj, start, end))
+
+    def check(self) -> None:
+        """Make sure that what was read is the listed object; here each request has."""
 
     def readable(self) -> bool:
         """Return True."""

@@ -17,7 +17,6 @@ NOT_DUE: Final = {
     "R35": "half an hour of mixed faults is make soak MINUTES=30, too long for a test",
     "R38": "killed processes of Ray: in work for the issue Hardened",
     "R39": "stopped processes of Ray: in work for the issue Hardened",
-    "R42": "a shard that is overwritten while it is read: in work for the issue Hardened",
     "S19": "there is no such promise",
 }
 """Promises that no test has to keep yet -> why."""

@@ -315,7 +315,10 @@ def test_retry_leaves_other_errors_alone(clock: Clock) -> None:
         ),
         ("/x", FileExistsError(17, "File exists"), StorageError, "a file of that name is in the way$"),
         ("s3://b/x", OSError(5, "a\nb"), TransientError, "cannot read: a b$"),
-        ("/x", OSError(5, "io"), StorageError, "io"),
+        ("/x", OSError(5, "io"), TransientError, "io"),
+        ("/x", OSError(40, "Too many levels"), StorageError, "Too many levels"),
+        ("/x", OSError("no number"), StorageError, "no number"),
+        ("/x", OSError(28, "No space left on device"), storage.DiskFull, "No space left on device; make room there"),
         ("s3://b/x", TimeoutError(), TransientError, "TimeoutError"),
     ],
 )

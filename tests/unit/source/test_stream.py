@@ -106,14 +106,15 @@ def test_range_file_seeks(stored: StoredObject) -> None:
 
 def test_local_stream(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(DATA)
-    stream = LocalStream(str(tmp_path / "x"), len(DATA))
+    listed = storage.stat(str(tmp_path / "x"))
+    stream = LocalStream(storage.LocalFile(listed), len(DATA))
     assert stream.read(10) == DATA[:10]
     assert stream.skip(90) == 90
     assert stream.read(1 << 60) == DATA[100:]
     assert stream.is_complete()
     assert stream.skip(1) == 0
     stream.close()
-    short = LocalStream(str(tmp_path / "x"), len(DATA) + 1)
+    short = LocalStream(storage.LocalFile(listed), len(DATA) + 1)
     short.skip(1 << 60)
     assert not short.is_complete()
     short.close()
