@@ -129,9 +129,14 @@ def _unusable(error: Any) -> SpecError:
     parameter = getattr(error, "param", None)
     key = (parameter.metavar or parameter.opts[0]) if parameter else getattr(error, "option_name", None)
     missing = "Missing" in type(error).__name__
-    what = error.format_message().partition(", unable")[0].replace("Input should", "it should").rstrip(".")
+    what = (
+        error.format_message()
+        .partition(", unable")[0]
+        .replace("Input should", "it should")
+        .replace("Value error, ", "")
+    )
     return SpecError(
-        f"{command}: {what[:1].lower()}{what[1:]}; {see}",
+        f"{command}: {what[:1].lower()}{what[1:].rstrip('.')}; {see}",
         code="argument.missing" if missing else "argument.invalid",
         key=key,
     )

@@ -27,6 +27,8 @@ def model(
     from batchdet.spec import ModelSpec
 
     look_beside("job.yaml")
+    if not uri.strip():
+        raise SpecError("the URI of the model is empty", code="model.not_found", key="URI")
     try:
         spec = ModelSpec(uri=uri, family=family, trusted=trusted)
     except ValueError as error:

@@ -145,9 +145,11 @@ def _parts(uri: str) -> tuple[str, dict[str, storage.StoredObject]]:
         found = {name: _stat(f"{uri}/{name}") for name in huggingface.NAMES}
         parts = {name: stat for name, stat in found.items() if stat is not None}
         if huggingface.CONFIG not in parts:
-            raise ModelError(
+            raise SpecError(
                 f"model.uri: {uri} is a folder without {huggingface.CONFIG}; name a model file in it, or a "
-                "Hugging Face folder"
+                "Hugging Face folder",
+                code="model.not_a_model",
+                key="model.uri",
             )
         if huggingface.WEIGHTS not in parts:
             if huggingface.INDEX not in parts:

@@ -31,6 +31,9 @@ _OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
 )
 """How files begin that users name by mistake. Two bytes decide only where protobuf cannot begin so."""
 _MARKUP: Final = (b"<!doctype", b"<html", b"<?xml")
+_TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{8,}")
+"""No file of a model begins so: each has a control character among its first bytes."""
+_POINTER: Final = b"version https://git-lfs"
 OWN_KEY: Final = "batchdet"
 """The key of a safetensors header that makes a file a net of batchdet's own."""
 
@@ -111,7 +114,8 @@ def _other(head: bytes) -> str | None:
         return "a tar archive"
     if head[:3] == b"\0\0\0" and head[4:8] == b"ftyp":
         return "a video, or an AVIF or HEIC picture"
-    return next((words for start, words in _OTHERS if head.startswith(start)), None)
+    found = next((words for start, words in _OTHERS if head.startswith(start)), None)
+    return found or ("a text file" if _TEXT.fullmatch(head) and not head.startswith(_POINTER) else None)
 
 
 def _no_model(path: str, what: str) -> SpecError:

@@ -81,7 +81,7 @@ def batchdet(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_wrong_model_exits_5_and_says_why(ray_head: RayHead, tmp_path: Path) -> None:
-    (tmp_path / "wrong.onnx").write_text("this is no model")
+    (tmp_path / "wrong.onnx").write_bytes(b"\x08\x07this is no model")
     (tmp_path / "images").mkdir()
     (tmp_path / "job.yaml").write_text(
         "name: j\nsource: {uri: images}\nmodel: {uri: wrong.onnx}\noutput: {uri: labels}\n"

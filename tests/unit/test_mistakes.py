@@ -163,6 +163,15 @@ MISTAKES = [
         "did you mean",
     ),
     Mistake("folder as job", ("run", "photos"), 2, "spec.folder", "photos", "batchdet label photos"),
+    Mistake("no job", ("run", ""), 2, "spec.not_found", "JOB", "empty"),
+    Mistake("no model", ("model", ""), 2, "model.not_found", "URI", "empty"),
+    Mistake("text as model", ("model", "job.yaml"), 2, "model.not_a_model", "model.uri", "a text file"),
+    Mistake("folder as model", ("model", "photos"), 2, "model.not_a_model", "model.uri", "config.json"),
+    Mistake("no output", ("label", "photos", "--model", "builtin:sample", "--out", ""), 2, "spec.value", "", "--out: "),
+    Mistake("file as output", ("show", "job.yaml"), 2, "storage.failed", "", "is a file, not a folder"),
+    Mistake("key without its group", (*RUN, "--set", "score_threshold=0.4"), 2, "spec.unknown_key", "", "key of model"),
+    Mistake("classes as text", (*RUN, "--set", "model.classes=car"), 2, "spec.value", "model.classes", "[a, b]"),
+    Mistake("no classes", (*RUN, "--set", "model.classes=[]"), 2, "spec.value", "model.classes", "an entry"),
     Mistake("unknown command", ("predict", "job.yaml"), 2, "argument.unknown_command", "predict", "'run'"),
 ]
 

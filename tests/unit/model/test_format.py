@@ -85,6 +85,8 @@ def test_an_onnx_file_is_one(tmp_path: Path) -> None:
         (b"%PDF-1.7\n", "a PDF document"),
         (b"<!DOCTYPE html><html>404", "a web page"),
         (b"<html>404</html>", "a web page"),
+        (b"name: first\nsource: photos\n", "a text file"),
+        ("Köln, Łódź\n".encode(), "a text file"),
         (b"\0\0\0\x18ftypmp42" + bytes(100), "a video"),
         (bytes(257) + b"ustar" + bytes(250), "a tar archive"),
         (zipped("hello.txt"), "a zip archive"),
@@ -255,3 +257,9 @@ def test_files_of_a_folder_that_are_broken(name: str, tmp_path: Path, cache: str
         (path / name).write_bytes(content)
         with pytest.raises(ModelError, match=f"{name} {words}"):
             fetch_model(str(path), cache_dir=cache)
+
+
+def test_a_folder_that_is_no_model_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        fetch_model(str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert (caught.value.code, caught.value.exit_status) == ("model.not_a_model", 2)

@@ -315,7 +315,7 @@ def test_a_gpu_computes_in_half_width_where_that_agrees_and_is_quicker(
 @pytest.mark.usefixtures("no_ray")
 def test_a_bad_model_is_said_by_the_process_that_tried_it(tmp_path: Path) -> None:
     asked = trial(tmp_path, "builtin:sample")
-    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x07no model")
     spec = asked.spec.model_copy(update={"model": ModelSpec(uri=str(tmp_path / "bad.onnx"))})
     with probing(replace(asked, spec=spec, sha256="")) as probe, pytest.raises(ModelError, match=r"bad\.onnx"):
         probe.result(ONE)
