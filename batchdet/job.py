@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from batchdet import storage
+from batchdet.deadline import Deadline
 from batchdet.errors import BatchdetError, ConservationError, TooManyFailures
 from batchdet.failpoint import failpoint
 from batchdet.forecast import Account, segment_rows, trial_of
+from batchdet.machine import gpu_count
 from batchdet.model.families.plugin import plugin_to_ship
 from batchdet.places import check_apart, check_space, check_writable, in_full
 from batchdet.plan import Plan, cut_of, plan_job
@@ -35,6 +37,7 @@ from batchdet.text import counted
 
 if TYPE_CHECKING:
     from batchdet.pipeline.probe import Probe
+    from batchdet.pipeline.trial import LoadedModel
     from batchdet.results.open import Results
 
 
@@ -130,7 +133,8 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
     try:
         with Lease(out, watcher.say if spec.policy.when_locked == "wait" else None) as lease:
             commit.complete_commit(out, lease)
-            return _take_steps(spec, _Command(fresh, watcher, verbose, lease))
+            with Deadline(spec.compute.no_progress_s) as deadline:
+                return _take_steps(spec, _Command(fresh, watcher, verbose, lease, deadline))
     finally:
         watcher.stop()
 
@@ -143,10 +147,14 @@ class _Command:
     watcher: Watcher
     verbose: bool
     lease: Lease
+    deadline: Deadline
 
 
 _OF_ONE_RUN: Final = (TooManyFailures, storage.StorageError, ConservationError)
 """Errors that may lie in what one run holds, and say nothing of others."""
+_SLOWER: Final = 10
+"""An image may take this many times what it takes alone."""
+_UNKNOWN_IMAGE_S: Final = 0.1
 _NAMED: Final = 3
 """Runs that were refused or stopped and that a message names."""
 
@@ -235,22 +243,28 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
     Raises:
         TooManyFailures: It was not committed; the reason is kept in the run's folder.
     """
+    from batchdet.pipeline.attempts import AtWork
     from batchdet.pipeline.resources import plan_workers
     from batchdet.pipeline.session import ray_session
 
     spec, inventory, out = plan.spec, plan.inventory, plan.spec.output.uri
-    watcher, lease = command.watcher, command.lease
+    watcher, lease, deadline = command.watcher, command.lease, command.deadline
     reached = {"plan": time.monotonic()}
     _say_plan(plan, watcher)
     address = spec.compute.address
-    probe.begin(trial_of(plan))
+    trial = trial_of(plan)
+    probe.begin(trial)
+    trial_s = trial.timeout_s("gpu" if address or gpu_count() else "cpu")
+    deadline.expect("the start of Ray" if address is None else f"the connection to the cluster at {address}")
     with ray_session(address, command.verbose, plugin_to_ship(spec.model.family), spec.name) as capacity:
         from batchdet.pipeline.ray_data import get_ready, label_segments
 
         reached["ray"] = time.monotonic()
         get_ready(address is None)
+        deadline.expect("the trial of the model", 2 * trial_s)  # it is tried again without images
         probed = probe.result(capacity)
         reached["probe"] = time.monotonic()
+        deadline.expect("the choice of the workers")
         workers = plan_workers(spec.compute, capacity, probed.device, probed.reason, probed.model.alone)
         rows, why = segment_rows(plan, workers, probed.model)
         choices = workers.choices | probed.model.choices | {"segment_rows": f"{rows}: {why}"}
@@ -289,6 +303,8 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         watcher.expect(account.expected_s)
         lease.tell(images_done, plan.shards.image_count)
         labelling = time.monotonic()
+        at_work = AtWork(run_id)
+        deadline.expect("the start of the workers", trial_s)
         if left:
             for segment in label_segments(
                 spec.as_computed(lineage.computed),
@@ -303,6 +319,10 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
                 probed.model,
                 rows,
             ):
+                if deadline.doing == "labelling":
+                    deadline.progress()
+                else:
+                    deadline.expect("labelling", _more_s(spec, probed.model, rows), at_work.text, at_work.moved)
                 account.pace.add(segment.images, segment.times_s)
                 images_done += segment.images
                 lease.tell(images_done, plan.shards.image_count)
@@ -311,6 +331,8 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
                 if lease.lost:
                     lease.check()
         wall_s = time.monotonic() - labelling
+        deadline.expect("the end of Ray")
+    deadline.rest("the commit")
     manifest = commit.commit_run(
         out,
         spec,
@@ -328,6 +350,15 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
     )
     run = _closed(manifest, "committed", plan, started)
     return replace(run, measured=account.measured | _say_passed_over(plan, run_id, watcher))
+
+
+def _more_s(spec: JobSpec, model: "LoadedModel", rows: int) -> float:
+    """Return how many seconds without a staged segment are no fault: large segments, slow images.
+
+    On a cluster the notes of what workers have in work lie on other machines, and each image of a segment may hang.
+    """
+    image_s = model.alone.work_ms.mean / 1e3 if model.alone else _UNKNOWN_IMAGE_S
+    return rows * (_SLOWER * image_s + (spec.compute.image_timeout_s if spec.compute.address else 0))
 
 
 def _derive(plan: Plan, command: _Command, started: float) -> Run:

@@ -130,3 +130,26 @@ def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
     except OSError as error:
         return 127, str(error)
     return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Map the processes below one that have not ended to their state, a letter: T is stopped."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _read(entry / "stat")):
+            state, parent, *_ = stat.rpartition(")")[2].split()
+            if state not in {"Z", "X"}:
+                children.setdefault(int(parent), []).append((int(entry.name), state))
+    found: dict[int, str] = {}
+    todo = [pid]
+    while todo:
+        for child, state in children.get(todo.pop(), ()):
+            found[child] = state
+            todo.append(child)
+    return found
+
+
+def stopped_processes(pid: int) -> list[str]:
+    """Name the stopped processes below one, as ``raylet (process 1234)``."""
+    stopped = [child for child, state in descendants(pid).items() if state == "T"]
+    return [f"{_read(Path(f'/proc/{child}/comm'))} (process {child})" for child in stopped]

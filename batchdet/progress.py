@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from batchdet.attendant import tell
 from batchdet.errors import BatchdetError
 from batchdet.job import Watcher
 from batchdet.text import counted, escape
@@ -207,6 +208,7 @@ def hushed(verbose: bool = False) -> Iterator[None]:
         return
     screen, python_stderr = os.dup(2), sys.stderr
     with tempfile.NamedTemporaryFile("w", prefix="batchdet-", suffix=".log", delete=False) as log:
+        tell(log=log.name)
         sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
         os.dup2(log.fileno(), 2)
         try:

@@ -9,7 +9,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Uri = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
@@ -308,6 +317,13 @@ class ComputeSpec(_Part):
     image_timeout_s: Annotated[int, Field(ge=1, le=86_400)] = Field(
         60, description="An image on which a worker hangs for longer becomes a failed row (timed_out)."
     )
+    no_progress_timeout_s: Literal["auto"] | Annotated[int, Field(ge=1, le=604_800)] = Field(
+        "auto",
+        description="If no segment is staged and no phase begins for this long, the run ends with exit status 5 and "
+        "says what it waited for. The trial of the model has its own limits on top, among them 15 minutes for a "
+        "TensorRT engine; so has the start of the workers. It must be more than image_timeout_s and more than a new "
+        "node needs to start; auto is 600, or three times image_timeout_s if that is more.",
+    )
     image_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = Field(
         4 * 1024**3,
         description="An image for which a worker takes more memory than this becomes a failed row (out_of_memory).",
@@ -316,6 +332,21 @@ class ComputeSpec(_Part):
         None,
         description="A running Ray cluster, from one of its machines: auto or HOST:PORT; null starts one here.",
     )
+
+    @field_validator("no_progress_timeout_s")
+    @classmethod
+    def _is_longer_than_an_image(cls, value: Any, info: ValidationInfo) -> Any:
+        image_s = info.data.get("image_timeout_s", 0)
+        if value != "auto" and value <= image_s:
+            text = f"it should be more than compute.image_timeout_s ({image_s}), which one image may take"
+            raise PydanticCustomError("no_progress", "{text}", {"text": text})
+        return value
+
+    @property
+    def no_progress_s(self) -> int:
+        """Seconds without progress that end the run."""
+        asked = self.no_progress_timeout_s
+        return max(600, 3 * self.image_timeout_s) if asked == "auto" else asked
 
 
 class OutputSpec(_Part):

@@ -78,6 +78,12 @@ def _command_line(pid: int) -> str:
         return ""
 
 
+def _parent(pid: int) -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
 class Driver:
     """``python -m batchdet ARGUMENTS`` as a process of its own, with a Ray of its own below a folder of its own.
 
@@ -116,6 +122,7 @@ class Driver:
                 start_new_session=True,
             )
         self._family: dict[int, int] = {}
+        self._frozen: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +140,12 @@ class Driver:
     def pid(self) -> int:
         """Its process."""
         return self.process.pid
+
+    @property
+    def run_pid(self) -> int:
+        """The process that does the run's work: the first child of its process, which waits for it."""
+        family = {pid: began for pid, began in self.family().items() if _parent(pid) == self.pid}
+        return min(family, key=lambda pid: (family[pid], pid))
 
     @property
     def returncode(self) -> int | None:
@@ -184,6 +197,17 @@ class Driver:
         """Send it a signal; its Ray's processes get none."""
         self.family()
         self.process.send_signal(number)
+
+    def freeze(self) -> None:
+        """Stop it, as a machine that stalls does."""
+        self._frozen = (self.pid, self.run_pid)
+        for pid in self._frozen:
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it run again."""
+        for pid in self._frozen:
+            os.kill(pid, signal.SIGCONT)
 
     def ctrl_c(self) -> None:
         """Do what a terminal does: SIGINT to every process of its group."""

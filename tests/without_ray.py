@@ -177,9 +177,10 @@ _WORKERS = SimpleNamespace(choices={}, device="cpu", actors=1, pool=Pool("cpu", 
 _FAKES: dict[str, Any] = {
     "session": {"ray_session": _no_ray},
     "probe": {"Probe": _Probe},
-    "trial": {"Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256)},
+    "trial": {"Trial": lambda spec, sha256, *others: SimpleNamespace(sha256=sha256, timeout_s=lambda device: 60)},
     "samples": {"Samples": SimpleNamespace(of=lambda *arguments: None)},
     "resources": {"plan_workers": lambda *arguments: _WORKERS},
+    "attempts": {"AtWork": lambda run_id: SimpleNamespace(text=str, moved=bool)},
     "ray_data": {"label_segments": _label_segments, "get_ready": lambda own: None},
 }
 

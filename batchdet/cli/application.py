@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, NoReturn
 
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import batchdet
+from batchdet.attendant import attend, is_attended, tell
 from batchdet.cli.output import print_json
 from batchdet.errors import BatchdetError, Interrupted, SpecError
 from batchdet.failpoint import failpoint
@@ -20,6 +22,11 @@ _UsageError: Final[Any] = typer.BadParameter.__bases__[0]
 """Where typer keeps this class depends on its version."""
 _OTHER_NAMES: Final = dict.fromkeys(("predict", "detect", "infer", "inference", "start"), "run")
 """What the commands are called elsewhere."""
+_ATTENDED: Final = ("run", "label")
+"""Commands that start a Ray, which may end their process."""
+_SAME_SIGNAL_S: Final = 1.0
+_END_S: Final = 15.0
+"""Exit handlers may take this long."""
 
 
 class Commands(TyperGroup):
@@ -85,9 +92,19 @@ def fail(error: BatchdetError, as_json: bool = False, report: Mapping[str, Any] 
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """Turn the first SIGINT or SIGTERM into an error that unwinds; another one of either ends the process at once."""
+    """Turn the first SIGINT or SIGTERM into an error that unwinds; another one of either ends the process at once.
+
+    A terminal sends Ctrl-C to this process and to its attendant, which passes it on: that is the same one.
+    """
+    first = time.monotonic()
+
+    def again(number: int, _: object) -> None:
+        if not is_attended() or time.monotonic() - first > _SAME_SIGNAL_S:
+            tell(status=128 + number)
+            os._exit(128 + number)
+
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda again, _: os._exit(128 + again))
+        signal.signal(each, again)
     failpoint("cli.interrupted")
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     raise Interrupted(f"stopped by {name}; what was staged is kept, and the same command resumes the run", 128 + number)
@@ -144,16 +161,23 @@ def _unusable(error: Any) -> SpecError:
 
 def main_of_process() -> None:
     """Run the command line, and end the process with it."""
+    if sys.argv[1:2] and sys.argv[1] in _ATTENDED:
+        attend(lambda error: fail(error, "--json" in sys.argv))
     try:
         main()
     except SystemExit as end:
         if isinstance(end.code, int):
             _leave(end.code)
+        tell(status=1 if end.code else 0, within_s=_END_S)
+        raise
+    except BaseException:
+        tell(status=1, within_s=_END_S)
         raise
 
 
 def _leave(status: int) -> NoReturn:
     """Exit without taking all modules and objects apart, which takes 0.6 s after a run and changes nothing."""
+    tell(status=status, within_s=_END_S)
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
@@ -162,5 +186,6 @@ def _leave(status: int) -> NoReturn:
     except OSError as error:
         print(f"error: the output is not complete: {error.strerror}", file=sys.stderr)
         status = status or 1
+        tell(status=status)
     sys.stderr.flush()
     os._exit(status)

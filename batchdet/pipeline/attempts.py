@@ -17,6 +17,7 @@ from typing import Final
 from batchdet.errors import ClusterError
 
 _KEEP_S: Final = 7 * 86_400.0
+_NAMED: Final = 3
 
 
 class Attempts:
@@ -31,7 +32,7 @@ class Attempts:
     """
 
     def __init__(self, run_id: str, folder: Path | None = None) -> None:
-        self._folder = folder or Path(tempfile.gettempdir()) / f"batchdet-{os.geteuid()}"
+        self._folder = folder or _own_folder()
         self._run_id = run_id
         with contextlib.suppress(FileExistsError):
             self._folder.mkdir(mode=0o700)
@@ -47,7 +48,7 @@ class Attempts:
         Yields:
             How many workers have died with it, here.
         """
-        path = self._folder / f"{self._run_id}-{segment_name.replace('/', '-')}"
+        path = self._path(segment_name)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             earlier = os.fstat(handle).st_size
@@ -59,8 +60,56 @@ class Attempts:
         finally:
             path.unlink(missing_ok=True)
 
+    def touch(self, segment_name: str) -> None:
+        """Note that the work on a segment has made progress."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(segment_name))
+
+    def _path(self, segment_name: str) -> Path:
+        return self._folder / f"{self._run_id}-{segment_name.replace('/', '-')}"
+
     def _forget_old_ones(self) -> None:
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):  # another worker may be quicker
                 if time.time() - path.stat().st_mtime > _KEEP_S:
                     path.unlink()
+
+
+class AtWork:
+    """The segments that workers on this machine have in work, as their notes show.
+
+    Args:
+        run_id: The run.
+        folder: Where the notes are kept; None takes a private folder below the system's temporary one.
+    """
+
+    def __init__(self, run_id: str, folder: Path | None = None) -> None:
+        self._folder = folder or _own_folder()
+        self._run_id = run_id
+        self._since_s = time.time()
+        self._newest_s = 0.0
+
+    def moved(self) -> bool:
+        """Tell whether a segment was begun, or got further, since the last call."""
+        before, self._newest_s = self._newest_s, max(self._notes().values(), default=0.0)
+        return self._newest_s > before
+
+    def text(self) -> str:
+        """Say which segments are in work, as ", of segments ..."."""
+        names = sorted(self._notes())
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f" of {'segment' if len(names) == 1 else 'segments'} {', '.join(names[:_NAMED])}{more}" if names else ""
+
+    def _notes(self) -> dict[str, float]:
+        """Map the segments in work to when each was begun or got further, as a Unix time."""
+        found = {}
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob(f"{self._run_id}-*"):
+                changed_s = path.stat().st_mtime
+                if changed_s >= self._since_s:  # older ones are of a process that was killed
+                    found[path.name.removeprefix(f"{self._run_id}-")] = changed_s
+        return found
+
+
+def _own_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"batchdet-{os.geteuid()}"

@@ -47,6 +47,10 @@ class Guard:
         Raises:
             ClusterError: Workers die with a segment although each of its images passes alone.
         """
+
+        def progress() -> None:
+            self._attempts.touch(segment.name)
+
         with self._attempts.of(segment.name) as deaths:
             if deaths >= _GIVE_UP_AFTER:
                 raise ClusterError(
@@ -54,7 +58,7 @@ class Guard:
                     "although each of its images passes alone; a smaller compute.batch_rows or a larger "
                     "compute.image_memory_bytes may help"
                 )
-            fatal = self._replay.find_fatal(segment) if deaths >= _SUSPECT_AFTER else {}
+            fatal = self._replay.find_fatal(segment, progress) if deaths >= _SUSPECT_AFTER else {}
             try:
                 yield fatal
             finally:

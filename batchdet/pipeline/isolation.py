@@ -49,8 +49,12 @@ class Replay:
     device: Device
     placement: Placement | None = None
 
-    def find_fatal(self, segment: Segment) -> dict[int, ImageError]:
+    def find_fatal(self, segment: Segment, progress: Callable[[], None] = lambda: None) -> dict[int, ImageError]:
         """Replay a segment.
+
+        Args:
+            segment: The segment.
+            progress: Is called each time that the process has begun or ended an image.
 
         Returns:
             Place in the segment -> ``crashed``, ``timed_out`` or ``out_of_memory``, of each that ends its process.
@@ -60,13 +64,13 @@ class Replay:
         """
         fatal: dict[int, ImageError] = {}
         start = 0
-        while start < len(segment.data) and (end := self._replay(segment, start)):
+        while start < len(segment.data) and (end := self._replay(segment, start, progress)):
             index, error = end
             fatal[index] = error
             start = index + 1
         return fatal
 
-    def _replay(self, segment: Segment, start: int) -> tuple[int, ImageError] | None:
+    def _replay(self, segment: Segment, start: int, progress: Callable[[], None]) -> tuple[int, ImageError] | None:
         """Replay from an image on, until the end (None) or to the image that ends the process."""
         compute = self.spec.compute
         limits = _Limits(compute.image_timeout_s, compute.image_memory_bytes)
@@ -75,7 +79,7 @@ class Replay:
         ) as process:
             try:
                 _send(process, self, segment, start)
-                return limits.watch(process)
+                return limits.watch(process, progress)
             finally:
                 process.kill()
 
@@ -92,7 +96,7 @@ class _Limits:
     image_timeout_s: float
     image_memory_bytes: int
 
-    def watch(self, process: "subprocess.Popen[bytes]") -> tuple[int, ImageError] | None:
+    def watch(self, process: "subprocess.Popen[bytes]", progress: Callable[[], None]) -> tuple[int, ImageError] | None:
         """Follow what the process says, until it has done all (None) or has ended in an image."""
         assert process.stdout is not None
         current, base_bytes, text = -1, sys.maxsize, b""
@@ -106,6 +110,7 @@ class _Limits:
                         base_bytes = private_bytes(process.pid)
                     current = int(number) if word == _BEGIN else -1
                     deadline = time.monotonic() + self.image_timeout_s
+                progress()
                 if not new:
                     return self._ended(process, current)
                 continue

@@ -5,6 +5,7 @@ import importlib
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 import batchdet
 from batchdet.errors import ClusterError
-from batchdet.machine import cpu_limit, reachable, shared_memory_bytes
+from batchdet.machine import cpu_limit, free_bytes, reachable, shared_memory_bytes
 from batchdet.pipeline.own_ray import few_daemons, kept_to_this_machine, no_helpers
 from batchdet.ray_environment import ray_environment
 
@@ -26,6 +27,10 @@ _PIPELINE: Final = "batchdet.pipeline.ray_data"
 _OBJECT_STORE_MAX_BYTES: Final = 4 * 1024**3
 _SHARED_MIN_BYTES: Final = 300 * 1024**2
 """Ray wants a third of it at least; where /dev/shm has less, it takes a file instead."""
+
+_LEAST_FILES: Final = 512
+_LOGS_BYTES: Final = 100_000_000
+"""Of a local Ray: its logs and sockets."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def ray_session(
         "job_config": _job_config(name),
     }
     if address is None:
+        _check_room()
         for name, value in ray_environment(usable_cpus()).items():
             os.environ.setdefault(name, value)
         options |= {
@@ -116,6 +122,37 @@ def ray_session(
         finally:
             with _own_signals():
                 ray.shutdown()
+
+
+def _check_room() -> None:
+    """Refuse to start a Ray that would hang or end without a word for want of open files or disk space.
+
+    A soft limit of open files is raised if the hard limit allows it.
+
+    Raises:
+        ClusterError: There is too little; the message says how much there is and how much is needed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _LEAST_FILES if hard == resource.RLIM_INFINITY else min(_LEAST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    if enough < _LEAST_FILES:
+        raise ClusterError(
+            f"a process may open only {hard} files here and Ray needs {_LEAST_FILES}; raise the limit (ulimit -n)",
+            code="cluster.few_files",
+        )
+    folder = os.environ.get("RAY_TMPDIR") or "/tmp"
+    in_memory = shared_memory_bytes()[0] >= _SHARED_MIN_BYTES  # else Ray keeps its objects in the folder, too
+    needed = _LOGS_BYTES + (0 if in_memory else _SHARED_MIN_BYTES // 3)
+    free, _ = free_bytes(folder)
+    if free < needed:
+        shared = "" if in_memory else f" because /dev/shm has only {shared_memory_bytes()[0] // 10**6} MB free"
+        raise ClusterError(
+            f"{folder} has only {free // 10**6} MB free and Ray needs {needed // 10**6} MB there{shared}; "
+            "make room, or name another folder in RAY_TMPDIR",
+            code="cluster.no_space",
+            key=folder,
+        )
 
 
 def _init(options: dict[str, Any], address: str | None, verbose: bool) -> None:

@@ -1,7 +1,5 @@
 """Two drivers and one output: one of them writes, whatever becomes of the other."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -62,12 +60,12 @@ def test_a_driver_that_was_stopped_is_fenced_by_the_one_that_took_over(
     truth = read_tables(tmp_path / "clean")
     with Driver(["run", job], tmp_path, f"{place}=pause:{here}") as first:
         first.wait_for(here)
-        os.kill(first.pid, signal.SIGSTOP)
+        first.freeze()
         second = run_to_end(["run", job], tmp_path)  # watches the lease for 20 s before it takes it
         assert second.returncode == 0, second.stderr
         committed = tables_and_manifests(out)
         here.unlink()
-        os.kill(first.pid, signal.SIGCONT)
+        first.thaw()
         assert first.wait() == status, first.stderr
         assert ("was taken over" in first.stderr) == (status == 4)
         assert "Traceback" not in first.stderr
@@ -90,7 +88,7 @@ def test_a_second_scheduled_run_fails_or_waits(job: Path, tmp_path: Path, policy
         with Driver(["run", job, "--set", f"policy.when_locked={policy}"], tmp_path) as second:
             if policy == "fail":
                 assert second.wait() == 4
-                assert f"is held by another run (process {first.pid} on " in second.stderr
+                assert f"is held by another run (process {first.run_pid} on " in second.stderr
             else:
                 wait_until(lambda: "waiting until it ends" in second.stderr, "the second driver's sentence", 60)
             here.unlink()
