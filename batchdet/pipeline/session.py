@@ -127,16 +127,13 @@ def ray_session(
 def _check_room() -> None:
     """Refuse to start a Ray that would hang or end without a word for want of open files or disk space.
 
-    A soft limit of open files is raised if the hard limit allows it.
+    Ray raises the soft limit of open files to the hard one.
 
     Raises:
         ClusterError: There is too little; the message says how much there is and how much is needed.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = _LEAST_FILES if hard == resource.RLIM_INFINITY else min(_LEAST_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < enough:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
-    if enough < _LEAST_FILES:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _LEAST_FILES:
         raise ClusterError(
             f"a process may open only {hard} files here and Ray needs {_LEAST_FILES}; raise the limit (ulimit -n)",
             code="cluster.few_files",

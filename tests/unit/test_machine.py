@@ -1,5 +1,7 @@
 import os
+import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +71,15 @@ def test_run_limited() -> None:
     assert machine.run_limited(["/no/such/program"], 1)[0] == 127
     status, text = machine.run_limited([sys.executable, "-c", "raise SystemExit('why')"], 20)
     assert (status, text) == (1, "why\n")
+
+
+def test_stopped_processes_below_one_are_named() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert child.pid in machine.descendants(os.getpid())
+        assert machine.stopped_processes(os.getpid()) == []
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        assert machine.stopped_processes(os.getpid()) == [f"sleep (process {child.pid})"]
+        child.kill()
+        child.wait()
+        assert child.pid not in machine.descendants(os.getpid())

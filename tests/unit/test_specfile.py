@@ -218,3 +218,16 @@ def test_what_would_be_right_is_said_in_the_words_of_yaml(old: str, new: str, ke
     assert words in caught.value.message
     for foreign in ("string", "array", "object", "tuple", "String", "validation", "boolean"):
         assert foreign not in caught.value.message
+
+
+def test_the_limit_without_progress_is_longer_than_an_image() -> None:
+    def compute(text: str) -> Any:
+        return parse_job(f"{GOOD}compute: {{{text}}}\n", "job.yaml").compute
+
+    assert compute("").no_progress_s == 600
+    assert compute("image_timeout_s: 3600").no_progress_s == 10_800
+    assert compute("no_progress_timeout_s: 61").no_progress_s == 61
+    for text in ("no_progress_timeout_s: 60", "image_timeout_s: 90, no_progress_timeout_s: 90"):
+        with pytest.raises(SpecError) as raised:
+            compute(text)
+        assert raised.value.key == "compute.no_progress_timeout_s"
