@@ -152,4 +152,10 @@ def descendants(pid: int) -> dict[int, str]:
 def stopped_processes(pid: int) -> list[str]:
     """Name the stopped processes below one, as ``raylet (process 1234)``."""
     stopped = [child for child, state in descendants(pid).items() if state == "T"]
-    return [f"{_read(Path(f'/proc/{child}/comm'))} (process {child})" for child in stopped]
+    return [f"{_program(child)} (process {child})" for child in stopped]
+
+
+def _program(pid: int) -> str:
+    """Return a process's program, or the title that it has given itself."""
+    first = _read(Path(f"/proc/{pid}/cmdline")).partition("\0")[0].strip()
+    return first if first.startswith("ray::") else os.path.basename(first)

@@ -94,9 +94,9 @@ def in_a_process(function: Callable[..., T], *arguments: object) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def _is_actor(pid: int) -> bool:
+def _is_called(pid: int, name: bytes) -> bool:
     try:
-        return b"DetectorActor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return name in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -116,8 +116,10 @@ def measure_run(images: int) -> dict[str, Any]:
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {VARIABLE: rules})
             while process.poll() is None:
-                driver = max(driver, private_bytes(process.pid))
-                actor = max([actor, *(private_bytes(pid) for pid in descendants(process.pid) if _is_actor(pid))])
+                family = descendants(process.pid)
+                # the first process only waits for its child, which has the same command line
+                driver = max([driver, *(private_bytes(pid) for pid in family if _is_called(pid, b"batchdet\0run"))])
+                actor = max([actor, *(private_bytes(pid) for pid in family if _is_called(pid, b"DetectorActor"))])
                 time.sleep(_SAMPLE_S)
         ended = time.time()
         if process.returncode:

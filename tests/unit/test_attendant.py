@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from batchdet.machine import descendants
+from tests.ray_head import started as lives
 
 _HEAD = """
 import os, signal, subprocess, sys, time
@@ -106,7 +107,7 @@ time.sleep(60)
     left = [int(pid) for pid in pids.read_text().split()]
     assert len(left) == 2
     assert f"sleep (process {left[1]})" in err
-    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+    assert [lives(pid) for pid in left] == [None, None]
 
 
 def test_progress_and_a_lifted_limit_keep_it_waiting() -> None:
@@ -134,7 +135,7 @@ def test_a_signal_is_passed_on_and_a_second_one_ends_all(to_all: bool) -> None:
         (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
         assert process.wait(5) == 130
         assert time.monotonic() - began < 2
-        assert not Path(f"/proc/{child}").exists()
+        assert lives(child) is None
 
 
 def test_a_child_that_ends_silently_after_a_signal_was_interrupted() -> None:
