@@ -15,8 +15,6 @@ NOT_DUE: Final = {
     "R6": "a node that is cut off by a network namespace: belongs to the issue of the cluster",
     "R29": "there are no Iceberg tables yet: belongs to the issue of publishing",
     "R35": "half an hour of mixed faults is make soak MINUTES=30, too long for a test",
-    "R38": "killed processes of Ray: in work for the issue Hardened",
-    "R39": "stopped processes of Ray: in work for the issue Hardened",
     "S19": "there is no such promise",
 }
 """Promises that no test has to keep yet -> why."""
