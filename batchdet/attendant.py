@@ -26,6 +26,7 @@ _TICK_S: Final = 1.0
 _LOW_BYTES: Final = 64_000_000
 _ROUNDS, _ROUND_S = 50, 0.02
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 _pipe: int | None = None
 
 
@@ -50,6 +51,8 @@ def is_attended() -> bool:
 def attend(fail: Callable[[BatchdetError], NoReturn]) -> None:
     """Return in a child process; this one becomes its attendant and ends with its status.
 
+    The child has the signal handlers that this process had.
+
     Args:
         fail: Prints an error and raises SystemExit with its status.
     """
@@ -58,11 +61,15 @@ def attend(fail: Callable[[BatchdetError], NoReturn]) -> None:
         return
     read, write = os.pipe()
     parent, libc = os.getpid(), ctypes.CDLL(None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until this process knows what to do with them
     child = os.fork()
     if child:
         os.close(write)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the child leaves behind is found below this process
-        _Attendant(child, read, fail).wait()
+        attendant = _Attendant(child, read, fail)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        attendant.wait()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(read)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -110,14 +110,18 @@ def _on_signal(number: int, frame: object) -> None:
     raise Interrupted(f"stopped by {name}; what was staged is kept, and the same command resumes the run", 128 + number)
 
 
+def _take_signals() -> None:
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the status that DESIGN.md names.
 
     Args:
         arguments: Without the program's name; None takes those of the process.
     """
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
+    _take_signals()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         sys.exit(app(arguments, prog_name="batchdet", standalone_mode=False))
@@ -162,6 +166,7 @@ def _unusable(error: Any) -> SpecError:
 def main_of_process() -> None:
     """Run the command line, and end the process with it."""
     if sys.argv[1:2] and sys.argv[1] in _ATTENDED:
+        _take_signals()
         attend(lambda error: fail(error, "--json" in sys.argv))
     try:
         main()
