@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import csv
 import io
 import json
 import os
@@ -591,6 +592,40 @@ def test_a_hostile_output_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert not set(capture.get()) & set(evil.replace("]0;title", "").replace("[2J", "").replace("31m", ""))
 
 
+@pytest.mark.acceptance("S16")
+def test_hostile_names_steer_no_terminal_and_no_table(command: Command, tmp_path: Path) -> None:
+    """Files with such names go through all commands, and through a run that is refused for them; without Ray."""
+    evil = ["\x1b]0;title\x07", "\x1b[2J", "=cmd|' calc'!A0", "+1", "-1+2", "@SUM(1)", "\r=1", "\t=1", "\u202e",
+            "\x9b31m", "<img src=http:x>", "[red]x", "a\nb"]  # fmt: skip
+    folder, out, job = tmp_path / "in", tmp_path / "out", tmp_path / "job.yaml"
+    folder.mkdir()
+    for n, name in enumerate(evil):
+        (folder / f"{name}{n}.jpg").write_bytes(b"bad" if n % 2 else b"image")
+        (folder / f"{name}{n}.psd").write_bytes(b"passed over")
+    job.write_text(
+        f"name: x\nsource: {{uri: '{folder}'}}\nmodel: {{uri: 'builtin:sample'}}\n"
+        f"output: {{uri: '{out}'}}\ncompute: {{segment_rows: 3}}\n"
+    )
+    printed = [command("plan", job, "--no-measure")]
+    failed = "SELECT uri, substr(uri, length(uri) - strpos(reverse(uri), '/') + 2) AS name, error_message FROM images"
+    with without_ray():
+        printed.append(command("run", job, "--set", "policy.max_failed_fraction=0"))
+        (listed,) = out.rglob("failed.csv")
+        csvs = [listed.read_text()]
+        printed += [command("status", out), command("run", job, "--verbose", "--set", "policy.max_failed_fraction=1")]
+    printed += [command(*each) for each in (("show", out), ("status", out), ("verify", out), ("gc", out, "--dry-run"))]
+    printed += [command("query", out, failed, *more) for more in ((), ("--json",), ("--csv",))]
+    assert [ended.status for ended in printed] == [0, 3, *[0] * 9]
+    csvs.append(printed[-1].stdout)
+    for ended in printed:
+        text = ended.stdout + ended.stderr
+        assert not {c for c in text if c != "\n" and (ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or c == "\u202e")}, ended
+    for text in csvs:
+        cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
+        assert len(cells) > len(evil)
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+
+
 def _spec(source: Path, out: Path) -> JobSpec:
     return JobSpec(
         name="x",
@@ -615,6 +650,56 @@ def test_outputs_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
             check_apart(spec, spec.output.uri)
     spec = _spec(tmp_path / "in", tmp_path / "away" / "new")
     check_apart(spec, spec.output.uri)
+
+
+@pytest.mark.acceptance("S20")
+@pytest.mark.parametrize("place", ["in", "in/sub", "x/../in", "link", "link/sub", "away", "out", "folder/file", "file"])
+def test_no_command_writes_where_an_output_leads_elsewhere(place: str, command: Command, tmp_path: Path) -> None:
+    """The whole command, without Ray: nothing on the disk is changed, not even by the probes of a run."""
+    write_sample(str(tmp_path / "in"), 2, "folder", 4)
+    for name in ("in/sub", "elsewhere", "out"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    for name, target in (("link", "in"), ("away", "elsewhere"), ("out/images", "in")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for name in ("file", "elsewhere/precious.parquet"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "folder").symlink_to(tmp_path / "file")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"name: x\nsource: {{uri: '{tmp_path / 'in'}'}}\nmodel: {{uri: 'builtin:sample'}}\n"
+        f"output: {{uri: '{tmp_path / place}'}}\ncompute: {{segment_rows: 3}}\n"
+    )
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with without_ray():
+        ended = command("run", job, "--json")
+    assert (ended.status, ended.error["exit_status"]) == (2, 2)
+    assert "Traceback" not in ended.stderr
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.acceptance("S20")
+@pytest.mark.parametrize("value", ["../../x", "/etc", "..", ".", "a/../../b", "\0", "%2e%2e%2f"])
+def test_no_partition_leaves_its_table(value: str, command: Command, tmp_path: Path) -> None:
+    write_sample(str(tmp_path / "in"), 2, "folder", 4)
+    names = sorted(str(p) for p in (tmp_path / "in").rglob("*.jpg"))
+    pq.write_table(pa.table({"url": names, "city": [value, "Bonn"]}), tmp_path / "in/l.parquet")
+    job, out = tmp_path / "job.yaml", tmp_path / "a/b/c/out"
+    job.write_text(
+        f"name: x\nsource: {{uri: '{tmp_path}/in/l.parquet', format: uri_list}}\nmodel: {{uri: 'builtin:sample'}}\n"
+        f"output: {{uri: '{out}', partition_by: [city]}}\ncompute: {{segment_rows: 3}}\n"
+    )
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    with without_ray():
+        ended = command("run", job)
+    assert ended.status in {0, 2}
+    assert "Traceback" not in ended.stderr
+    new = {p for p in tmp_path.rglob("*") if p.is_file()} - before
+    assert all(p.resolve().is_relative_to(out) for p in new)
+    tables = [p.relative_to(out).parts for p in new if p.suffix == ".parquet" and "_batchdet" not in p.parts]
+    assert all(len(parts) == 3 and parts[1].startswith("city=") for parts in tables)
+    if ended.status == 0:
+        found = query(str(out), "SELECT DISTINCT city FROM images ORDER BY city").to_pylist()
+        assert {row["city"] for row in found} == {value, "Bonn"}
 
 
 def _damage(name: str, change: Any) -> Any:

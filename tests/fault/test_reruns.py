@@ -1,6 +1,7 @@
 """The same command again, and after something has changed: what is done is not done again, and nothing is mixed."""
 
 import hashlib
+import itertools
 import random
 import signal
 import subprocess
@@ -248,5 +249,35 @@ def test_of_two_drivers_one_writes_and_a_dead_one_is_replaced(tmp_path: Path) ->
         assert third.returncode == 0, third.stderr
     assert count(tmp_path / "third") == IMAGES - 3 * 2
     assert len(committed_runs(str(out))) == 1
+    assert run(job, f"output.uri={tmp_path / 'truth'}").returncode == 0
+    assert_whole(out, read_tables(tmp_path / "truth"))
+
+
+MOMENTS = ["run.leased", "run.spec.after", "run.staged@2", "commit.gather.before", "commit.stats.before"]
+CHOSEN_MOMENT = random.Random(SEED).choice(MOMENTS)
+
+
+@pytest.mark.acceptance("R19")
+@pytest.mark.parametrize(
+    "moment", [pytest.param(each, marks=[] if each == CHOSEN_MOMENT else pytest.mark.fault) for each in MOMENTS]
+)
+def test_a_disk_that_is_full_from_some_moment_on(moment: str, small_disk: Path, tmp_path: Path) -> None:
+    """A real file system of 24 MiB; without Ray."""
+    job, out, here, filler = write_job(tmp_path, IMAGES), small_disk / "out", tmp_path / "here", small_disk / "filler"
+    place = f"output.uri={out}"
+    with running(job, place, failpoints=f"{moment}=pause:{here}", cli=True) as driver:
+        wait_for(here.exists, driver)
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            file.writelines(itertools.repeat(bytes(4096)))
+        here.unlink()
+        printed, said = driver.communicate(timeout=240)
+    assert (driver.returncode, printed) == (2, ""), said
+    assert "Traceback" not in said
+    (error,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert str(out) in error
+    assert "No space left on device" in error
+    assert committed_runs(str(out)) == []
+    filler.unlink()
+    assert run(job, place).returncode == 0
     assert run(job, f"output.uri={tmp_path / 'truth'}").returncode == 0
     assert_whole(out, read_tables(tmp_path / "truth"))

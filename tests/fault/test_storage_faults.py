@@ -7,7 +7,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,20 +313,6 @@ def test_a_store_that_is_stopped_for_a_minute(s3: S3Server, tmp_path: Path, trut
         finally:
             wake.join()
     assert_whole(spec.output.uri, truth["folder"])
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB; skipped where none can be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
-    if mount.returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.fault
