@@ -48,6 +48,7 @@ from batchdet.specfile import parse_job
 from tests import tiny_onnx
 from tests.broken_images import encoded, picture, png_chunk, png_claiming
 from tests.cli import Command, command
+from tests.e2e.conftest import clean_environment
 from tests.fault_proxy import fault_proxy
 from tests.ray_head import descendants, listening
 from tests.s3_server import S3Server
@@ -241,6 +242,56 @@ def test_inputs_initialisers_and_fields_have_limits(tmp_path: Path, monkeypatch:
     path.write_bytes(b"\x08\x08" * 2000)
     with pytest.raises(ModelError, match="not an ONNX model"):
         read_onnx(str(path))
+
+
+def _claiming(path: Path) -> Path:
+    """Write a model whose initialiser has four bytes and says 4 TiB."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1 << 40], raw_data=b"1234")
+    value = helper.make_tensor_value_info
+    ends = [value("images", 1, ["N", 3, "H", "W"])], [value("output0", 1, None)]
+    graph = helper.make_graph([helper.make_node("Add", ["images", "w"], ["output0"])], "g", *ends, [weight])
+    return tiny_onnx.save(path, graph, {})
+
+
+def _long_header(path: Path) -> Path:
+    """Write a safetensors file whose header says 1 TiB."""
+    path = path.with_suffix(".safetensors")
+    path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    return path
+
+
+HUGE_MODELS = {
+    "initialiser": _claiming,
+    "constant": lambda path: tiny_onnx.folded(path, 1 << 42),
+    "header": _long_header,
+    "input": lambda path: tiny_onnx.end2end(path, images=(64, 3, 4096, 4096)),
+}
+_MODEL = """
+import resource, sys
+from batchdet.cli import main
+try:
+    main(["model", sys.argv[1], "--json"])
+finally:
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    print("MiB", max(resource.getrusage(each).ru_maxrss for each in whose) // 1024, file=sys.stderr)
+"""
+
+
+@pytest.mark.acceptance("S7")
+@pytest.mark.parametrize("kind", HUGE_MODELS)
+def test_models_that_say_they_are_huge_take_no_memory(tmp_path: Path, kind: str) -> None:
+    """The whole command, with the process that loads the model."""
+    path = HUGE_MODELS[kind](tmp_path / "m.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", _MODEL, str(path)], capture_output=True, text=True, timeout=60, check=False,
+        env=clean_environment() | {"BATCHDET_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    said, _, peak = done.stderr.rpartition("MiB")
+    assert done.returncode in {2, 5}, done.stderr
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+    assert json.loads(done.stdout)["error"]["exit_status"] == done.returncode
+    assert int(peak) < 1024
 
 
 def test_labels_are_text_that_tables_can_hold() -> None:
