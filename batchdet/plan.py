@@ -315,7 +315,7 @@ def _look_for_unfinished(
         if not found:
             return run, obstacle
         if newest:
-            obstacle = f"the unfinished run {run.run_id} cannot go on: {found}"
+            obstacle = f"the unfinished run {run.run_id} cannot be resumed: {found}"
     return None, obstacle
 
 
@@ -355,7 +355,7 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
     if plan.resume_run_id:
         gone = (plan.begun.inventory_digest != plan.inventory.digest) if plan.begun else False
         without = "; its source objects that are gone or changed since are left out" if gone else ""
-        return f"run {plan.resume_run_id} goes on where it stopped{without}"
+        return f"run {plan.resume_run_id} resumes where it stopped{without}"
     if plan.finished_run_id and emptied:
         return f"{job.spec.source.uri} holds nothing any more; the last run over it is {plan.finished_run_id}"
     known = f"{counted(plan.known_objects, 'source object')} labelled already"

@@ -131,7 +131,7 @@ def plan(
             ("tables", f"{planned['output']}, partitioned by {', '.join(planned['partition_by']) or 'nothing'}"),
             (
                 "a run would",
-                f"go on with {planned['resume_run_id']}"
+                f"resume {planned['resume_run_id']}"
                 if planned["resume_run_id"]
                 else "make these settings current again, without labelling"
                 if planned["makes_current"]

@@ -38,6 +38,12 @@ WEB: Final = Patience(3.0, 3.0)
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 2.0
 """Short enough that nine of ten requests may be throttled: forty tries go into the long patience."""
+_NO_CONNECTION: Final = frozenset(
+    {"EndpointConnectionError", "ConnectTimeoutError"}  # botocore
+    | {"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"}  # aiohttp: https, gs
+    | {"ConnectionRefusedError", "gaierror"}
+)
+"""What clients raise while nobody takes a connection."""
 _MISMATCHES: Final = 4
 """Wrong sizes are believed after so many: an object may really have another one."""
 P = ParamSpec("P")
@@ -75,7 +81,7 @@ class Pauses:
 def _unreachable(error: BaseException) -> bool:
     """Tell whether nobody took the connection; a client's error, or storage's with that behind it."""
     names = {type(error).__name__, type(error.__cause__).__name__}
-    return bool(names & {"EndpointConnectionError", "ConnectTimeoutError"})
+    return bool(names & _NO_CONNECTION)
 
 
 _outer: ContextVar[Pauses | None] = ContextVar("pauses", default=None)

@@ -116,7 +116,7 @@ def test_a_killed_run_is_not_mixed_with_one_of_other_settings(tmp_path: Path) ->
     assert other.returncode == 0, other.stderr
     assert count(counted) == IMAGES
     assert (
-        f"a new run, because the unfinished run {unfinished} cannot go on: "
+        f"a new run, because the unfinished run {unfinished} cannot be resumed: "
         "model.score_threshold changed from 0.25 to 0.4" in other.stderr
     )
     (committed,) = committed_runs(str(out))

@@ -281,7 +281,7 @@ class TestRetry:
         assert names() == ["i0", "i1", "i2"]
         done = run(policy={"retry": "failed"})
         assert names() == ["i3", "i4"]
-        assert told.texts[1] == f"run {done.run_id} goes on where it stopped"
+        assert told.texts[1] == f"run {done.run_id} resumes where it stopped"
         assert done.images_ok == 5
         assert run(policy={"retry": "failed"}).status == "nothing_new"
 
@@ -298,7 +298,7 @@ class TestRetry:
         write(tmp_path / "in", new="1")
         run()
         assert names() == ["new"]
-        assert "cannot go on: 5 of its 5 source objects are gone, changed or labelled by now" in told.texts[1]
+        assert "cannot be resumed: 5 of its 5 source objects are gone, changed or labelled by now" in told.texts[1]
 
     def test_a_retry_may_fail_again_and_new_failures_count(self, run: RunIt, tmp_path: Path) -> None:
         write(tmp_path / "in", a="bad", b="2", c="3")
@@ -343,7 +343,7 @@ class TestWhy:
         self, run: RunIt, told: Told, tmp_path: Path, unfinished: str, parts: dict[str, Any], reason: str
     ) -> None:
         done = run(**parts)
-        assert told.texts[1] == f"a new run, because the unfinished run {unfinished} cannot go on: {reason}"
+        assert told.texts[1] == f"a new run, because the unfinished run {unfinished} cannot be resumed: {reason}"
         assert done.run_id != unfinished
         assert len(labelled) == 7
         assert set(members(tmp_path / "out").values()) == {done.run_id}
@@ -355,14 +355,14 @@ class TestWhy:
         monkeypatch.setattr("batchdet.plan.fetch_asked", lambda spec: changed)
         done = run()
         assert done.run_id != unfinished
-        assert "cannot go on: the model's bytes changed (sha256 " in told.texts[1]
+        assert "cannot be resumed: the model's bytes changed (sha256 " in told.texts[1]
         assert told.texts[1].endswith(" to abababababab)")
 
     def test_another_source(self, run: RunIt, told: Told, unfinished: str, tmp_path: Path) -> None:
         write(tmp_path / "other", a="1")
         done = run(tmp_path / "other")
         assert told.texts[1].endswith(
-            f"{unfinished} cannot go on: source.uri changed from {tmp_path}/in to {tmp_path}/other"
+            f"{unfinished} cannot be resumed: source.uri changed from {tmp_path}/in to {tmp_path}/other"
         )
         assert set(members(tmp_path / "out")) == {"a"}
         assert run(tmp_path / "in").run_id == unfinished < done.run_id, "another source's run does not hide it"
@@ -370,7 +370,9 @@ class TestWhy:
     def test_a_changed_source(self, run: RunIt, told: Told, unfinished: str, tmp_path: Path) -> None:
         write(tmp_path / "in", i0="other", i9="new")
         assert run().run_id != unfinished
-        assert told.texts[1].endswith("cannot go on: 1 of its 7 source objects are gone, changed or labelled by now")
+        assert told.texts[1].endswith(
+            "cannot be resumed: 1 of its 7 source objects are gone, changed or labelled by now"
+        )
         assert len(labelled) == 8
 
     def test_another_format(self, run: RunIt, told: Told, tmp_path: Path) -> None:
@@ -406,7 +408,8 @@ class TestWhy:
     def test_fresh_and_not(self, run: RunIt, told: Told, unfinished: str, tmp_path: Path) -> None:
         plan = plan_job(job(tmp_path / "in", tmp_path / "out"), fresh=True)
         assert (
-            plan.why == f"a new run, because the unfinished run {unfinished} cannot go on: it was begun without --fresh"
+            plan.why
+            == f"a new run, because the unfinished run {unfinished} cannot be resumed: it was begun without --fresh"
         )
 
     def test_what_another_version_computed_in_its_own_way_does_not_go_on(
@@ -430,7 +433,7 @@ class TestWhy:
             file.write_text(json.dumps(lineage | {"computed": computed}))
             plan = plan_job(job(tmp_path / "in", tmp_path / "out"))
             assert plan.resume_run_id is None
-            assert plan.why.endswith(f"cannot go on: {why}")
+            assert plan.why.endswith(f"cannot be resumed: {why}")
         file.write_text(json.dumps(lineage | {"computed": {k: same[k] for k in ("runtime", "precision")}}))
         assert plan_job(job(tmp_path / "in", tmp_path / "out")).resume_run_id == unfinished, "no choice yet: exact"
 
@@ -447,7 +450,7 @@ class TestWhy:
         begun = list_runs(str(tmp_path / "out"))
         second = run(fresh=True)
         assert len(labelled) == 6
-        assert told.texts[1] == f"run {second.run_id} goes on where it stopped"
+        assert told.texts[1] == f"run {second.run_id} resumes where it stopped"
         assert begun == [first.run_id, second.run_id]
         assert len(committed_runs(str(tmp_path / "out"))) == 2
         assert set(members(tmp_path / "out").values()) == {second.run_id}

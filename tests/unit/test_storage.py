@@ -1,5 +1,6 @@
 import os
 import pickle
+import socket
 import stat as stat_module
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,6 +287,16 @@ def test_a_wrong_size_is_believed_after_a_few_tries(clock: Clock) -> None:
         storage.persist(call)
     assert (len(calls), caught.value.data) == (4, b"12")
     assert sum(clock.slept) < 3
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}/x", "http://no-such-host.invalid/x"])
+def test_an_address_where_nobody_listens_is_given_up_soon(clock: Clock, uri: str) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and nobody listens
+        started = clock.now_s
+        with pytest.raises(TransientError, match=r"\(tried for \d+ s\)$"):
+            storage.list_names(uri.format(port=held.getsockname()[1]))
+    assert 5 < clock.now_s - started <= 11
 
 
 def test_retry_leaves_other_errors_alone(clock: Clock) -> None:
