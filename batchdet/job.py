@@ -295,7 +295,7 @@ def _label(plan: Plan, run_id: str, command: _Command, probe: "Probe", started: 
         )
         lease.name_run(run_id)
         clear_refusal(out, run_id)
-        spec_text = _write_records(inventory, spec, lineage)
+        spec_text = _begin(inventory, spec, lineage, lease)
         left = _left(plan.shards, staged)
         done = {shard_id: frozenset(shard.segments) for shard_id, shard in staged.items()}
         images_done = _done_images(plan.shards, left)
@@ -367,7 +367,7 @@ def _derive(plan: Plan, command: _Command, started: float) -> Run:
     assert derivation is not None
     _say_plan(plan, command.watcher)
     lineage, resumed = _without_model(plan, derivation.run_ids, command)
-    spec_text = _write_records(plan.inventory, spec, lineage)
+    spec_text = _begin(plan.inventory, spec, lineage, command.lease)
     command.watcher.start(plan.shards.image_count, plan.shards.size_bytes, 0, "deriving rows for")
     lenient = spec.policy.model_copy(update={"max_failed_fraction": 1.0, "max_bad_shard_fraction": 1.0})
     manifest = commit.commit_run(
@@ -404,7 +404,7 @@ def _make_current(plan: Plan, run_id: str, command: _Command) -> Run:
         f"nothing is labelled: run {run_id} and those before it hold everything with these settings; "
         f"run {lineage.run_id} makes them current again"
     )
-    spec_text = _write_records(nothing, spec, lineage)
+    spec_text = _begin(nothing, spec, lineage, command.lease)
     manifest = commit.make_current(out, spec, spec_text, lineage, _labels_of(out, run_id), command.lease)
     return _closed(manifest, "made_current", plan, started)
 
@@ -444,16 +444,10 @@ def _can_be_begun_again(run: Unfinished, plan: Plan) -> bool:
     return bool(lineage and lineage.derived_from and lineage.fingerprint == plan.fingerprint and not run.newer)
 
 
-def _write_records(inventory: Inventory, spec: JobSpec, lineage: Lineage) -> str:
-    """Write what a run's folder holds from its beginning on, and return the text of its spec."""
-    out, folder = spec.output.uri, run_folder(spec.output.uri, lineage.run_id)
+def _begin(inventory: Inventory, spec: JobSpec, lineage: Lineage, lease: Lease) -> str:
+    """Write the records that a run has from its beginning, and return the text of its spec."""
     spec_text = dump_job(spec)
-    storage.write_bytes(storage.join(folder, "spec.yaml"), spec_text.encode())
-    failpoint("run.spec.after")
-    inventory.write(storage.join(folder, "inventory.parquet"))
-    failpoint("run.inventory.after")
-    lineage.write(out)
-    failpoint("run.lineage.after")
+    commit.begin_run(spec.output.uri, lineage, spec_text, inventory.to_bytes(), lease)
     return spec_text
 
 

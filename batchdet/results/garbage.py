@@ -113,7 +113,7 @@ def collect_garbage(uri: str, dry_run: bool = False, unfinished: bool = False) -
                 lease = stack.enter_context(Lease(out))
                 complete_commit(out, lease)
         found = Garbage(out, not dry_run)
-        search = _Search(out, unfinished, lease is not None)
+        search = _Search(out, unfinished, lease is not None, dry_run)
         found.items = sorted(search.items(), key=lambda item: (_ORDER.index(item.kind), item.path))
         found.kept = search.kept
         for item in found.items if not dry_run else ():
@@ -147,15 +147,17 @@ class _Search:
         out: The output's URI.
         unfinished: Whether unfinished runs that might go on are garbage.
         alone: Whether the lease is held here, so that nobody writes.
+        dry_run: Whether nothing is going to be removed.
     """
 
-    def __init__(self, out: str, unfinished: bool, alone: bool) -> None:
+    def __init__(self, out: str, unfinished: bool, alone: bool, dry_run: bool) -> None:
         self._out = out
         self._tables = [one for table in TABLES for one in storage.find_all(storage.join(out, table))]
         names = storage.list_names(storage.join(out, RUNS_FOLDER))
         self._folders = {n: storage.list_names(run_folder(out, n)) for n in names if _RUN.fullmatch(n)}
         holder = None if alone else live_holder(out)
-        self._crowded = holder is not None
+        # without the lease another run may begin at any moment, or may have taken its commit point already
+        self._crowded = holder is not None or not (alone or dry_run)
         self._commit = unwritten_commit(out)
         committed = committed_runs(out)
         self._committed = {m.run_id for m in committed}

@@ -131,11 +131,15 @@ class Inventory:
             raise SourceError("this table is no inventory of batchdet: its metadata does not say so") from error
         return Inventory(facts["format"], facts["root"], table.replace_schema_metadata(None), carried)
 
-    def write(self, uri: str) -> None:
-        """Write ``inventory.parquet``."""
+    def to_bytes(self) -> bytes:
+        """Return the content of ``inventory.parquet``."""
         sink = io.BytesIO()
         pq.write_table(self.to_table(), sink, compression="zstd")
-        storage.write_bytes(uri, sink.getvalue())
+        return sink.getvalue()
+
+    def write(self, uri: str) -> None:
+        """Write ``inventory.parquet``."""
+        storage.write_bytes(uri, self.to_bytes())
 
     @staticmethod
     def read(uri: str) -> "Inventory":

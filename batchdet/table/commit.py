@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -41,6 +42,8 @@ _LEAST_SHARDS: Final = 10
 _SHARDS_IN_STATS: Final = 20
 """Bad shards that ``stats.json`` names; the manifest names all."""
 _RECORDS: Final = ("stats.json", "lineage.json", "manifest.json")
+_BEGUN: Final = ("spec.yaml", "inventory.parquet")
+"""Records that a run has from its beginning. There is a draft of one only where a resumed run changes it."""
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
 _NAME_MAX: Final = 200
 """Characters of each of them there."""
@@ -57,6 +60,28 @@ class Before:
 
     images: int = 0
     shards: Collection[str] = frozenset()
+
+
+def begin_run(out: str, lineage: Lineage, spec_text: str, inventory: bytes, lease: Lease) -> None:
+    """Write the records that a run has from its beginning.
+
+    Each is created and never replaced, so that a driver that stalls here and resumes later cannot change the records
+    of a run that another owner has committed. If a resumed run has other records, they are drafts until its commit.
+
+    Args:
+        out: The output's URI.
+        lineage: The run's lineage.
+        spec_text: Content of ``spec.yaml``.
+        inventory: Content of ``inventory.parquet``.
+        lease: On the output.
+    """
+    folder, draft = run_folder(out, lineage.run_id), draft_folder(out, lineage.run_id, lease.next_number)
+    for name, data in zip(_BEGUN, (spec_text.encode(), inventory), strict=True):
+        if not _create(storage.join(folder, name), data):
+            _put(storage.join(draft, name), data)
+        failpoint(f"run.{name.split('.')[0]}.after")
+    _create(storage.join(folder, "lineage.json"), lineage.to_json())  # its draft is written by the commit
+    failpoint("run.lineage.after")
 
 
 def commit_run(
@@ -153,7 +178,7 @@ def _commit_gathered(
     run_id, draft = lineage.run_id, draft_folder(out, lineage.run_id, lease.next_number)
     counts = gathered.stats.to_dict()["images"]
     if resumed:
-        _remove_strays(out, run_id, gathered)
+        _remove_strays(out, run_id, gathered, lease.next_number)
     for part in (*gathered.images, *gathered.detections):
         source, target = storage.join(draft, part.path), storage.join(out, part.path)
         failpoint("commit.move")
@@ -188,7 +213,7 @@ def _commit_gathered(
         spec_sha256=hashlib.sha256(spec_text.encode()).hexdigest(),
         stats_sha256=hashlib.sha256(stats_text).hexdigest(),
         lineage_sha256=hashlib.sha256(lineage_text).hexdigest(),
-        inventory_sha256=_digest(storage.join(run_folder(out, run_id), "inventory.parquet")),
+        inventory_sha256=_inventory_digest(out, run_id, draft),
         bad_shards=tuple(gathered.bad_shards),
         empty_shards=tuple(gathered.empty_shards),
         lease_number=lease.next_number,
@@ -226,10 +251,13 @@ def complete_commit(out: str, lease: Lease) -> None:
     except storage.NotFound:
         return lease.settle()
     if hashlib.sha256(manifest).hexdigest() == commit.sha256:
+        present = storage.list_names(draft)
+        for name in (name for name in _BEGUN if name in present):
+            _put(storage.join(folder, name), _read(storage.join(draft, name)))
         _put(storage.join(folder, "stats.json"), stats)
         _put(storage.join(folder, "lineage.json"), lineage)
         failpoint("commit.manifest.before")
-        storage.persist(lambda: storage.create(storage.join(folder, "manifest.json"), manifest))
+        _create(storage.join(folder, "manifest.json"), manifest)
         failpoint("commit.manifest.after")
     lease.settle()
 
@@ -268,20 +296,35 @@ def _digest(uri: str) -> str:
     return storage.persist(read)
 
 
+def _inventory_digest(out: str, run_id: str, draft: str) -> str:
+    """Return the digest of the inventory as it is going to be: its draft, or what the run was begun with."""
+    folder = draft if "inventory.parquet" in storage.list_names(draft) else run_folder(out, run_id)
+    return _digest(storage.join(folder, "inventory.parquet"))
+
+
 def _read(uri: str) -> bytes:
     return storage.persist(lambda: storage.read_bytes(uri))
+
+
+def _create(uri: str, data: bytes) -> bool:
+    return storage.persist(lambda: storage.create(uri, data))
 
 
 def _put(uri: str, data: bytes) -> None:
     storage.persist(lambda: storage.write_bytes(uri, data))
 
 
-def _remove_strays(out: str, run_id: str, gathered: Gathered) -> None:
-    """Remove part files of this run that an earlier, interrupted commit moved and this one does not have."""
+def _remove_strays(out: str, run_id: str, gathered: Gathered, number: int) -> None:
+    """Remove part files of this run that an earlier, interrupted commit moved and this one does not have.
+
+    Files of a higher number are left: if this driver stalled, a newer owner may have committed the run with them.
+    """
     keep = {storage.join(out, part.path) for part in (*gathered.images, *gathered.detections)}
+    name = re.compile(rf"part-{re.escape(run_id)}(?:-(\d{{6,}}))?-\d{{5,}}\.parquet")
     for table in TABLES:
         for found in storage.find_all(storage.join(out, table)):
-            if storage.basename(found.uri).startswith(f"part-{run_id}-") and found.uri not in keep:
+            match = name.fullmatch(storage.basename(found.uri))
+            if match and int(match[1] or 0) <= number and found.uri not in keep:
                 storage.delete([found.uri])
 
 

@@ -84,10 +84,6 @@ class Lineage:
         """Serialise."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
-    def write(self, out: str) -> None:
-        """Write ``lineage.json`` into the run's folder."""
-        storage.write_bytes(storage.join(run_folder(out, self.run_id), "lineage.json"), self.to_json())
-
     @staticmethod
     def read(out: str, run_id: str) -> "Lineage | None":
         """Read a run's lineage, or return None when there is none yet.

@@ -14,12 +14,23 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+import batchdet.table.commit
 from batchdet import storage
 from batchdet.errors import ConservationError, OutputLocked, TooManyFailures
 from batchdet.records.segment import LabelledSegment
+from batchdet.results.garbage import collect_garbage
+from batchdet.results.verify import inspect_output
 from batchdet.spec import JobSpec
 from batchdet.specfile import dump_job
-from batchdet.table.commit import Before, commit_run, complete_commit, finish_commit, is_finished, mark_newest
+from batchdet.table.commit import (
+    Before,
+    begin_run,
+    commit_run,
+    complete_commit,
+    finish_commit,
+    is_finished,
+    mark_newest,
+)
 from batchdet.table.gather import ExpectedShard
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, now
@@ -457,6 +468,72 @@ def test_the_next_owner_completes_a_commit_that_has_its_number(
     assert seen[0] is not None
     assert seen[0].images_listed == 7
     assert is_finished(str(tmp_path), RUN_ID)
+
+
+@pytest.mark.acceptance("R41")
+def test_a_driver_that_stalls_before_it_tidies_leaves_the_files_of_a_newer_commit(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path, segments)
+    check, others = batchdet.table.commit._check_failures, []
+
+    def stall(*arguments: Any) -> None:
+        check(*arguments)
+        monkeypatch.undo()
+        others.append(take_over(tmp_path))
+        commit(tmp_path, resumed=True, lease=others[0])
+
+    monkeypatch.setattr("batchdet.table.commit._check_failures", stall)
+    with pytest.raises(OutputLocked), Lease(str(tmp_path), renew_s=3600) as held:
+        commit(tmp_path, resumed=True, lease=held)
+    (manifest,) = committed_runs(str(tmp_path))
+    for part in (*manifest.images, *manifest.detections):
+        assert hashlib.sha256((tmp_path / part.path).read_bytes()).hexdigest() == part.sha256
+    others[0].__exit__(None, None, None)
+
+
+@pytest.mark.acceptance("R41")
+def test_a_resumed_run_keeps_its_first_records_until_its_commit(
+    tmp_path: Path, segments: list[LabelledSegment]
+) -> None:
+    stage(tmp_path, segments)
+    folder, lineage = tmp_path / "_batchdet/runs" / RUN_ID, Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now())
+    with Lease(str(tmp_path)) as held:
+        begin_run(str(tmp_path), lineage, "first", b"listed", held)
+    with Lease(str(tmp_path)) as held:
+        begin_run(str(tmp_path), replace(lineage, cut="other"), "resumed", b"fewer", held)
+        found = {name: (folder / name).read_bytes() for name in ("spec.yaml", "inventory.parquet", "lineage.json")}
+        assert found == {"spec.yaml": b"first", "inventory.parquet": b"listed", "lineage.json": lineage.to_json()}
+        spec = spec_for(tmp_path)
+        labels = [f"class_{i}" for i in range(5)]
+        commit_run(str(tmp_path), spec, "resumed", lineage, SHARDS, CARRIED, labels, 2.0, held, resumed=True)
+    assert (folder / "spec.yaml").read_bytes() == b"resumed"
+    assert (folder / "inventory.parquet").read_bytes() == b"fewer"
+    assert not inspect_output(str(tmp_path)).problems
+
+
+@pytest.mark.acceptance("R41")
+def test_garbage_collection_without_the_lease_spares_a_run_whose_manifest_is_due(
+    tmp_path: Path, segments: list[LabelledSegment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path, segments)
+    (tmp_path / "_batchdet/runs" / RUN_ID / "lineage.json").write_bytes(
+        Lineage(RUN_ID, "t", "f" * 64, "i" * 64, now()).to_json()
+    )
+    stop_at("commit.point.after", die, monkeypatch)
+    with pytest.raises(Stopped), Lease(str(tmp_path)) as held:
+        commit(tmp_path, lease=held)
+    monkeypatch.undo()
+
+    def locked(out: str) -> Lease:
+        raise OutputLocked("held by a run that ended a moment later")
+
+    monkeypatch.setattr("batchdet.results.garbage.Lease", locked)
+    monkeypatch.setattr("batchdet.results.history.Unfinished.ended", "")
+    collect_garbage(str(tmp_path), unfinished=True)
+    with Lease(str(tmp_path)) as held:
+        complete_commit(str(tmp_path), held)
+    assert not inspect_output(str(tmp_path)).problems
 
 
 def test_a_commit_whose_draft_is_gone_leaves_the_run_to_be_resumed(
