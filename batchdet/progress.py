@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from batchdet import storage
 from batchdet.attendant import tell
 from batchdet.errors import BatchdetError
 from batchdet.job import Watcher
@@ -207,7 +208,9 @@ def hushed(verbose: bool = False) -> Iterator[None]:
         yield
         return
     screen, python_stderr = os.dup(2), sys.stderr
-    with tempfile.NamedTemporaryFile("w", prefix="batchdet-", suffix=".log", delete=False) as log:
+    with storage.temporary_errors():
+        log_file = tempfile.NamedTemporaryFile("w", prefix="batchdet-", suffix=".log", delete=False)  # noqa: SIM115
+    with log_file as log:
         tell(log=log.name)
         sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
         os.dup2(log.fileno(), 2)

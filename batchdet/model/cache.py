@@ -9,6 +9,8 @@
     └── locks/<key>                held while one process fetches, so that a node fetches once
 """
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,6 +23,32 @@ from dataclasses import dataclass
 
 from batchdet.errors import ModelError
 from batchdet.model.format import Format
+
+
+class CacheError(ModelError):
+    """The cache cannot be written."""
+
+    code = "model.cache"
+
+
+@contextmanager
+def writing(root: str) -> Iterator[None]:
+    """Turn what writing into the cache raises into an error that names it.
+
+    Args:
+        root: The cache's folder.
+
+    Raises:
+        CacheError: The disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        room = "make room there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise CacheError(
+            f"the model cache {root} cannot be written ({error.strerror}); {room}name another folder in BATCHDET_CACHE",
+            key="BATCHDET_CACHE",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -117,8 +145,10 @@ def engine_folder(key: str, cache_dir: str | None = None) -> Iterator[str]:
     """
     root = private_folder(cache_dir or default_cache_dir())
     folder = os.path.join(root, "engines", key)
-    with locked(os.path.join(root, "locks", f"engine-{key}")):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with writing(root):
+            stack.enter_context(locked(os.path.join(root, "locks", f"engine-{key}")))
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         yield folder
 
 
@@ -141,23 +171,24 @@ def read_engine(key: str, name: str, cache_dir: str | None = None) -> bytes | No
 
 
 def write_engine(folder: str, name: str, data: bytes) -> None:
-    """Keep bytes in a folder of :func:`engine_folder`, behind their SHA-256, whole or not at all."""
-    write_note(os.path.join(folder, name), hashlib.sha256(data).digest() + data)
+    """Keep bytes in a folder of :func:`engine_folder`, behind their SHA-256, whole or not at all.
+
+    Raises:
+        CacheError: The disk is full.
+    """
+    with writing(os.path.dirname(os.path.dirname(folder))):
+        write_note(os.path.join(folder, name), hashlib.sha256(data).digest() + data)
 
 
 def private_folder(root: str) -> str:
     """Make the cache's folders, or refuse one that others could have filled."""
-    try:
+    with writing(root):
         os.makedirs(os.path.dirname(root), exist_ok=True)
         for folder in (root, *(os.path.join(root, name) for name in ("models", "objects", "engines", "locks"))):
             try:
                 os.mkdir(folder, 0o700)
             except FileExistsError:
                 _refuse_shared(folder)
-    except OSError as error:
-        raise ModelError(
-            f"the model cache {root} cannot be written ({error.strerror}); name another folder in BATCHDET_CACHE"
-        ) from error
     return root
 
 
@@ -183,6 +214,10 @@ def locked(path: str) -> Iterator[None]:
 def write_note(path: str, data: bytes) -> None:
     """Write a small file, whole or not at all."""
     handle, partial = tempfile.mkstemp(prefix=".partial-", dir=os.path.dirname(path))
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(partial, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise

@@ -22,6 +22,7 @@ from batchdet.model.cache import (
     locked,
     private_folder,
     write_note,
+    writing,
 )
 from batchdet.model.format import Format, format_of
 from batchdet.model.onnx_file import MAX_BYTES, read_onnx
@@ -70,7 +71,11 @@ def fetch_model(
         _refuse_by_name(uri, trusted)
         root = private_folder(cache_dir or default_cache_dir())
         known = cached(root, sha256) if sha256 is not None else None
-        found = known or _fetch(uri, root, sha256)
+        if known is None:
+            with writing(root):
+                found = _fetch(uri, root, sha256)
+        else:
+            found = known
     if sha256 is not None and found.sha256 != sha256:
         raise ModelError(f"model.sha256: {uri} has the digest {found.sha256}, the spec wants {sha256}")
     if found.format.runs_code and not trusted:
@@ -193,12 +198,12 @@ def _download(
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=whole, ignore_cleanup_errors=True) as partial:
         if set(parts) == {_FILE}:
             path = os.path.join(partial, "model")
-            digest = _copy(uri, path, parts[_FILE])
+            digest = _copy(uri, path, parts[_FILE], root)
         else:
             path = os.path.join(partial, "folder")
             os.mkdir(path, 0o700)
             digest = digest_of_parts(
-                {name: _copy(f"{folder}/{name}", os.path.join(path, name), part) for name, part in parts.items()}
+                {name: _copy(f"{folder}/{name}", os.path.join(path, name), part, root) for name, part in parts.items()}
             )
         if sha256 is not None and digest != sha256:  # not kept: whoever wants this digest gets the right bytes
             raise ModelError(f"model.sha256: {uri} has the digest {digest}, the spec wants {sha256}")
@@ -221,7 +226,7 @@ def _checked(path: str, uri: str) -> Format:
         raise kind_of_error(f"model.uri: {uri} {text}", code=error.code, key="model.uri") from error
 
 
-def _copy(uri: str, path: str, listed: storage.StoredObject) -> str:
+def _copy(uri: str, path: str, listed: storage.StoredObject, root: str) -> str:
     """Fetch one object and return its SHA-256."""
     digest, size_bytes = hashlib.sha256(), 0
     with open(path, "wb", opener=_private) as target, _opened(uri) as source:
@@ -230,9 +235,11 @@ def _copy(uri: str, path: str, listed: storage.StoredObject) -> str:
             if size_bytes > MAX_BYTES:
                 raise ModelError(f"model.uri: {uri} has more than {MAX_BYTES} bytes")
             digest.update(block)
-            target.write(block)
-        target.flush()
-        os.fsync(target.fileno())
+            with writing(root):  # else what is read from would be blamed
+                target.write(block)
+        with writing(root):
+            target.flush()
+            os.fsync(target.fileno())
     if 0 <= listed.size_bytes != size_bytes:
         raise ModelError(f"model.uri: {uri}: {size_bytes} bytes arrived, {listed.size_bytes} were listed; try again")
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchdet.errors import MissingExtra, ModelError
-from batchdet.model.cache import LocalModel, digest_of, engine_folder, write_note
+from batchdet.model.cache import LocalModel, digest_of, engine_folder, write_note, writing
 from batchdet.model.format import Format
 from batchdet.model.onnx_file import read_onnx
 from batchdet.packages import missing_extra
@@ -50,8 +50,9 @@ def exported(checkpoint: LocalModel, head: str, cache_dir: str | None = None) ->
     with engine_folder(f"ultralytics-{key[:32]}", cache_dir) as folder:
         target, note = os.path.join(folder, "model.onnx"), os.path.join(folder, "model.sha256")
         if not _whole(target, note):
-            _export(python, checkpoint.path, target, head)
-            write_note(note, digest_of(target).encode())
+            with writing(os.path.dirname(os.path.dirname(folder))):
+                _export(python, checkpoint.path, target, head)
+                write_note(note, digest_of(target).encode())
         read_onnx(target)
         return replace(checkpoint, path=target, format=Format.ONNX)
 

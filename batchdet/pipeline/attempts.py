@@ -8,12 +8,12 @@ elsewhere is counted there anew, which costs one more worker and nothing else.
 import contextlib
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from batchdet import storage
 from batchdet.errors import ClusterError
 
 _KEEP_S: Final = 7 * 86_400.0
@@ -34,9 +34,10 @@ class Attempts:
     def __init__(self, run_id: str, folder: Path | None = None) -> None:
         self._folder = folder or _own_folder()
         self._run_id = run_id
-        with contextlib.suppress(FileExistsError):
-            self._folder.mkdir(mode=0o700)
-        found = self._folder.lstat()
+        with storage.temporary_errors():
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir(mode=0o700)
+            found = self._folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise ClusterError(f"{self._folder}: is not a private folder of this user; remove it, or set TMPDIR")
         self._forget_old_ones()
@@ -49,12 +50,13 @@ class Attempts:
             How many workers have died with it, here.
         """
         path = self._path(segment_name)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            earlier = os.fstat(handle).st_size
-            os.write(handle, b".")
-        finally:
-            os.close(handle)
+        with storage.temporary_errors():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                earlier = os.fstat(handle).st_size
+                os.write(handle, b".")
+            finally:
+                os.close(handle)
         try:
             yield earlier
         finally:
@@ -112,4 +114,4 @@ class AtWork:
 
 
 def _own_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"batchdet-{os.geteuid()}"
+    return Path(storage.temporary_folder()) / f"batchdet-{os.geteuid()}"

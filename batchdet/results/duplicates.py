@@ -1,5 +1,6 @@
 """Near-duplicates: groups of images whose vectors are all but equal."""
 
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchdet import storage
 from batchdet.results.open import readable
 from batchdet.results.similar import count_vectors
 from batchdet.results.vectors import Vectors, open_vectors
@@ -96,7 +98,11 @@ def find_duplicates(
     count = count_vectors(vectors)
     if not count:
         return Duplicates(0, min_similarity, (), vectors.passed_over)
-    with tempfile.TemporaryFile() as file:
+    with storage.temporary_errors():
+        spool = tempfile.TemporaryFile()  # noqa: SIM115
+    with spool as file:
+        with storage.temporary_errors():  # a map of a file without room ends the process
+            os.posix_fallocate(file.fileno(), 0, count * vectors.size * np.dtype(np.float32).itemsize)
         rows = np.memmap(file, np.float32, "w+", shape=(count, vectors.size))
         names = _read(vectors, rows)
         links = _Links(count)

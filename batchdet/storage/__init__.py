@@ -16,6 +16,7 @@ from batchdet.storage.listing import (
 from batchdet.storage.local_file import LocalFile
 from batchdet.storage.nearby import what_exists
 from batchdet.storage.read import RangeFile, open_read, read_bytes, read_object, read_range
+from batchdet.storage.temporary import temporary_errors, temporary_folder
 from batchdet.storage.uri import basename, is_glob, join, normalize, scheme
 from batchdet.storage.write import create, delete, delete_folder, move, write_bytes, write_file
 
@@ -53,6 +54,8 @@ __all__ = [
     "retry",
     "scheme",
     "stat",
+    "temporary_errors",
+    "temporary_folder",
     "what_exists",
     "write_bytes",
     "write_file",

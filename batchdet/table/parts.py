@@ -1,9 +1,10 @@
 """Part files: rows gathered by Hive partition and written as few, large Parquet files of sorted row groups."""
 
+import contextlib
 import hashlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -163,17 +164,35 @@ class PartWriter:
             now = now.sort_by([(name, "ascending") for name in self._sort_by])
         if partition.writer is None:
             self._make_room()
-            sorting = [pq.SortingColumn(self.schema.get_field_index(name)) for name in self._sort_by] or None
-            partition.file = tempfile.TemporaryFile(prefix="batchdet-part-")  # noqa: SIM115  # closed by _store
-            partition.writer = pq.ParquetWriter(
-                partition.file, self.schema, compression="zstd", sorting_columns=sorting, store_schema=True
-            )
-        partition.writer.write_table(now.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        with self._spooling():
+            writer = partition.writer or self._open(partition)
+            writer.write_table(now.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         partition.written += now.num_rows
         partition.buffer = [later] if later.num_rows else []
         partition.rows, partition.size_bytes = later.num_rows, later.nbytes
         if partition.written >= self._part_rows:
             self._store(values, partition)
+
+    def _open(self, partition: _Partition) -> pq.ParquetWriter:
+        sorting = [pq.SortingColumn(self.schema.get_field_index(name)) for name in self._sort_by] or None
+        partition.file = tempfile.TemporaryFile(prefix="batchdet-part-")  # noqa: SIM115  # closed by _store
+        partition.writer = pq.ParquetWriter(
+            partition.file, self.schema, compression="zstd", sorting_columns=sorting, store_schema=True
+        )
+        return partition.writer
+
+    @contextlib.contextmanager
+    def _spooling(self) -> Iterator[None]:
+        """Say which folder is full if a local part file cannot be written; what is there gives its room back."""
+        try:
+            with storage.temporary_errors():
+                yield
+        except storage.StorageError:
+            for partition in self._partitions.values():
+                if partition.file is not None:
+                    with contextlib.suppress(OSError):
+                        partition.file.close()
+            raise
 
     def _make_room(self) -> None:
         """Store the largest part file when too many are open."""
@@ -186,7 +205,9 @@ class PartWriter:
 
     def _store(self, values: _Values, partition: _Partition) -> None:
         assert partition.writer is not None
-        partition.writer.close()
+        with self._spooling():
+            partition.writer.close()
+            partition.file.flush()
         name = f"part-{self._name}-{partition.number:05d}.parquet"
         path, file = storage.join(self._table, *self._folders(values), name), partition.file
         with file:

@@ -12,7 +12,7 @@ import numpy as np
 
 from batchdet.errors import ClusterError, ModelError
 from batchdet.model.anatomy import Anatomy, read_anatomy
-from batchdet.model.cache import digest_of, engine_folder, read_engine, write_engine
+from batchdet.model.cache import CacheError, digest_of, engine_folder, read_engine, write_engine
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Device, Precision, Tensor, TensorInfo, channels_last, missing, one_line, silu
 
@@ -171,12 +171,14 @@ class OpenVino:
             key = self._key(canvas)
             blob = read_engine(key, _BLOB)
             if blob is None:
-                with engine_folder(key) as folder:
+                compiled = None
+                with contextlib.suppress(CacheError), engine_folder(key) as folder:
                     blob = read_engine(key, _BLOB)  # another process may have been faster
                     if blob is None:
                         compiled = self._compile(canvas, shapes)
                         write_engine(folder, _BLOB, compiled.export_model().getvalue())
-                        return compiled
+                if blob is None:  # where the cache is full, each process compiles for itself
+                    return compiled or self._compile(canvas, shapes)
             return self._core.import_model(blob, self.provider, self._settings)
 
     def _compile(self, canvas: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]]) -> Any:
