@@ -108,9 +108,9 @@ def _read_csv(data: bytes, text: str, uri: str, source: SourceSpec) -> ListFile:
     _check_quotes(text, separator, uri)
     texts = dict.fromkeys((f"f{i}" for i in range(len(first))), pa.string())
     table = pa.csv.read_csv(
-        pa.BufferReader(data),
+        pa.BufferReader(data if data.endswith(b"\n") else data + b"\n"),  # Arrow takes one open line for an empty file
         read_options=pa.csv.ReadOptions(
-            use_threads=False, block_size=max(1024, len(data) + 1), autogenerate_column_names=True
+            use_threads=False, block_size=max(1024, len(data) + 2), autogenerate_column_names=True
         ),
         parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""]),

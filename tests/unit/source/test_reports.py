@@ -94,6 +94,7 @@ def _photographs(folder: Path, *names: str) -> None:
         ("uri|n\nimg/1.jpg|1\n", ["img/1.jpg"], {"n": [1]}),
         ("uri;price,eur\nimg/1.jpg;5\n", ["img/1.jpg"], {"price,eur": [5]}),
         ('"uri","a\nb"\nimg/1.jpg,x\n', ["img/1.jpg"], {"a\nb": ["x"]}),
+        ("uri,n", [], {"n": []}),
         ("sep=;\r\nuri;n\r\nimg/1.jpg;1\r\n", ["img/1.jpg"], {"n": [1]}),
         (
             'uri,size\nimg/1.jpg,5" wide\nimg/2.jpg,"6"" wide"\n',
