@@ -9,21 +9,18 @@ import contextlib
 import ctypes
 import json
 import os
-import resource
 import select
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
 from batchdet.errors import BatchdetError, ClusterError, Interrupted
-from batchdet.machine import descendants, free_bytes, memory_bytes, shared_memory_bytes, stopped_processes
+from batchdet.machine import descendants, stopped_processes, tight_limits
 
 KEPT: Final = "the staged segments are kept, and the same command resumes the run"
 _TICK_S: Final = 1.0
-_LOW_BYTES: Final = 64_000_000
 _ROUNDS, _ROUND_S = 50, 0.02
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
@@ -176,16 +173,7 @@ class _Attendant:
         names = [name for name in stopped_processes(self._child) if name not in self._facts.get("message", "")]
         if names:
             yield f"stopped processes: {', '.join(names)}"
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if soft != resource.RLIM_INFINITY:
-            yield f"ulimit -v allows {soft // 1024} KiB of address space, of which each process of Ray takes gigabytes"
-        places = dict.fromkeys((tempfile.gettempdir(), os.environ.get("RAY_TMPDIR") or "/tmp"))
-        full = {place: free_bytes(place)[0] for place in places} | {"/dev/shm": shared_memory_bytes()[0]}
-        yield from (
-            f"{place} has only {free // 1_000_000} MB free" for place, free in full.items() if free < _LOW_BYTES
-        )
-        if (free := memory_bytes()[1]) < _LOW_BYTES:
-            yield f"the machine has only {free // 1_000_000} MB of memory free"
+        yield from tight_limits()
         log = self._facts.get("log")
         with contextlib.suppress(OSError):
             if log and os.path.getsize(log):
@@ -205,12 +193,11 @@ class _Attendant:
 
     def _end_all(self) -> None:
         """SIGKILL the child and all that it has started."""
-        for _ in range(_ROUNDS):
-            family = descendants(os.getpid())
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            self._reaped()
-            if not family:
-                return
-            time.sleep(_ROUND_S)
+        with contextlib.suppress(ChildProcessError):  # none is left: orphans are this process's children
+            for _ in range(_ROUNDS):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                for pid in descendants(os.getpid()):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(_ROUND_S)

@@ -1,16 +1,19 @@
 """Cheap looks at a machine: processors, memory, disk, sockets; a container's limits count."""
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
+_LOW_BYTES = 64_000_000
 
 
 def _read(path: Path) -> str:
@@ -159,3 +162,15 @@ def _program(pid: int) -> str:
     """Return a process's program, or the title that it has given itself."""
     first = _read(Path(f"/proc/{pid}/cmdline")).partition("\0")[0].strip()
     return first if first.startswith("ray::") else os.path.basename(first)
+
+
+def tight_limits() -> Iterator[str]:
+    """Say which limits and full places of this machine may end processes of Ray."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        yield f"ulimit -v allows {soft // 1024} KiB of address space, of which each process of Ray takes gigabytes"
+    places = dict.fromkeys((tempfile.gettempdir(), os.environ.get("RAY_TMPDIR") or "/tmp"))
+    free = {place: free_bytes(place)[0] for place in places} | {"/dev/shm": shared_memory_bytes()[0]}
+    yield from (f"{place} has only {size // 10**6} MB free" for place, size in free.items() if size < _LOW_BYTES)
+    if (memory := memory_bytes()[1]) < _LOW_BYTES:
+        yield f"the machine has only {memory // 10**6} MB of memory free"

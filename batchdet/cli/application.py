@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 import batchdet
-from batchdet.attendant import attend, is_attended, tell
+from batchdet.attendant import KEPT, attend, is_attended, tell
 from batchdet.cli.output import print_json
-from batchdet.errors import BatchdetError, Interrupted, SpecError
+from batchdet.errors import BatchdetError, ClusterError, Interrupted, SpecError
 from batchdet.failpoint import failpoint
+from batchdet.machine import tight_limits
 from batchdet.text import did_you_mean, escape
 
 _UsageError: Final[Any] = typer.BadParameter.__bases__[0]
@@ -131,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not error.format_message():  # no arguments at all: it has printed the help
             sys.exit(2)
         fail(_unusable(error), "--json" in arguments)
+    except MemoryError:
+        hint = "; ".join(tight_limits()) or None
+        fail(ClusterError(f"out of memory; {KEPT}", code="cluster.out_of_memory", hint=hint), "--json" in arguments)
     except typer.Abort:
         sys.exit(1)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import batchdet
 from batchdet.errors import ClusterError
-from batchdet.machine import cpu_limit, free_bytes, reachable, shared_memory_bytes
+from batchdet.machine import cpu_limit, free_bytes, reachable, shared_memory_bytes, tight_limits
 from batchdet.pipeline.own_ray import few_daemons, kept_to_this_machine, no_helpers
 from batchdet.ray_environment import ray_environment
 
@@ -81,6 +81,7 @@ def ray_session(
     Raises:
         ClusterError: There is no cluster at the address, or Ray cannot start.
     """
+    _load_ray()
     import ray
 
     if ray.is_initialized():
@@ -122,6 +123,22 @@ def ray_session(
         finally:
             with _own_signals():
                 ray.shutdown()
+
+
+def _load_ray() -> None:
+    """Import Ray, whose library takes a gigabyte of address space.
+
+    Raises:
+        ClusterError: It does not load.
+    """
+    try:
+        importlib.import_module("ray")
+    except (ImportError, OSError, MemoryError) as error:
+        raise ClusterError(
+            f"Ray cannot be loaded: {error or 'out of memory'}",
+            code="cluster.no_ray",
+            hint="; ".join(tight_limits()) or None,
+        ) from error
 
 
 def _check_room() -> None:
@@ -168,7 +185,7 @@ def _init(options: dict[str, Any], address: str | None, verbose: bool) -> None:
         where = f"at compute.address {address}" if address else "of its own"
         text = " ".join(str(error).split()).rstrip(".")
         wants = "if the cluster wants a token: export RAY_AUTH_MODE=token (and RAY_AUTH_TOKEN, or ~/.ray/auth_token)"
-        hint = wants if address and "RAY_AUTH_MODE" not in os.environ else None
+        hint = wants if address and "RAY_AUTH_MODE" not in os.environ else "; ".join(tight_limits()) or None
         raise ClusterError(f"no Ray {where}: {text}"[:600], code="cluster.no_ray", key=address, hint=hint) from error
 
 

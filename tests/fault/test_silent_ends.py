@@ -97,13 +97,15 @@ def test_a_run_whose_workers_are_all_killed(job: Job, truth: Tables) -> None:
     assert_whole(job.out, truth)
 
 
-def limited(limit: str, job: Job) -> "subprocess.CompletedProcess[str]":
-    """Run the job under a limit of the shell's."""
+def limited(
+    limit: str, job: Job, *before: str, env: "dict[str, str] | None" = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run the job after a command of the shell's."""
     command = [sys.executable, "-m", "batchdet", *map(str, job.command), "--json", *LIMITS]
     return subprocess.run(
-        ["sh", "-c", f'{limit} && exec "$@"', "sh", *command],
+        [*before, "sh", "-c", f'{limit} && exec "$@"', "sh", *command],
         cwd=REPOSITORY,
-        env=clean_environment(),
+        env=clean_environment() | (env or {}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -132,3 +134,22 @@ def test_too_little_address_space(gibibytes: int, job: Job, truth: Tables) -> No
     again = run_to_end([*job.command, *LIMITS], job.folder)
     assert again.returncode == 0, again.stderr
     assert_whole(job.out, truth)
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance("R38")
+def test_full_places_are_named_before_ray_starts(job: Job, tmp_path: Path) -> None:
+    """Real file systems of a few megabytes, which only the run sees."""
+    apart = ("unshare", "-m")
+    small = "mount -t tmpfs -o size=20m tmpfs /dev/shm"
+    if subprocess.run([*apart, "sh", "-c", small], capture_output=True, check=False).returncode:
+        pytest.skip("no file systems can be mounted here")
+    place = tmp_path / "ray"
+    place.mkdir()
+    both = f"{small} && mount -t tmpfs -o size=150m tmpfs {place}"
+    done = limited(both, job, *apart, env={"RAY_TMPDIR": str(place)})
+    assert done.returncode == 5, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["key"]) == ("cluster.no_space", str(place))
+    assert "/dev/shm" in error["message"]
+    assert done.stderr.count("error: ") == 1

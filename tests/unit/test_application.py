@@ -56,3 +56,18 @@ def test_what_was_registered_for_the_exit_is_done_and_all_is_written() -> None:
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
         assert done.stdout.splitlines()[-1] == last
+
+
+@pytest.mark.acceptance("R38")
+def test_memory_that_runs_out_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(*_: object, **__: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(application, "app", app)
+    monkeypatch.setattr(application, "_take_signals", lambda: None)
+    with pytest.raises(SystemExit) as left:
+        application.main(["run", "x.yaml"])
+    assert left.value.code == 5
+    assert capsys.readouterr().err.startswith("error: out of memory")
