@@ -235,7 +235,7 @@ def test_a_second_signal_ends_a_run_at_once(first: int, second: int, tmp_path: P
 @pytest.mark.acceptance("R8")
 def test_of_two_drivers_one_writes_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
     job, out, here = write_job(tmp_path, IMAGES), tmp_path / "out", tmp_path / "here"
-    with running(job, failpoints=f"run.staged@3=pause:{here}", cli=True) as first:
+    with running(job, failpoints=f"run.staged@3=pause:{here}") as first:
         wait_for(here.exists, first)
         before = digests(out)
         for _ in range(2):
