@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from batchdet.errors import BatchdetError, ModelError, SpecError
+from batchdet.errors import BatchdetError, Interrupted, ModelError, SpecError
 from batchdet.machine import gpu_count
 from batchdet.plan import Plan, as_begun
 from batchdet.prediction import JUDGED_S, Amount, Basis, Past, Prediction, StartUp, compare, predict
@@ -169,7 +169,7 @@ def _try_here(plan: Plan, device: Any) -> "tuple[LoadedModel | None, Any, str]":
             process.ask(trial_of(plan), device)
             model = process.result()
         return model, device, model.why_not_alone
-    except (SpecError, ModelError):  # the run would end with it, too
+    except (Interrupted, SpecError, ModelError):  # the run would end with it, too
         raise
     except BatchdetError as error:
         if device == "gpu" and plan.spec.compute.device == "auto":

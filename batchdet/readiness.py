@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchdet import storage
-from batchdet.errors import BatchdetError, SpecErrors
+from batchdet.errors import BatchdetError, Interrupted, SpecErrors
 from batchdet.model.families.plugin import is_plugin
 from batchdet.places import check_apart, check_not_own_tables, check_space, check_writable, in_full
 from batchdet.plan import check_partitions
@@ -42,6 +42,8 @@ def look(spec: JobSpec) -> list[Finding]:
     for name in _LOOKS:
         try:
             findings.append(Finding(name, look_at(name, spec)))
+        except Interrupted:
+            raise
         except BatchdetError as error:
             findings.append(Finding(name, error=error))
     return findings

@@ -47,7 +47,7 @@ def test_a_signal_ends_it_at_once(endless_job: Path, command: str, number: int, 
         cwd=REPOSITORY, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        time.sleep(20)
+        time.sleep(12 if command == "plan" else 20)
         assert process.poll() is None, process.communicate()
         sent = time.monotonic()
         process.send_signal(number)

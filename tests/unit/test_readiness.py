@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from batchdet import places
-from batchdet.errors import BatchdetError, OutputError, SpecError
+from batchdet import places, readiness
+from batchdet.errors import BatchdetError, Interrupted, OutputError, SpecError
 from batchdet.places import check_space
 from batchdet.plan import plan_job
 from batchdet.readiness import check, look
@@ -131,3 +131,12 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     monkeypatch.setattr(places, "free_bytes", lambda folder: (1_000_000, 10_000_000_000))
     with pytest.raises(OutputError, match="are free"):
         check_space(str(tmp_path))
+
+
+def test_a_signal_is_no_finding(monkeypatch: pytest.MonkeyPatch, images: Path, tmp_path: Path) -> None:
+    def interrupted(spec: object) -> str:
+        raise Interrupted("stopped by Ctrl-C")
+
+    monkeypatch.setitem(readiness._LOOKS, "model", interrupted)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        readiness.look(job(images, tmp_path / "out"))

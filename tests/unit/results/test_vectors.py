@@ -1,6 +1,7 @@
 """Nearest images and near-duplicates, by the vectors of committed runs."""
 
 import json
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from batchdet.results.duplicates import find_duplicates, render_duplicates
 from batchdet.results.similar import find_similar, render_similar
 from batchdet.results.verify import inspect_output
 from batchdet.spec import ModelSpec
+from batchdet.storage import DiskFull
+from tests.small_disk import small_disk
 
 FIRST, SECOND, THIRD = "20261122-100000-aaaa", "20261123-100000-bbbb", "20261124-100000-cccc"
 SHARD = "/data/photos"
@@ -156,3 +159,12 @@ def test_an_image_is_computed_in_a_process_of_its_own(tmp_path):
     found, labels = in_child("batchdet.results.vectors:detect_file", model, (tmp_path / "x.jpg").read_bytes(), 10**6)
     assert found.image_features.ndim == 1
     assert labels
+
+
+def test_a_full_disk_under_the_vectors_is_named(output, fake_image, tmp_path, monkeypatch):
+    output.add_run(FIRST, [fake_image(f"{n}", vector=(1, n / 100)) for n in range(2000)])
+    with small_disk(tmp_path / "disk", 3) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with pytest.raises(DiskFull) as full:
+            find_duplicates(output.uri, 0.9)
+    assert full.value.key == str(disk)
