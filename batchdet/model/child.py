@@ -149,6 +149,7 @@ def in_child(function: str, model: ModelSpec, *arguments: Any) -> Any:
         from batchdet.model.fetch import fetch_asked  # the process shall not wait for these imports
 
         child.ask(model, "cpu", model, fetch_asked(model), *arguments)
+        importlib.import_module(function.partition(":")[0])  # meanwhile: what comes back is made of its classes
         return child.result()
 
 
