@@ -141,7 +141,7 @@ class _Scene:
         oracle.check_files()
         if verify and not oracle.problems:
             report = inspect_output(OUT)
-            oracle.problems += [f"verify: {text}" for text in (*report.problems, *report.warnings)]
+            oracle.problems += [f"verify: {text}" for text in report.problems]
 
     def _start(self, process: Process, at_s: float, target: Callable[[], None]) -> None:
         def run() -> None:
