@@ -19,7 +19,7 @@ from batchdet.storage import StoredObject
 from batchdet.table.commit import complete_commit
 from batchdet.table.lease import Lease, live_holder, unwritten_commit
 from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
-from batchdet.table.refusal import LEFT_BY_REFUSAL
+from batchdet.table.refusal import LEFT_BY_REFUSAL, REMOVED
 from batchdet.text import counted, escape
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ def collect_garbage(uri: str, dry_run: bool = False, unfinished: bool = False) -
         found.items = sorted(search.items(), key=lambda item: (_ORDER.index(item.kind), item.path))
         found.kept = search.kept
         for item in found.items if not dry_run else ():
+            if item.kind == "run":  # an owner after the check sees it, so that a collection that stalls harms no commit
+                uri = storage.join(out, item.path, REMOVED)
+                storage.persist(lambda uri=uri: storage.write_bytes(uri, b"{}"))  # type: ignore[misc]
             if lease:
                 lease.check()
             failpoint("gc.remove")
@@ -132,6 +135,8 @@ def _remove(out: str, item: Item) -> None:
         with storage.plain_errors(uri, "abort the upload of"):
             fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=item.upload_id)
     elif item.kind in {"staged", "run"}:
+        if item.kind == "run":  # it goes before the mark
+            storage.persist(lambda: storage.delete([storage.join(uri, "lineage.json")]))
         storage.persist(lambda: storage.delete_folder(uri))
     else:
         storage.persist(lambda: storage.delete([uri]))

@@ -18,6 +18,7 @@ from batchdet.results.tables import RunTables
 from batchdet.source.inventory import Inventory
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest, list_runs, run_folder
+from batchdet.table.refusal import REMOVED
 
 OBJECT_KEY: Final = {
     "webdataset": ("shard_uri",),
@@ -132,7 +133,9 @@ class Unfinished:
 
     @cached_property
     def lineage(self) -> Lineage | None:
-        """What made it; None when that was not written, or is damaged."""
+        """What made it; None when that was not written, is damaged, or the run is being removed."""
+        if storage.exists(storage.join(run_folder(self.out, self.run_id), REMOVED)):
+            return None
         try:
             return Lineage.read(self.out, self.run_id)
         except OutputError:

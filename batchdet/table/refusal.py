@@ -14,7 +14,9 @@ from batchdet.table.manifest import run_folder
 REFUSED: Final = "refused.json"
 FAILED_LIST: Final = "failed.csv"
 """What failed, and why."""
-LEFT_BY_REFUSAL: Final = frozenset({REFUSED, FAILED_LIST})
+REMOVED: Final = "removed.json"
+"""Garbage collection writes it before it removes an unfinished run, so that no later owner resumes that run."""
+LEFT_BY_REFUSAL: Final = frozenset({REFUSED, FAILED_LIST, REMOVED})
 
 
 @dataclass(frozen=True)

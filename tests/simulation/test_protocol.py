@@ -98,6 +98,11 @@ def test_a_store_that_ignores_the_condition_is_found(monkeypatch: pytest.MonkeyP
     assert any("overwritten by" in text for text in found.problems), str(found)
 
 
+def test_a_collection_that_stalls_does_not_remove_a_run_that_is_committed_meanwhile() -> None:
+    outcome = simulate(40090)
+    assert not outcome.problems, str(outcome)
+
+
 def test_a_store_that_ignores_the_condition_is_refused() -> None:
     outcome = simulate(3, conditional=False)
     assert "output.no_conditional_writes" in outcome.errors

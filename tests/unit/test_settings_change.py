@@ -459,7 +459,9 @@ def real_models(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_probed, fakes = without_ray_module._probed, without_ray_module._FAKES
     monkeypatch.setattr(without_ray_module, "_label", label)
     monkeypatch.setattr(without_ray_module, "_probed", probed)
-    trial = {"Trial": lambda spec, sha256, *others: SimpleNamespace(spec=spec, sha256=sha256)}
+    trial = {
+        "Trial": lambda spec, sha256, *others: SimpleNamespace(spec=spec, sha256=sha256, timeout_s=lambda device: 60)
+    }
     monkeypatch.setitem(fakes, "trial", trial)
 
 
