@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import batchdet
-from batchdet.errors import ClusterError
+from batchdet.errors import BatchdetError, ClusterError
 from batchdet.machine import cpu_limit, free_bytes, reachable, shared_memory_bytes, tight_limits
 from batchdet.pipeline.own_ray import few_daemons, kept_to_this_machine, no_helpers
 from batchdet.ray_environment import ray_environment
@@ -181,6 +181,8 @@ def _init(options: dict[str, Any], address: str | None, verbose: bool) -> None:
             few_daemons(verbose) if address is None else contextlib.nullcontext(),
         ):
             ray.init(**options)
+    except BatchdetError:  # a signal, or the limit for waiting
+        raise
     except Exception as error:  # Ray raises that very class when its processes do not come up in time
         where = f"at compute.address {address}" if address else "of its own"
         text = " ".join(str(error).split()).rstrip(".")
