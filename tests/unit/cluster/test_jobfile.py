@@ -77,7 +77,7 @@ def test_text_reads_back_to_the_same_spec_with_settings(job: str, monkeypatch: p
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name: \xff", "byte 6 is not UTF-8"),
+        (b"name: \xff", r"no text in UTF-8 \(byte 6\)"),
         (b"name: a\nname: b\n", "stands twice"),
         (b"", "a job spec is a mapping"),
     ],
