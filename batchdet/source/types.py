@@ -209,7 +209,10 @@ def _as_list(array: pa.Array, type_: pa.DataType) -> pa.Array:
         array = array.cast(pa.list_(pair))
     if pa.types.is_fixed_size_list(type_):
         size = type_.list_size
-        values = as_carried(array.values.slice(array.offset * size, len(array) * size), type_.value_type)
+        values = array.values.slice(array.offset * size, len(array) * size)
+        if pa.types.is_null(values.type):  # of which pyarrow 26 may keep fewer than the lists have
+            values = pa.nulls(len(array) * size)
+        values = as_carried(values, type_.value_type)
         return pa.FixedSizeListArray.from_arrays(values, type=type_, mask=array.is_null())
     offsets = np.zeros(len(array) + 1, np.int64)
     np.cumsum(pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False), out=offsets[1:])

@@ -103,6 +103,7 @@ def _array(type_: pa.DataType, values: list[Any]) -> pa.Array:
 @pytest.mark.timeout(180)
 @settings(max_examples=60)
 @example(columns={f"c{i}": typed for i, typed in enumerate(_FLAT)})
+@example(columns={"m": (pa.map_(pa.string(), pa.list_(pa.null(), 2)), [[("k", [None, None]), ("k", None)], []])})
 @given(columns=_COLUMNS)
 def test_any_column_is_written_read_and_filtered(columns: dict[str, _Typed]) -> None:
     arrays = {name: _array(*typed) for name, typed in columns.items()}
