@@ -28,9 +28,9 @@ _FOLLOWS: Final = 0.7
 """Numbers that correlate with the places of their cells so much, along both axes, are places."""
 _NO_PIXELS: Final = 8.0
 """Centres of a whole pyramid that are all smaller are offsets within cells or shares of the canvas."""
-_LARGEST_SHARE: Final = 1.5
+_LARGEST_SHARE: Final = 2.0
 _SMALLEST_CANVAS: Final = 100
-"""If no corner of an image's boxes exceeds 1.5 on a canvas of at least 100 px, they are shares of the canvas."""
+"""If no corner of an image's boxes exceeds 2 on a canvas of at least 100 px, they are shares of the canvas."""
 
 
 class SenselessOutput(ModelError):
