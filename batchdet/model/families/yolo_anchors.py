@@ -1,26 +1,18 @@
 """YOLO heads with anchor boxes and objectness: YOLOv5 and YOLOv7, and YOLOv6, whose exports look alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from batchdet.geometry.boxes import cxcywh_to_xyxy
-from batchdet.geometry.letterbox import Letterbox
-from batchdet.model.families.family import (
-    DecodeSettings,
-    Family,
-    Signature,
-    best_class,
-    candidates,
-    check_centred,
-    suppressed,
-)
+from batchdet.model.families.family import Signature, check_centred
+from batchdet.model.families.objectness import ObjectnessFamily
 from batchdet.model.preprocess import Preprocess
 from batchdet.model.runtimes import Tensor
-from batchdet.records.detections import Detections
 
 
-class YoloAnchors(Family):
+class YoloAnchors(ObjectnessFamily):
     """``(N, A, 5 + C)``: centre x, centre y, width, height (canvas pixels), objectness, then C class scores.
 
     There are three anchors for each cell (one in YOLOv6, which therefore has to be named). The score is objectness
@@ -55,25 +47,10 @@ class YoloAnchors(Family):
             return None
         return "three rows for each cell of a feature pyramid, with objectness"
 
-    def class_count(self, signature: Signature) -> int | None:
-        """All channels but the four of the box and the objectness."""
-        return None if signature.output is None else (signature.output.shape[2] or 5) - 5
+    def check(self, rows: Tensor, canvas: tuple[int, int]) -> None:
+        """Refuse rows that do not begin with centres in pixels."""
+        check_centred(rows[:, :4], canvas)
 
-    def class_scores(self, signature: Signature) -> tuple[int, int] | None:
-        """Behind box and objectness."""
-        return 2, 5
-
-    def decode(
-        self, outputs: Mapping[str, Tensor], letterboxes: Sequence[Letterbox], settings: DecodeSettings
-    ) -> list[Detections]:
-        """Turn the outputs of one run into detections."""
-        (output,) = outputs.values()
-        found = []
-        for rows, letterbox in zip(output.astype(np.float32, copy=False), letterboxes, strict=True):
-            check_centred(rows[:, :4], letterbox.canvas)
-            scores, class_ids = best_class(rows[:, 5:], 1, settings)
-            scores = scores * rows[:, 4]
-            keep = candidates(scores, class_ids, settings)
-            boxes = cxcywh_to_xyxy(rows[keep, :4])
-            found.append(suppressed(boxes, scores[keep], class_ids[keep], letterbox, settings))
-        return found
+    def centred(self, rows: Tensor, keep: npt.NDArray[np.intp], canvas: tuple[int, int]) -> npt.NDArray[Any]:
+        """Boxes are given so."""
+        return rows[keep, :4]
