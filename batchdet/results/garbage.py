@@ -18,7 +18,7 @@ from batchdet.results.units import format_bytes
 from batchdet.storage import StoredObject
 from batchdet.table.commit import complete_commit
 from batchdet.table.lease import Lease, live_holder, unwritten_commit
-from batchdet.table.manifest import RUNS_FOLDER, TABLES, committed_runs, run_folder
+from batchdet.table.manifest import MADE_RUN_ID, PART_NAME, RUNS_FOLDER, TABLES, committed_runs, run_folder
 from batchdet.table.refusal import LEFT_BY_REFUSAL, REMOVED
 from batchdet.text import counted, escape
 
@@ -29,10 +29,8 @@ Kind = Literal["part file", "upload", "partial file", "staged", "run"]
 _ORDER: Final[tuple[Kind, ...]] = ("part file", "upload", "partial file", "staged", "run")
 """Part files go first, because readers by glob see them; a run's folder goes last, because it says whose they were."""
 
-_RUN_ID: Final = r"\d{8}-\d{6}-[0-9a-f]{4}"
-_PART: Final = re.compile(rf"part-({_RUN_ID})(?:-\d{{6,}})?-\d{{5,}}\.parquet")
-_RUN: Final = re.compile(_RUN_ID)
-_OF_RUN: Final = re.compile(rf"/(?:part-|{RUNS_FOLDER}/)({_RUN_ID})[-/]")
+_RUN: Final = re.compile(MADE_RUN_ID)
+_OF_RUN: Final = re.compile(rf"/(?:part-|{RUNS_FOLDER}/)({MADE_RUN_ID})[-/]")
 _PARTIAL: Final = re.compile(r"\.partial-[a-z0-9_]{8}")
 
 
@@ -217,7 +215,7 @@ class _Search:
     def _part_files(self) -> Iterator[Item]:
         for found in self._tables:
             path = self._path(found)
-            match = _PART.fullmatch(storage.basename(path))
+            match = PART_NAME.fullmatch(storage.basename(path))
             if match is None or path in self._listed or match[1] in self._spared:
                 continue
             if match[1] in self._committed:

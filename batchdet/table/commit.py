@@ -13,7 +13,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -30,13 +29,15 @@ from batchdet.stats import RunStats
 from batchdet.table.gather import FAILURES_KEPT, ExpectedShard, Gathered, gather
 from batchdet.table.lease import Lease
 from batchdet.table.lineage import Lineage, now
-from batchdet.table.manifest import TABLES, Manifest, draft_folder, run_folder
+from batchdet.table.manifest import PART_NAME, TABLES, Manifest, draft_folder, run_folder
 from batchdet.table.refusal import FAILED_LIST, LEFT_BY_REFUSAL, Refusal, clear_refusal, limits_of
 from batchdet.table.staging import staged_folder
 from batchdet.text import csv_cell
 
 _NAMED: Final = 3
 """Failed images or bad shards that the message itself names."""
+_NAME_MAX: Final = 200
+"""Characters of each of them there."""
 _LEAST_SHARDS: Final = 10
 """A run of fewer shards counts as so many: one bad shard on a quiet night is no reason to commit nothing."""
 _SHARDS_IN_STATS: Final = 20
@@ -45,8 +46,6 @@ _RECORDS: Final = ("stats.json", "lineage.json", "manifest.json")
 _BEGUN: Final = ("spec.yaml", "inventory.parquet")
 """Records that a run has from its beginning. There is a draft of one only where a resumed run changes it."""
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
-_NAME_MAX: Final = 200
-"""Characters of each of them there."""
 
 
 @dataclass(frozen=True)
@@ -320,11 +319,10 @@ def _remove_strays(out: str, run_id: str, gathered: Gathered, number: int) -> No
     Files of a higher number are left: if this driver stalled, a newer owner may have committed the run with them.
     """
     keep = {storage.join(out, part.path) for part in (*gathered.images, *gathered.detections)}
-    name = re.compile(rf"part-{re.escape(run_id)}(?:-(\d{{6,}}))?-\d{{5,}}\.parquet")
     for table in TABLES:
         for found in storage.find_all(storage.join(out, table)):
-            match = name.fullmatch(storage.basename(found.uri))
-            if match and int(match[1] or 0) <= number and found.uri not in keep:
+            match = PART_NAME.fullmatch(storage.basename(found.uri))
+            if match and match["run"] == run_id and int(match["lease"] or 0) <= number and found.uri not in keep:
                 storage.delete([found.uri])
 
 

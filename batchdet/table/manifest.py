@@ -19,6 +19,10 @@ MANIFEST_DAMAGED: Final = "output.manifest_damaged"
 """Code of the error of a manifest that cannot be read."""
 _READERS: Final = 8
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MADE_RUN_ID: Final = r"\d{8}-\d{6}-[0-9a-f]{4}"
+"""Pattern of the run ids that batchdet makes; it reads others, too."""
+PART_NAME: Final = re.compile(rf"part-(?P<run>{MADE_RUN_ID})(?:-(?P<lease>\d{{6,}}))?-\d{{5,}}\.parquet")
+"""A part file's name: its run, and the number of the lease that committed it, which earlier versions left out."""
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
