@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
 from batchdet.errors import BatchdetError, ClusterError, Interrupted
-from batchdet.machine import descendants, stopped_processes, tight_limits
+from batchdet.machine import descendants, die_with_parent, stopped_processes, tight_limits
 
 KEPT: Final = "the staged segments are kept, and the same command resumes the run"
 _TICK_S: Final = 1.0
 _ROUNDS, _ROUND_S = 50, 0.02
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 _pipe: int | None = None
 
@@ -57,18 +57,18 @@ def attend(fail: Callable[[BatchdetError], NoReturn]) -> None:
     if sys.platform != "linux":
         return
     read, write = os.pipe()
-    parent, libc = os.getpid(), ctypes.CDLL(None)
+    parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until this process knows what to do with them
     child = os.fork()
     if child:
         os.close(write)
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the child leaves behind is found below this process
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the child leaves behind is found below this process
         attendant = _Attendant(child, read, fail)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         attendant.wait()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(read)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
     os.set_blocking(write, False)

@@ -1,8 +1,10 @@
 """Cheap looks at a machine: processors, memory, disk, sockets; a container's limits count."""
 
+import ctypes
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from urllib.parse import urlsplit
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
 _LOW_BYTES = 64_000_000
+_PR_SET_PDEATHSIG = 1
 
 
 def _read(path: Path) -> str:
@@ -118,6 +121,11 @@ def child_environment() -> dict[str, str]:
     here = os.getcwd()
     places = [path for path in sys.path if path and (path == home or os.path.abspath(path) != here)]
     return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+
+
+def die_with_parent() -> None:
+    """Have this process ended by SIGKILL when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from batchdet.results.history import Unfinished, compare, unfinished_runs
 from batchdet.results.quarantine import Quarantined, find_quarantine, quarantine_to_dict
 from batchdet.results.settings import fingerprint_of
 from batchdet.source.inventory import Inventory, list_inventory, plan_shards
-from batchdet.source.shards import ShardPlan
+from batchdet.source.shards import SLICED, ShardPlan
 from batchdet.spec import JobSpec, unknown_way
 from batchdet.table.gather import RUN_DATE
 from batchdet.table.lineage import Lineage
@@ -32,8 +32,6 @@ from batchdet.text import counted
 
 SLICE_ROWS: Final = 1024
 """Images per shard where the source is a list of single images."""
-_WHOLE_OBJECTS: Final = frozenset({"webdataset", "parquet"})
-"""Formats whose shards are objects: when one is gone, what is staged of the others stands."""
 
 
 @dataclass(frozen=True)
@@ -231,9 +229,8 @@ def plan_job(spec: JobSpec, fresh: bool = False, refused: Collection[str] = ()) 
 
 def _amount(plan: Plan) -> str:
     """Say how much of what the current settings hold is to be labelled again."""
-    one = plan.relabelled_objects == 1
     size = f" ({plan.relabelled_bytes / 1e6:,.1f} MB)" if plan.relabelled_bytes else ""
-    return f"{plan.relabelled_objects:,} source object{'' if one else 's'}{size} of the current settings"
+    return f"{counted(plan.relabelled_objects, 'source object')}{size} of the current settings"
 
 
 @dataclass(frozen=True)
@@ -343,7 +340,7 @@ def _obstacle(job: _Job, run: Unfinished, inventory: Inventory, in_detail: bool)
     if run.ended or run.inventory is None:
         return run.ended
     left = run.inventory.held_by(inventory.objects)
-    if left.all() or (left.any() and run.inventory.format in _WHOLE_OBJECTS):
+    if left.all() or (left.any() and run.inventory.format not in SLICED):  # what is staged of other objects stands
         return ""
     moved = name_source_change(job.out, run.run_id, job.spec)
     gone = f"{np.count_nonzero(~left)} of its {len(left)} source objects are gone, changed or labelled by now"
@@ -386,9 +383,7 @@ def _why(plan: Plan, job: _Job, finished: Sequence[Manifest], emptied: Sequence[
         reasons.append(f"{_amount(plan)} {'is' if plan.relabelled_objects == 1 else 'are'} labelled again")
     if plan.retried_images:
         where = (
-            ""
-            if job.source_format in {"folder", "uri_list"}
-            else f" with the {counted(plan.retried_objects, 'file')} that they are in"
+            "" if job.source_format in SLICED else f" with the {counted(plan.retried_objects, 'file')} that they are in"
         )
         reasons.append(f"{counted(plan.retried_images, 'image', 'failed')} tried again{where} (policy.retry)")
     return "; ".join(reasons)

@@ -4,7 +4,6 @@ A graph may hold a loop without end, or fold constants until memory is full. Nat
 no time limit; the process that waits for it hears both.
 """
 
-import ctypes
 import importlib
 import os
 import pickle
@@ -16,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from batchdet.errors import BatchdetError, ClusterError, ModelError
-from batchdet.machine import child_environment, memory_bytes, private_bytes, python_command
+from batchdet.machine import child_environment, die_with_parent, memory_bytes, private_bytes, python_command
 from batchdet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ _LOOK_S: Final = 0.1
 _SHARE_OF_FREE: Final = 0.9
 _LEAST_BYTES: Final = 1024**3
 _LOADED: Final = b"+"
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Lost(ClusterError):
@@ -193,7 +191,7 @@ def say_loaded() -> None:
 def main() -> None:
     """Call the function that the command line names with what the parent sends; send back its result or error."""
     global _to_parent
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(module), name)
     asked = sys.stdin.buffer.read()

@@ -5,7 +5,6 @@ memory. An image in which the process dies, hangs or grows too large is named wi
 again behind it. Whatever passes here is labelled by the actor as always.
 """
 
-import ctypes
 import json
 import os
 import select
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from batchdet.errors import ClusterError, ImageError
-from batchdet.machine import child_environment, private_bytes, python_command
+from batchdet.machine import child_environment, die_with_parent, private_bytes, python_command
 from batchdet.model.placement import Placement
 from batchdet.model.runtimes import Device
 from batchdet.pipeline.labeller import load_labeller
@@ -30,7 +29,6 @@ from batchdet.spec import JobSpec
 _LOAD_TIMEOUT_S: Final = 120.0
 _SAMPLE_S: Final = 0.05
 _READY, _BEGIN, _END = "ready", "begin", "end"
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def _work(spec: JobSpec, head: Mapping[str, Any]) -> Callable[[Segment], object]
 
 def main() -> None:
     """Work on the images that the parent sends, and say of each when it begins and when it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody would end it when the worker dies
+    die_with_parent()  # nobody would end it when the worker dies
     head: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     (segment,) = segments_of(table_from_ipc(sys.stdin.buffer.read()))
     spec = JobSpec.model_validate_json(json.dumps(head["spec"]))

@@ -24,9 +24,9 @@ from batchdet.results.history import OBJECT_KEY, compare, count_images
 from batchdet.results.open import readable
 from batchdet.results.record import read_spec
 from batchdet.results.settings import fingerprint_of
-from batchdet.results.tables import RunTables, TableName, connect, quote_name
+from batchdet.results.tables import TABLE_NAMES, RunTables, connect, quote_name
 from batchdet.source.inventory import Inventory
-from batchdet.source.shards import ShardPlan
+from batchdet.source.shards import SLICED, ShardPlan
 from batchdet.spec import JobSpec
 from batchdet.table.lineage import Lineage
 from batchdet.table.manifest import Manifest
@@ -182,7 +182,7 @@ def derived_segments(
         OutputError: A part file cannot be read.
     """
     each = 1.0
-    if inventory.format not in _SLICED:
+    if inventory.format not in SLICED:
         held = [m for m in derivation.runs if m.run_id in derivation.run_ids]
         each = max(1.0, sum(m.images_listed for m in held) / max(1, inventory.objects.num_rows))
     ends = np.cumsum(shards.object_counts)
@@ -243,10 +243,8 @@ class _Query:
         start = shards.first_object
         places = np.arange(start, start + int(counts.sum()))
         objects = inventory.objects.slice(start, len(places))
-        self._tables = {
-            name: RunTables(out, [chosen[place] for place in sorted(chosen)], name) for name in _TABLE_NAMES
-        }
-        self._sliced = inventory.format in _SLICED
+        self._tables = {name: RunTables(out, [chosen[place] for place in sorted(chosen)], name) for name in TABLE_NAMES}
+        self._sliced = inventory.format in SLICED
         self._keys = OBJECT_KEY[inventory.format]
         ids = {place: manifest.run_id for place, manifest in chosen.items()}
         listed = ("list_uri", "member") if inventory.format == "uri_list" else ("uri",)
@@ -386,6 +384,4 @@ def _replaced(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
     return rows
 
 
-_TABLE_NAMES: Final[tuple[TableName, ...]] = ("images", "detections")
 _SHARD: Final = "batchdet.shard_index"
-_SLICED: Final = frozenset({"folder", "uri_list"})

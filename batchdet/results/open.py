@@ -11,8 +11,9 @@ import pyarrow.dataset as ds
 from batchdet import storage
 from batchdet.errors import OutputError, SpecError
 from batchdet.results.settings import find_settings
-from batchdet.results.tables import ColumnsDiffer, RunTables, TableName, connect, quote_name
+from batchdet.results.tables import TABLE_NAMES, ColumnsDiffer, RunTables, TableName, connect, quote_name
 from batchdet.table.manifest import TABLES, Manifest, committed_runs, list_runs
+from batchdet.text import counted
 
 if TYPE_CHECKING:
     import duckdb
@@ -164,7 +165,7 @@ class Results:
     @cached_property
     def tables(self) -> dict[TableName, RunTables]:
         """Both tables, with every row of the viewed runs."""
-        return {name: RunTables(self.uri, self.viewed, name) for name in _TABLE_NAMES}
+        return {name: RunTables(self.uri, self.viewed, name) for name in TABLE_NAMES}
 
     @cached_property
     def all_tables(self) -> dict[TableName, RunTables]:
@@ -176,9 +177,9 @@ class Results:
         if len(self.viewed) == len(self.runs):
             return self.tables
         try:
-            return {name: RunTables(self.uri, self.runs, name) for name in _TABLE_NAMES}
+            return {name: RunTables(self.uri, self.runs, name) for name in TABLE_NAMES}
         except ColumnsDiffer:
-            return {name: RunTables(self.uri, self.runs, name, only_schema=True) for name in _TABLE_NAMES}
+            return {name: RunTables(self.uri, self.runs, name, only_schema=True) for name in TABLE_NAMES}
 
     @cached_property
     def left_out(self) -> int:
@@ -215,10 +216,9 @@ class Results:
         if not self.left_out:
             return ""
         others = [m.run_id for m in self.runs if m.fingerprint != self.fingerprint and m.images_listed]
-        were = "image was" if self.left_out == 1 else "images were"
-        are = "is" if self.left_out == 1 else "are"
+        were, are = ("was", "is") if self.left_out == 1 else ("were", "are")
         return (
-            f"{self.left_out:,} {were} labelled with other settings only and {are} left out; "
+            f"{counted(self.left_out, 'image')} {were} labelled with other settings only and {are} left out; "
             f"--settings RUN shows them (RUN: a run's id, such as {others[-1]})"
         )
 
@@ -263,7 +263,6 @@ class Results:
             return bool(con.sql("SELECT count(*) FROM superseded").fetchall()[0][0])
 
 
-_TABLE_NAMES: Final[tuple[TableName, ...]] = ("images", "detections")
 _REPLACEABLE: Final = "if(uri = shard_uri OR starts_with(uri, shard_uri || '#'), shard_uri, image_id)"
 """SQL for what a newer run takes the place of: a tar or Parquet file as a whole, else the image."""
 

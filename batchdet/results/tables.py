@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 TableName = Literal["images", "detections"]
+TABLE_NAMES: Final[tuple[TableName, ...]] = ("images", "detections")
 _SCHEMAS: Final = {"images": IMAGES, "detections": DETECTIONS}
 _READERS: Final = 8
 _READ_AHEAD_BYTES: Final = 1024 * 1024

@@ -4,7 +4,7 @@ import hashlib
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ from batchdet.storage import StoredObject
 if TYPE_CHECKING:
     from batchdet.source.inventory import Inventory
 
-_SLICED = frozenset({"folder", "uri_list"})
-"""Formats whose shards are slices of the inventory."""
+SLICED: Final = frozenset({"folder", "uri_list"})
+"""Formats whose shards are slices of the inventory; a shard of the others is one object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Shard:
     @property
     def image_count(self) -> int:
         """Images in the shard; -1 when only reading it tells (tar, Parquet)."""
-        return len(self.objects) if self.format in _SLICED else -1
+        return len(self.objects) if self.format in SLICED else -1
 
     @property
     def members(self) -> list[str]:
@@ -146,7 +146,7 @@ class ShardPlan(Sequence[Shard]):
     @property
     def image_count(self) -> int | None:
         """Images in all shards; None when only reading them tells (tar, Parquet)."""
-        return int(self._count.sum()) if self._format in _SLICED else None
+        return int(self._count.sum()) if self._format in SLICED else None
 
     @property
     def object_counts(self) -> _Numbers:
@@ -196,7 +196,7 @@ class ShardPlan(Sequence[Shard]):
             # take() copies: a slice would pickle the whole inventory along
             listed = rows.drop_columns(["uri", "size_bytes", "etag", "list_uri"]).take(pa.array(range(len(rows))))
             names = listed["member"].to_pylist()
-        elif self._format not in _SLICED:
+        elif self._format not in SLICED:
             shard_uri = objects[0].uri
         return Shard(
             shard_index=int(self._index[place]),
@@ -204,7 +204,7 @@ class ShardPlan(Sequence[Shard]):
             shard_uri=shard_uri,
             format=self._format,
             objects=objects,
-            first_position=int(self._position[place]) if self._format in _SLICED else 0,
+            first_position=int(self._position[place]) if self._format in SLICED else 0,
             listed=listed,
         )
 
