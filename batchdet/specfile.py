@@ -12,8 +12,8 @@ from batchdet import storage
 from batchdet.credentials import find_secret, is_secret_name
 from batchdet.errors import Mistake, SpecError, SpecErrors
 from batchdet.spec import PATTERN_WORDS, PLACES, JobSpec
-from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, glued, parse_yaml, rewrite, shortened
-from batchdet.text import did_you_mean
+from batchdet.strict_yaml import MARKED, Document, Path, dotted, dump_yaml, glued, parse_yaml, rewrite
+from batchdet.text import did_you_mean, shortened
 
 _MAX_MISTAKES: Final = 20
 

@@ -14,11 +14,11 @@ from typing import Any, Final, NoReturn
 import yaml
 
 from batchdet.errors import SpecError
+from batchdet.text import shortened
 
 _MAX_CHARACTERS: Final = 256 * 1024
 _MAX_VALUES: Final = 10_000
 _MAX_DEPTH: Final = 12
-_MAX_MESSAGE: Final = 1000
 _INT: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT: Final = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WORDS: Final[dict[str, Any]] = {"": None, "~": None, "null": None, "true": True, "false": False}
@@ -106,11 +106,6 @@ def glued(text: str) -> str:
         return ""
     value = found[2] if len(found[2]) < 60 else f"{found[2][:57]}..."
     return f"a blank is missing after the colon; write '{found[1]}: {value}'"
-
-
-def shortened(text: str) -> str:
-    """Cut the middle out of a message that quotes too much of what was found."""
-    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
 
 
 def unmarked(text: str) -> str:

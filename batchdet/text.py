@@ -6,6 +6,7 @@ from typing import Any, Final
 
 _ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_MAX_MESSAGE: Final = 1000
 _FORMULA: Final = ("=", "+", "-", "@")
 
 
@@ -25,6 +26,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the question ``did you mean 'shards'?`` with the nearest known word, "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def shortened(text: str) -> str:
+    """Cut the middle out of a message that quotes too much of what was found."""
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
 
 
 def escape(text: str, keep_newlines: bool = False) -> str:

@@ -13,6 +13,7 @@ from batchdet.records.segment import Segment
 from batchdet.source.range_file import lasting_shard_code
 from batchdet.source.shards import Shard
 from batchdet.storage import StorageError
+from batchdet.text import shortened
 
 UNKNOWN_SIZE_BYTES: Final = 512 * 1024
 """What an image weighs in the cut when its size is not listed (URI lists)."""
@@ -47,8 +48,8 @@ class ImageRow:
     carried: Text = field(default_factory=dict)
 
     def fail(self, code: str, message: str) -> "ImageRow":
-        """Turn into a failed row and return it."""
-        self.data, self.error_code, self.error_message = None, code, message
+        """Turn into a failed row and return it; a message that quotes too much is cut in its middle."""
+        self.data, self.error_code, self.error_message = None, code, shortened(message)
         return self
 
 

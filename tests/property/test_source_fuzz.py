@@ -107,6 +107,7 @@ _VALUES: Any = st.recursive(
     separator=st.sampled_from(",;\t"),
     kind=st.sampled_from(["csv", "tsv", "txt"]),
 )
+@example(rows=[["x" * 1500, "x" * 1500]], first="url,n", separator=",", kind="txt")
 def test_tables_of_awkward_cells(tmp_path: Path, rows: list[list[str]], first: str, separator: str, kind: str) -> None:
     text = "\n".join([first, *(separator.join(row) for row in rows)])
     with contextlib.suppress(BatchdetError):
