@@ -3,11 +3,10 @@
 import ast
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, Final
 
 from batchdet.errors import SpecError
-from batchdet.text import counted
+from batchdet.text import counted, did_you_mean
 
 _COCO_NAMES: Final = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -112,12 +111,8 @@ def class_numbers(wanted: Sequence[str | int], labels: Sequence[str]) -> tuple[i
         if isinstance(entry, str):
             same = [i for i, text in enumerate(labels) if text == entry]
             if not same:
-                near = get_close_matches(entry, labels, 1, 0.6)
-                hint = (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else f"it has {', '.join(labels[:10])}" + ", ..." * (len(labels) > 10)
-                )
+                known = f"it has {', '.join(labels[:10])}" + ", ..." * (len(labels) > 10)
+                hint = did_you_mean(entry, labels) or known
                 raise SpecError(
                     f"model.classes: the model has no class {entry!r}; {hint}",
                     code="model.unknown_class",

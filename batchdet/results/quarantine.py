@@ -12,6 +12,7 @@ from batchdet import storage
 from batchdet.errors import SourceError
 from batchdet.source.inventory import Inventory
 from batchdet.table.manifest import Manifest, run_folder
+from batchdet.text import counted
 
 _READERS: Final = 8
 _NAMED: Final = 3
@@ -77,8 +78,8 @@ def quarantine_warning(found: Collection[Quarantined]) -> str:
         return ""
     named = "; ".join(f"{shard.uri} ({_reason(shard)})" for shard in list(found)[:_NAMED])
     more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    count = "1 shard is" if len(found) == 1 else f"{len(found)} shards are"
-    return f"{count} in quarantine, not read to the end: {named}{more}"
+    are = "is" if len(found) == 1 else "are"
+    return f"{counted(len(found), 'shard')} {are} in quarantine, not read to the end: {named}{more}"
 
 
 def quarantine_to_dict(found: Collection[Quarantined]) -> dict[str, Any]:
