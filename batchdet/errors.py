@@ -19,7 +19,7 @@
     ├── Interrupted               130 or 143
     └── ImageError                -   one image is bad: becomes a row with its ``code``, never ends a run
 
-A message is one or two sentences that name the file, line or key, what was found, and what would be right.
+A message has one or two sentences. They name the file, line or key, the value found, and what would be right.
 Beside it an error has a stable ``code`` for programs and tests, such as ``source.empty``: that of its class, or a
 narrower one given when it is raised. Every error pickles, because Ray carries errors between processes.
 """

@@ -82,7 +82,7 @@ class Run:
         images_failed: Failed images of the run.
         wall_s: Seconds from start to end.
         manifest: What was committed.
-        measured: ``roofline``, ``prediction`` and what was passed over, as in ``stats.json``.
+        measured: ``roofline``, ``prediction``, ``passed_over`` and ``members_passed_over``, as in ``stats.json``.
         earlier: Runs that the same command committed before this one, oldest first: unfinished ones come first.
         quarantine: Tar and Parquet files that are in quarantine now, at these settings.
     """
@@ -108,8 +108,8 @@ class Run:
 def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, verbose: bool = False) -> Run:
     """Label everything that is new, and commit it.
 
-    Unfinished runs are resumed first, each with the inventory that it was begun with; what is new since becomes a run
-    of its own. So one command may commit several runs, and a run that is refused again does not stop the others.
+    Unfinished runs are resumed first, each with its frozen inventory. A separate run then labels what is new. So one
+    command may commit several runs, and a run that is refused again does not stop the others.
 
     Args:
         spec: The job.
@@ -121,7 +121,7 @@ def run_job(spec: JobSpec, fresh: bool = False, watcher: Watcher | None = None, 
         The last run, committed.
 
     Raises:
-        TooManyFailures: A run was refused; the message says what was committed all the same.
+        TooManyFailures: A run was refused; the message also names the runs that were committed.
         BatchdetError: See :mod:`batchdet.errors`; what was done is kept.
     """
     watcher = watcher or Watcher()

@@ -61,7 +61,7 @@ def ask_for_job(file: str) -> str:
 
 
 def _ask(question: _Question, job: Plain, which: str) -> str:
-    """Ask one question until its answer can be used; return what was found."""
+    """Ask one question until its answer is usable; return what the looks found there."""
     while True:
         default = question.default(job)
         line = _read(f"{question.text}{f' [{default}]' if default else ''}: ", which) or default

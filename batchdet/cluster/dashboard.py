@@ -88,7 +88,9 @@ def auth_headers() -> dict[str, str]:
 
 
 def greet(address: str) -> dict[str, str]:
-    """Ask a dashboard who it is, and return the headers that it wants: a token goes only to one that asks for it.
+    """Check that a dashboard answers, and return the headers for its requests.
+
+    The token is sent only if the dashboard asks for one.
 
     Args:
         address: As :func:`dashboard_address` returns it.
