@@ -47,6 +47,7 @@ def show(uri: str, run: str | None = None, settings: str | JobSpec | None = None
     """
     results = open_results(uri, run, settings)
     manifest, shown = results.manifest, [m.run_id for m in results.viewed]
+    committed = results.runs if run is None else committed_runs(results.uri)  # one run's results know of no other
     tables = {}
     for name in TABLES:
         parts = [part for m in results.viewed for part in getattr(m, name)]
@@ -67,7 +68,7 @@ def show(uri: str, run: str | None = None, settings: str | JobSpec | None = None
             "partition_by": list(manifest.partition_by),
         },
         "shown_runs": shown,
-        "other_runs": [m.run_id for m in committed_runs(results.uri) if m.run_id not in shown],
+        "other_runs": [m.run_id for m in committed if m.run_id not in shown],
         "images_left_out": results.left_out,
         "left_out": results.left_out_note(),
         "lineage": read_record(results.uri, manifest.run_id, "lineage.json"),
